@@ -1,0 +1,95 @@
+"""What a scenario file is made of: frozen, closed records and choices tagged by one key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from moesim.errors import InputError
+
+
+class Spec(BaseModel):
+    """A frozen record of a scenario; unknown fields, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
+    )
+
+    @classmethod
+    def parse(cls, data: object, field: str = "") -> Self:
+        """Validate plain data; the first problem becomes a one-line InputError under `field`."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise input_error(error, field, cls) from None
+
+
+def kebab(name: str) -> str:
+    """``ClosedLoop`` -> ``closed_loop``, the key that chooses it in a scenario file."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def tagged(data: object, choices: Mapping[str, type[Spec]], what: str) -> object:
+    """Read ``{key: {...}}`` or a bare ``key`` as the chosen Spec; anything else is an error.
+
+    A ready Spec passes through. Raises ValueError (pydantic turns it into the field's error).
+    """
+    if isinstance(data, tuple(choices.values())):
+        return data
+    if isinstance(data, str):
+        data = {data: {}}
+    if not isinstance(data, Mapping) or len(data) != 1:
+        raise ValueError(f"must name exactly one {what} of: {', '.join(choices)}")
+    ((key, body),) = data.items()
+    if key not in choices:
+        close = difflib.get_close_matches(str(key), choices, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"has no {what} {str(key)[:40]!r}{meant}; choose from: {', '.join(choices)}")
+    return choices[key].model_validate(body if body is not None else {})
+
+
+def _known_fields(cls: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    pending, seen = [cls], set()
+    while pending:
+        model = pending.pop()
+        if model in seen:
+            continue
+        seen.add(model)
+        for name, info in model.model_fields.items():
+            names.add(info.alias or name)
+            stack: list[Any] = [info.annotation]
+            while stack:
+                annotation = stack.pop()
+                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                    pending.append(annotation)
+                stack.extend(getattr(annotation, "__args__", ()))
+    return names
+
+
+def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> InputError:
+    """The first problem of a pydantic error as one InputError, with the likely slip if it shows."""
+    problem = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    field = ".".join(part for part in (prefix, path) if part) or cls.__name__.lower()
+    kind, value = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        last = str(problem["loc"][-1])
+        close = difflib.get_close_matches(last, _known_fields(cls), n=1)
+        return InputError(field, "is not a known field", None, f"did you mean {close[0]}?" if close else "")
+    if kind == "missing":
+        return InputError(field, "is required")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    rule = message[0].lower() + message[1:] if message else "is not valid"
+    if rule.startswith("input should"):
+        rule = "must" + rule.removeprefix("input should")
+    hint = ""
+    if isinstance(value, str) and kind.startswith(("int", "float")):
+        hint = "write the number without quotes or unit"
+    if isinstance(value, Mapping | list):
+        value = None if kind == "value_error" else value
+    return InputError(field, rule, value, hint)
