@@ -1,0 +1,70 @@
+# moesim: `make demo` and `make test` need nothing but Python >= 3.11 and a package index.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGE := pyproject.toml constraints.txt
+
+.PHONY: demo test test-rest test-all lint docs clean help
+
+help:
+	@echo "make demo      simulate scenarios/demo.yaml and write out/demo/report.html"
+	@echo "make test      the default tests"
+	@echo "make test-all  the same, then the slow ones and those that need Chromium"
+	@echo "make lint      ruff, mypy --strict, import direction"
+	@echo "make docs      links and examples of README.md and docs/"
+	@echo "make clean     remove .venv and everything that is generated"
+
+demo: $(VENV)/.runtime
+	$(BIN)/moesim run scenarios/demo.yaml --report out/demo/report.html --out out/demo
+	@echo
+	@echo "The report: $(CURDIR)/out/demo/report.html (open it in a browser)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+# One process: slow tests state times, and a neighbour would spoil them.
+# pytest's status 5 says that no test carries these marks, which is no failure.
+test-rest: $(VENV)/.dev
+	@status=0; $(BIN)/python -m pytest -m "slow or browser" || status=$$?; \
+	if [ $$status -eq 5 ]; then echo "no test is marked slow or browser"; status=0; fi; \
+	exit $$status
+
+test-all:
+	$(MAKE) test
+	$(MAKE) test-rest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/docs -m "not browser"
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moesim needs Python 3.11 or later; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps are older than $(PACKAGE) when something has to be installed again.
+$(VENV)/.runtime: $(PACKAGE) | $(BIN)/python
+	@echo "Installing moesim and what it needs (once; a minute or two) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(PACKAGE) | $(BIN)/python
+	@echo "Installing moesim with its development tools (once; a minute or two) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
