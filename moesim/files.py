@@ -39,7 +39,7 @@ def existing_file(path: str | os.PathLike[str], max_bytes: float, field: str = "
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: float = 64e6, field: str = "") -> str:
-    """The UTF-8 text of a file of at most `max_bytes`; InputError if missing, larger or not text."""
+    """The UTF-8 text of a file; InputError if missing, above `max_bytes` or not text."""
     source = existing_file(path, max_bytes, field)
     try:
         return source.read_text(encoding="utf-8")

@@ -48,7 +48,9 @@ def tagged(data: object, choices: Mapping[str, type[Spec]], what: str) -> object
     if key not in choices:
         close = difflib.get_close_matches(str(key), choices, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"has no {what} {str(key)[:40]!r}{meant}; choose from: {', '.join(choices)}")
+        raise ValueError(
+            f"has no {what} {str(key)[:40]!r}{meant}; choose from: {', '.join(choices)}"
+        )
     return choices[key].model_validate(body if body is not None else {})
 
 
@@ -80,7 +82,9 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
     if kind == "extra_forbidden":
         last = str(problem["loc"][-1])
         close = difflib.get_close_matches(last, _known_fields(cls), n=1)
-        return InputError(field, "is not a known field", None, f"did you mean {close[0]}?" if close else "")
+        return InputError(
+            field, "is not a known field", None, f"did you mean {close[0]}?" if close else ""
+        )
     if kind == "missing":
         return InputError(field, "is required")
     message = str(problem["msg"]).removeprefix("Value error, ")
