@@ -7,7 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from moesim.errors import InputError
 
@@ -51,7 +58,88 @@ def tagged(data: object, choices: Mapping[str, type[Spec]], what: str) -> object
         raise ValueError(
             f"has no {what} {str(key)[:40]!r}{meant}; choose from: {', '.join(choices)}"
         )
-    return choices[key].model_validate(body if body is not None else {})
+    try:
+        return choices[key].model_validate(body if body is not None else {})
+    except ValidationError as error:
+        raise _moved_below(str(key), error) from None
+
+
+class OneOf:
+    """Annotation of a union of Specs that a scenario writes as ``{key: {...}}`` or a bare ``key``.
+
+    ``arrivals: Annotated[Poisson | AllAtOnce, one_of("arrivals", Poisson, AllAtOnce)]``. Dumping
+    writes the key again, so that what was read can be written and read back.
+    """
+
+    def __init__(self, what: str, choices: tuple[type[Spec], ...]) -> None:
+        self.what = what
+        self.choices = {kebab(choice.__name__): choice for choice in choices}
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def dump(chosen: Spec, info: core_schema.SerializationInfo) -> dict[str, object]:
+            return {kebab(type(chosen).__name__): chosen.model_dump(mode=info.mode)}
+
+        return core_schema.no_info_before_validator_function(
+            lambda data: tagged(data, self.choices, self.what),
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, object]:
+        bodies = {
+            key: handler(choice.__pydantic_core_schema__) for key, choice in self.choices.items()
+        }
+        records = [
+            {
+                "type": "object",
+                "properties": {key: body},
+                "required": [key],
+                "additionalProperties": False,
+            }
+            for key, body in bodies.items()
+        ]
+        bare = [key for key, choice in self.choices.items() if not _required(choice)]
+        return {"oneOf": [*records, {"enum": bare}] if bare else records}
+
+
+def one_of(what: str, *choices: type[Spec]) -> OneOf:
+    """The annotation that makes a union of `choices` a choice by key; `what` names it in errors."""
+    return OneOf(what, choices)
+
+
+def broken_rule(field: str, rule: str, value: object = None) -> ValidationError:
+    """What a validator of a whole record raises when the fault is in one `field` of it."""
+    problem = InitErrorDetails(
+        type=PydanticCustomError("rule", "{rule}", {"rule": rule}),
+        loc=tuple(field.split(".")),
+        input=value,
+    )
+    return ValidationError.from_exception_data(field, [problem])
+
+
+def _required(cls: type[BaseModel]) -> bool:
+    return any(info.is_required() for info in cls.model_fields.values())
+
+
+def _moved_below(key: str, error: ValidationError) -> ValidationError:
+    return ValidationError.from_exception_data(
+        error.title,
+        [
+            InitErrorDetails(
+                type=problem["type"]
+                if problem["type"] != "rule"
+                else PydanticCustomError("rule", "{rule}", problem.get("ctx")),
+                loc=(key, *problem["loc"]),
+                input=problem["input"],
+                ctx=problem.get("ctx", {}),
+            )
+            for problem in error.errors(include_url=False)
+        ],
+    )
 
 
 def _known_fields(cls: type[BaseModel]) -> set[str]:
