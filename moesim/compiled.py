@@ -1,0 +1,148 @@
+"""One decorator for the compiled path: numba, with a cache that never runs stale code.
+
+Numba keys a cached function on the text of the file it is written in, and on nothing else: after an
+edit to a compiled callee or to a constant in another module, a cached caller would go on running
+the old one, silently. Here the cache directory itself is named after the SHA-256 of every source
+file that compiled code can depend on, so that any such edit starts an empty cache.
+
+Environment: `MOESIM_CACHE_DIR` chooses where caches live (default: the user's cache folder);
+`MOESIM_NO_JIT=1` leaves functions as plain Python, to debug them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).resolve().parent
+_DECORATING = threading.Lock()
+
+
+@overload
+def compiled(function: F, /) -> F: ...
+@overload
+def compiled(**options: Any) -> Callable[[F], F]: ...
+def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
+    """`numba.njit(cache=True, **options)`; use as ``@compiled`` or ``@compiled(fastmath=...)``.
+
+    The plain function stays available as ``.py_func`` (and is what comes back under MOESIM_NO_JIT).
+    """
+
+    def decorate(plain: F) -> F:
+        if os.environ.get("MOESIM_NO_JIT", "0") not in {"", "0"}:
+            return plain
+        return cast(F, _jit(plain, options))
+
+    return decorate if function is None else decorate(function)
+
+
+def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
+    import numba
+
+    config: Any = numba.config
+    source = Path(plain.__code__.co_filename)
+    if not source.is_file():  # typed into an interpreter: nothing to key a cache on
+        return numba.njit(**options)(plain)
+    directory = cache_directory()
+    if not source.resolve().is_relative_to(_PACKAGE):
+        directory /= hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+    with _DECORATING:
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(directory)
+        try:
+            return numba.njit(cache=True, **options)(plain)
+        finally:
+            config.CACHE_DIR = before
+
+
+@functools.cache
+def cache_directory() -> Path:
+    """Where this version of moesim's compiled code is cached; named after its sources."""
+    return cache_root() / "compiled" / source_key(_PACKAGE)[:32]
+
+
+def source_key(package: Path) -> str:
+    """SHA-256 over the files of `package` that compiled code depends on, names and contents.
+
+    These are the files that import `compiled`, and every module of the package that they import,
+    directly or not: compiled code freezes the constants it finds there.
+    """
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
+    marker = re.compile(rf"^\s*from {package.name}\.compiled import", re.MULTILINE)
+    pending = [path for path, text in texts.items() if marker.search(text)]
+    needed: set[Path] = set()
+    while pending:
+        path = pending.pop()
+        if path not in needed:
+            needed.add(path)
+            pending.extend(_imported(texts[path], package, texts))
+    digest = hashlib.sha256()
+    for path in sorted(needed):
+        content = texts[path].encode()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _imported(text: str, package: Path, known: dict[Path, str]) -> list[Path]:
+    """The files of `package` that this source imports by absolute name, anywhere in it."""
+    name = re.escape(package.name)
+    module_name = rf"({name}(?:\.\w+)*)"
+    pattern = re.compile(
+        rf"^[ \t]*from {module_name} import (\([^)]*\)|[^\n]*)|^[ \t]*import {module_name}",
+        re.MULTILINE,
+    )
+    found = []
+    for module, names, plain in pattern.findall(text):
+        base = package.joinpath(*(module or plain).split(".")[1:])
+        submodules = [base / word for word in re.findall(r"\w+", names)]
+        for path in [base, *submodules]:
+            found += [path.with_suffix(".py"), path / "__init__.py"]
+    return [path for path in found if path in known]
+
+
+def cache_root() -> Path:
+    """The first writable of: MOESIM_CACHE_DIR, the user's cache folder, a private temporary one."""
+    candidates = []
+    if chosen := os.environ.get("MOESIM_CACHE_DIR"):
+        candidates.append(Path(chosen))
+    user = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(user):
+        candidates.append(Path(user) / "moesim")
+    elif (home := os.path.expanduser("~")) != "~":
+        candidates.append(Path(home) / ".cache" / "moesim")
+    return next((path for path in candidates if _writable(path)), None) or _temporary_folder()
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def _temporary_folder() -> Path:
+    """A folder that nobody else can write: cached code is executed as it is found."""
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"moesim-{owner}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="moesim-"))
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or shared:
+        return Path(tempfile.mkdtemp(prefix="moesim-"))
+    return folder

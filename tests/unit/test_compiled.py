@@ -1,0 +1,174 @@
+"""The cache of compiled code: never stale, always writable, private where it must be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moesim import compiled as module
+from moesim.compiled import cache_root, compiled, source_key
+
+CALLEE = """
+from moesim.compiled import compiled
+from moesim.sim import (
+    constants,  # noqa
+)
+from moesim.units import SCALE
+
+@compiled
+def callee(x):
+    return x * SCALE + {added}
+"""
+CALLER = """
+from moesim.compiled import compiled
+from moesim.callee import callee
+
+@compiled()
+def caller(x):
+    return callee(x) + 1.0
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A small package named moesim: two compiled functions, their constants and a bystander."""
+    root = tmp_path / "moesim"
+    (root / "sim").mkdir(parents=True)
+    files = {
+        "__init__.py": "",
+        "callee.py": CALLEE.format(added=1.0),
+        "caller.py": CALLER,
+        "units.py": "SCALE = 1.0\n",
+        "sim/__init__.py": "",
+        "sim/constants.py": "WIDE = 3\n",
+        "bystander.py": "import json\n",
+    }
+    for name, text in files.items():
+        (root / name).write_text(text)
+    shutil.copy(module.__file__, root / "compiled.py")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("edited", "changes"),
+    [
+        ("callee.py", True),
+        ("caller.py", True),
+        ("units.py", True),
+        ("sim/constants.py", True),
+        ("bystander.py", False),
+    ],
+)
+def test_key_follows_the_sources_compiled_code_depends_on(
+    package: Path, edited: str, changes: bool
+) -> None:
+    before = source_key(package)
+    path = package / edited
+    path.write_text(path.read_text() + "\n# edited\n")
+    assert (source_key(package) != before) == changes
+
+
+def test_key_is_stable_and_moves_with_the_package(package: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "moesim"
+    shutil.copytree(package, elsewhere)
+    assert source_key(package) == source_key(package) == source_key(elsewhere)
+
+
+def test_key_covers_a_renamed_file(package: Path) -> None:
+    before = source_key(package)
+    (package / "caller.py").rename(package / "called.py")
+    assert source_key(package) != before
+
+
+def run(package: Path, **environment: str) -> float:
+    code = "from moesim.caller import caller; print(caller(1.0), hasattr(caller, 'py_func'))"
+    values, _, is_compiled = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=package.parent,
+            env={**os.environ, "PYTHONPATH": str(package.parent), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        .stdout.strip()
+        .partition(" ")
+    )
+    assert is_compiled == str(environment.get("MOESIM_NO_JIT") is None)
+    return float(values)
+
+
+def test_cached_caller_sees_an_edited_callee_and_an_edited_constant(
+    package: Path, tmp_path: Path
+) -> None:
+    cache = {"MOESIM_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(package, **cache) == 3.0
+    (package / "callee.py").write_text(CALLEE.format(added=5.0))
+    assert run(package, **cache) == 7.0
+    (package / "units.py").write_text("SCALE = 10.0\n")
+    assert run(package, **cache) == 16.0
+    assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 3
+    assert run(package, MOESIM_NO_JIT="1", **cache) == 16.0
+
+
+def test_decorating_leaves_numba_as_it_was(tmp_path: Path) -> None:
+    from numba.core import config
+
+    before = config.CACHE_DIR
+
+    @compiled(fastmath={"nnan"})
+    def double(x: float) -> float:
+        return 2.0 * x
+
+    assert before == config.CACHE_DIR
+    assert double(3.0) == 6.0
+    assert double.py_func(3.0) == 6.0  # type: ignore[attr-defined]
+
+
+def test_a_function_without_a_file_is_compiled_uncached() -> None:
+    namespace: dict[str, object] = {"compiled": compiled}
+    exec("@compiled\ndef triple(x):\n    return 3 * x\n", namespace)  # test code of our own
+    assert namespace["triple"](2) == 6  # type: ignore[operator]
+
+
+def test_root_prefers_the_chosen_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MOESIM_CACHE_DIR", str(tmp_path / "chosen"))
+    assert cache_root() == tmp_path / "chosen"
+    assert (tmp_path / "chosen").is_dir()
+
+
+def test_root_falls_back_to_the_user_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("MOESIM_CACHE_DIR", str(blocked / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "moesim"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_root() == tmp_path / "home" / ".cache" / "moesim"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX owners")
+def test_temporary_folder_is_used_only_if_private(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("MOESIM_CACHE_DIR", str(blocked / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked / "xdg"))
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    ours = tmp_path / f"moesim-{os.getuid()}"
+    assert cache_root() == ours
+    assert ours.stat().st_mode & 0o077 == 0
+    ours.chmod(0o777)
+    assert cache_root() != ours
+    ours.rmdir()
+    ours.symlink_to(tmp_path / "planted")
+    assert cache_root() != ours
