@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline, because a first call may compile; no database and fixed examples, so that a
+# failure in one place is a failure everywhere.
+settings.register_profile("moesim", deadline=None, derandomize=True, database=None)
+settings.load_profile("moesim")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
