@@ -1,0 +1,259 @@
+"""What a decoder-only transformer is made of, and how many parameters each part has.
+
+Shapes are whole: nothing here knows about GPUs. `linear_shapes` is the one list from which
+parameter counts, weight bytes and operators are all derived, so they cannot disagree.
+Every MLP and expert is gated: gate and up ([hidden, width] each), then down ([width, hidden]).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["published", "rumoured", "assumed", "generic"]
+Part = Literal["attention", "dense", "shared", "router", "head"]
+Split = Literal["columns", "rows", "qkv", "whole"]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention. `gqa` covers multi-head and multi-query attention too.
+
+    For `mla` (multi-head latent attention) `head_dim` is nope + rope, `kv_heads` equals `heads`
+    and the cache holds `kv_lora_rank + rope_head_dim` values per token; for `gqa` the five
+    MLA fields are 0 except `v_head_dim`, which equals `head_dim`.
+    """
+
+    kind: Literal["gqa", "mla"]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool
+    qk_norm: bool
+    sinks: bool
+    q_lora_rank: int
+    kv_lora_rank: int
+    rope_head_dim: int
+    nope_head_dim: int
+    v_head_dim: int
+    output_bias: bool = False
+    qk_norm_weights: int = 0  # weights of the query and key norms together, in one layer
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values that one token adds to the KV cache in one layer, before any sharding."""
+        if self.kind == "mla":
+            return self.kv_lora_rank + self.rope_head_dim
+        return 2 * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part of the model; MTP layers are left out, as published totals leave them.
+
+    `active_routed_experts` is what one token uses of `routed_experts`. Both embedding matrices
+    count as active, so small models read higher than their published active figure.
+    """
+
+    embedding: int
+    head: int
+    attention: int
+    norms: int
+    router: int
+    routed_experts: int
+    shared_experts: int
+    dense_mlp: int
+    active_routed_experts: int
+
+    @property
+    def total(self) -> int:
+        return self.active - self.active_routed_experts + self.routed_experts
+
+    @property
+    def active(self) -> int:
+        return (
+            self.embedding
+            + self.head
+            + self.attention
+            + self.norms
+            + self.router
+            + self.shared_experts
+            + self.dense_mlp
+            + self.active_routed_experts
+        )
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A matrix multiplication that `layers` share the shape of, before any sharding.
+
+    `split` says how tensor parallelism divides it: by output columns, by input rows, by
+    attention heads with replicated KV heads (`qkv`), or not at all (`whole`).
+    """
+
+    name: str
+    part: Part
+    in_features: int
+    out_features: int
+    split: Split
+    bias: bool
+    layers: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one layer's copy, bias included."""
+        return self.in_features * self.out_features + (self.out_features if self.bias else 0)
+
+
+@dataclass(frozen=True)
+class MoEModel:
+    """A model's architecture, from its config.json, and where that came from.
+
+    `window_of_layer[i]` is 0 for full attention, else the sliding or chunked window in tokens.
+    `moe_layers` is empty for a dense model. `shared_width` is the width of all shared experts
+    together. `published_total` and `published_active` are what the authors print; the computed
+    figures are `parameters()`.
+    """
+
+    name: str
+    family: str
+    hidden: int
+    layers: int
+    vocab: int
+    tied_embeddings: bool
+    attention: Attention
+    window_of_layer: tuple[int, ...]
+    moe_layers: tuple[int, ...]
+    experts: int
+    top_k: int
+    expert_width: int
+    expert_bias: bool
+    router_bias: bool
+    shared_width: int
+    shared_gate: bool
+    dense_width: int
+    expert_groups: int
+    topk_groups: int
+    mtp_layers: int
+    max_context: int
+    native_precision: str
+    status: Status
+    source: str
+    note: str
+    published_total: float | None
+    published_active: float | None
+    norm_bias: bool = False
+    head_bias: bool = False
+
+    @property
+    def is_moe(self) -> bool:
+        return bool(self.moe_layers)
+
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Indices of the layers whose MLP is dense."""
+        routed = frozenset(self.moe_layers)
+        return tuple(layer for layer in range(self.layers) if layer not in routed)
+
+    @property
+    def expert_weights(self) -> int:
+        """Parameters of one routed expert of one layer, without biases."""
+        return 3 * self.hidden * self.expert_width
+
+    @property
+    def expert_biases(self) -> int:
+        """Bias values of one routed expert of one layer."""
+        return 2 * self.expert_width + self.hidden if self.expert_bias else 0
+
+    @property
+    def norm_weights_per_layer(self) -> int:
+        """Weights of all normalisations of one layer."""
+        attention = self.attention
+        latent = attention.q_lora_rank + attention.kv_lora_rank
+        return 2 * self.hidden * self._norm_terms + attention.qk_norm_weights + latent
+
+    @property
+    def final_norm_weights(self) -> int:
+        return self.hidden * self._norm_terms
+
+    @property
+    def _norm_terms(self) -> int:
+        return 2 if self.norm_bias else 1
+
+    def parameters(self) -> ParameterCount:
+        """Total and active parameters by part."""
+        of_part: dict[Part, int] = dict.fromkeys(
+            ("attention", "dense", "shared", "router", "head"), 0
+        )
+        for shape in linear_shapes(self):
+            of_part[shape.part] += shape.parameters * len(shape.layers)
+        expert = self.expert_weights + self.expert_biases
+        sinks = self.attention.heads * self.layers if self.attention.sinks else 0
+        return ParameterCount(
+            embedding=self.vocab * self.hidden,
+            head=0 if self.tied_embeddings else of_part["head"],
+            attention=of_part["attention"] + sinks,
+            norms=self.norm_weights_per_layer * self.layers + self.final_norm_weights,
+            router=of_part["router"],
+            routed_experts=expert * self.experts * len(self.moe_layers),
+            shared_experts=of_part["shared"],
+            dense_mlp=of_part["dense"],
+            active_routed_experts=expert * self.top_k * len(self.moe_layers),
+        )
+
+
+def linear_shapes(model: MoEModel) -> tuple[LinearShape, ...]:
+    """Every matrix multiplication of the model except the routed experts', LM head last.
+
+    MLA's `kv_b` stands for both of its forms: expanded to keys and values in prefill, absorbed
+    into queries and outputs in decode. Per token both cost 2 x heads x kv_lora x (nope + v) FLOP
+    and read the same weights.
+    """
+    hidden, every, routed = model.hidden, tuple(range(model.layers)), model.moe_layers
+    shapes = [*_attention_shapes(model, every)]
+    shapes += _mlp_shapes("mlp", "dense", hidden, model.dense_width, model.dense_layers)
+    if model.is_moe:
+        bias = model.router_bias
+        shapes.append(LinearShape("router", "router", hidden, model.experts, "whole", bias, routed))
+        shapes += _mlp_shapes("shared", "shared", hidden, model.shared_width, routed)
+        if model.shared_gate:
+            shapes.append(LinearShape("shared_gate", "shared", hidden, 1, "whole", False, routed))
+    last = (model.layers - 1,)
+    head = LinearShape("lm_head", "head", hidden, model.vocab, "columns", model.head_bias, last)
+    shapes.append(head)
+    return tuple(shapes)
+
+
+def _attention_shapes(model: MoEModel, every: tuple[int, ...]) -> list[LinearShape]:
+    hidden, of = model.hidden, model.attention
+    out = LinearShape(
+        "o", "attention", of.heads * of.v_head_dim, hidden, "rows", of.output_bias, every
+    )
+    if of.kind == "gqa":
+        width = (of.heads + 2 * of.kv_heads) * of.head_dim
+        return [LinearShape("qkv", "attention", hidden, width, "qkv", of.bias, every), out]
+    query_in = of.q_lora_rank or hidden
+    shapes = []
+    if of.q_lora_rank:
+        shapes.append(
+            LinearShape("q_a", "attention", hidden, of.q_lora_rank, "whole", of.bias, every)
+        )
+    latent = of.kv_lora_rank + of.rope_head_dim
+    expanded = of.heads * (of.nope_head_dim + of.v_head_dim)
+    shapes += [
+        LinearShape("q_b", "attention", query_in, of.heads * of.head_dim, "columns", False, every),
+        LinearShape("kv_a", "attention", hidden, latent, "whole", of.bias, every),
+        LinearShape("kv_b", "attention", of.kv_lora_rank, expanded, "columns", False, every),
+    ]
+    return [*shapes, out]
+
+
+def _mlp_shapes(
+    name: str, part: Part, hidden: int, width: int, layers: tuple[int, ...]
+) -> list[LinearShape]:
+    if not width or not layers:
+        return []
+    return [
+        LinearShape(f"{name}_gate_up", part, hidden, 2 * width, "columns", False, layers),
+        LinearShape(f"{name}_down", part, width, hidden, "rows", False, layers),
+    ]

@@ -1,0 +1,98 @@
+"""The families that begin with dense layers and have shared experts: DeepSeek, Kimi-K2, GLM-4.5."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moesim.architecture import Attention, MoEModel
+from moesim.hf_config.fields import Fields
+from moesim.hf_config.parts import (
+    MAX_EXPERTS,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_RANK,
+    Mlps,
+    assemble,
+    attention_heads,
+    context_length,
+    experts_per_token,
+    gqa,
+    hidden_size,
+    layer_count,
+    mlp_width,
+)
+
+
+def deepseek(fields: Fields, family: str) -> MoEModel:
+    """DeepSeek-V2 and V3 and Kimi-K2: multi-head latent attention, leading dense layers."""
+    hidden, layers = hidden_size(fields), layer_count(fields)
+    heads = fields.integer("num_attention_heads", MAX_HEADS)
+    nope = fields.integer("qk_nope_head_dim", MAX_HEAD_DIM)
+    rope = fields.integer("qk_rope_head_dim", MAX_HEAD_DIM)
+    bias = fields.flag("attention_bias", False)
+    attention = Attention(
+        kind="mla",
+        heads=heads,
+        kv_heads=heads,
+        head_dim=nope + rope,
+        bias=bias,
+        qk_norm=False,
+        sinks=False,
+        q_lora_rank=fields.integer("q_lora_rank", MAX_RANK, 0, 0),
+        kv_lora_rank=fields.integer("kv_lora_rank", MAX_RANK),
+        rope_head_dim=rope,
+        nope_head_dim=nope,
+        v_head_dim=fields.integer("v_head_dim", MAX_HEAD_DIM),
+        output_bias=bias,
+    )
+    mlps = _leading_dense(fields, layers)
+    if family == "deepseek_v2":
+        grouped = fields.text("topk_method", default="greedy") == "group_limited_greedy"
+        mlps = replace(mlps, router_bias=False)
+    else:
+        grouped = fields.text("topk_method", default="noaux_tc") == "noaux_tc"
+    if not grouped:
+        mlps = replace(mlps, groups=1, topk_groups=1)
+    windows = (0,) * layers
+    return assemble(
+        fields, family, attention, mlps, windows, hidden=hidden, max_context=context_length(fields)
+    )
+
+
+def _leading_dense(fields: Fields, layers: int) -> Mlps:
+    """The MLPs of the DeepSeek and GLM-4.5 families: dense layers first, then MoE."""
+    if not fields.integer("n_routed_experts", MAX_EXPERTS, 0, 0):
+        return Mlps(dense_width=mlp_width(fields, "intermediate_size"))
+    first = fields.integer("first_k_dense_replace", layers, 0, 0)
+    every = fields.integer("moe_layer_freq", layers, 1, 1)
+    width = mlp_width(fields, "moe_intermediate_size")
+    moe_layers = tuple(layer for layer in range(first, layers) if layer % every == 0)
+    dense = len(moe_layers) < layers
+    return Mlps(
+        layers=moe_layers,
+        experts=fields.integer("n_routed_experts", MAX_EXPERTS),
+        top_k=experts_per_token(fields),
+        width=width,
+        router_bias=True,
+        shared_width=width * fields.integer("n_shared_experts", 1_000, 0, 0),
+        dense_width=mlp_width(fields, "intermediate_size") if dense else 0,
+        groups=fields.integer("n_group", MAX_EXPERTS, 1, 1),
+        topk_groups=fields.integer("topk_group", MAX_EXPERTS, 1, 1),
+        mtp_layers=fields.integer("num_nextn_predict_layers", 64, 0, 0),
+    )
+
+
+def glm4_moe(fields: Fields, family: str) -> MoEModel:
+    hidden, layers = hidden_size(fields), layer_count(fields)
+    heads, kv_heads, head_dim = attention_heads(fields, hidden)
+    attention = gqa(
+        heads,
+        kv_heads,
+        head_dim,
+        bias=fields.flag("attention_bias", False),
+        qk_norm_weights=2 * head_dim if fields.flag("use_qk_norm", False) else 0,
+    )
+    mlps, windows = _leading_dense(fields, layers), (0,) * layers
+    return assemble(
+        fields, family, attention, mlps, windows, hidden=hidden, max_context=context_length(fields)
+    )

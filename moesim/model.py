@@ -1,0 +1,139 @@
+"""Finding a model: one of the shipped presets, or the config.json that a user has."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
+
+from moesim.architecture import (
+    Attention,
+    LinearShape,
+    MoEModel,
+    ParameterCount,
+    Status,
+    linear_shapes,
+)
+from moesim.errors import InputError
+from moesim.files import read_text
+from moesim.hf_config import MAX_CONFIG_BYTES, Fields, model_from_config, parse_json_object
+from moesim.precision import WEIGHT_FORMATS
+from moesim.presets import preset_names, read_preset
+
+__all__ = [
+    "NOT_MODELLED",
+    "Attention",
+    "LinearShape",
+    "MoEModel",
+    "ParameterCount",
+    "linear_shapes",
+    "load_model",
+    "model_names",
+]
+
+# Well-known systems that no preset stands for, and why.
+NOT_MODELLED = MappingProxyType(
+    {
+        "claude": "Anthropic has published nothing about its architecture, not even whether it is "
+        "a Mixture of Experts",
+        "gpt-4o": "OpenAI has published nothing about its architecture",
+        "gpt-5": "OpenAI has published nothing about its architecture",
+        "gemini-2.5": "Google says that it is a sparse Mixture of Experts but gives no shape; "
+        "gemini-1.5-assumed is a stand-in to edit",
+        "grok-4": "xAI has published nothing about its architecture",
+    }
+)
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the shipped models, sorted."""
+    return preset_names("models", ".json")
+
+
+def load_model(name_or_path: str) -> MoEModel:
+    """A shipped model by name or alias, or a config.json by its path or its folder's.
+
+    A file may also have the presets' own form, ``{"config": ..., "moesim": ...}``, which is how
+    an assumed model is replaced by one's own figures. Raises InputError.
+    """
+    given = str(name_or_path).strip()
+    name = given.lower().replace("_", "-")
+    names = model_names()
+    if name in names:
+        return _from_preset(name)
+    if _exists(given):
+        path = Path(given)
+        return _from_file(path / "config.json" if path.is_dir() else path)
+    for preset in names:
+        if name in _aliases(preset):
+            return _from_preset(preset)
+    for system, reason in NOT_MODELLED.items():
+        if name == system or name.startswith(f"{system}-"):
+            raise InputError("model", f"cannot be {system}: {reason}")
+    if given.endswith(".json"):
+        raise InputError("model", "must be an existing config.json or a shipped model", given)
+    known = {alias: preset for preset in names for alias in (preset, *_aliases(preset))}
+    close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
+        name.rpartition("/")[2], known, n=1
+    )
+    hint = f"did you mean {known[close[0]]}?" if close else "`moesim models` lists them"
+    raise InputError("model", "must be a shipped model or the path of a config.json", given, hint)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _aliases(preset: str) -> tuple[str, ...]:
+    about = parse_json_object(read_preset("models", f"{preset}.json"), preset)["moesim"]
+    return tuple(about.get("aliases", ()))
+
+
+def _from_preset(name: str) -> MoEModel:
+    return _from_parts(parse_json_object(read_preset("models", f"{name}.json"), name), name, name)
+
+
+def _from_file(path: Path) -> MoEModel:
+    where = str(path)
+    values = parse_json_object(read_text(path, MAX_CONFIG_BYTES, where), where)
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    if "moesim" in values:
+        return _from_parts(values, name, where)
+    return model_from_config(values, name, where, source=where)
+
+
+def _from_parts(values: dict[str, Any], name: str, where: str) -> MoEModel:
+    """A model in the presets' form: the config, and what is known about where it comes from."""
+    file = Fields(values, where)
+    about = file.nested("moesim")
+    config = file.nested("config").values
+    model = model_from_config(dict(config), name, where, about.text("source", limit=2_000))
+    precision = about.text("native_precision", default=model.native_precision)
+    formats = [each.name for each in WEIGHT_FORMATS]
+    if precision not in formats:
+        raise about.error("native_precision", f"must be one of {', '.join(formats)}", precision)
+    statuses: tuple[Status, ...] = get_args(Status)
+    status = about.text("status", default="assumed")
+    if status not in statuses:
+        raise about.error("status", f"must be one of {', '.join(statuses)}", status)
+    name = about.text("name", default=name)
+    if not re.fullmatch(r"[\w .+-]{1,100}", name):
+        raise about.error("name", "must be made of letters, digits, spaces and ._+-", name)
+    date = about.text("date", default="")
+    source = f"{model.source} ({date})" if date else model.source
+    return replace(
+        model,
+        name=name,
+        status=statuses[statuses.index(status)],
+        source=source,
+        note=about.text("note", default="", limit=5_000),
+        native_precision=precision,
+        published_total=about.number("published_total", 1.0, 1e15),
+        published_active=about.number("published_active", 1.0, 1e15),
+    )
