@@ -28,11 +28,12 @@ def existing_file(path: str | os.PathLike[str], max_bytes: float, field: str = "
     source = Path(path)
     name = field or str(source)
     try:
-        if not source.is_file():
-            raise InputError(name, "must be an existing file", str(source))
-        size = source.stat().st_size
+        found = source.is_file()
+        size = source.stat().st_size if found else 0
     except (OSError, ValueError) as error:
         raise InputError(name, f"cannot be read: {error}", str(source)) from error
+    if not found:
+        raise InputError(name, "must be an existing file", None if name == str(source) else path)
     if size > max_bytes:
         raise InputError(name, f"must be at most {max_bytes:.0f} bytes", size)
     return source

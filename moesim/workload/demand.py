@@ -1,0 +1,246 @@
+"""Everything the serving side will be asked, drawn before it starts.
+
+Legend: N requests, M listed prefix blocks, T trace rows. Demand depends on the workload and the
+seed alone, so two deployments meet identical demand and their difference is paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.workload.arrivals import (
+    MAX_REQUESTS,
+    ClosedLoop,
+    Replay,
+    arrivals_within,
+    first_arrivals,
+)
+from moesim.workload.prefixes import Prefixes, no_prefixes, renumber, resample, take, whole_blocks
+from moesim.workload.readers import read_trace
+from moesim.workload.trace import NS_PER_S, RequestTrace
+from moesim.workload.workload import Workload
+
+MAX_TOTAL_TOKENS = 1e12
+# Uniform numbers a request takes from the stream of lengths: prompt or trace row, output, prefix.
+DRAWS_PER_REQUEST = 3
+
+
+class DemandSeeds(Protocol):
+    """The random streams that demand is drawn from."""
+
+    @property
+    def arrivals(self) -> np.random.Generator: ...
+    @property
+    def lengths(self) -> np.random.Generator: ...
+    @property
+    def domains(self) -> np.random.Generator: ...
+
+
+@dataclass(frozen=True)
+class DemandStreams:
+    """Independent generators, one for each thing that is drawn."""
+
+    arrivals: np.random.Generator
+    lengths: np.random.Generator
+    domains: np.random.Generator
+
+    @classmethod
+    def from_seed(cls, seed: int | np.random.SeedSequence) -> Self:
+        """Streams spawned in the order arrivals, lengths, domains; the order is part of a seed."""
+        root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        arrivals, lengths, domains = (np.random.default_rng(child) for child in root.spawn(3))
+        return cls(arrivals, lengths, domains)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Requests in order of arrival; read-only arrays.
+
+    arrival_s [N]: ascending seconds; all 0 in a closed loop. prompt_tokens, output_tokens [N]: at
+    least 1. max_output_tokens [N]: what the client declares, never below output_tokens. domain [N]:
+    index into `domains`; all 0 where `domains` is empty, which means any. concurrency: requests in
+    flight in a closed loop, else None. prefix_blocks[prefix_start[n]:prefix_start[n + 1]]: the
+    leading whole blocks of `prefix_block_tokens` tokens of prompt n that may equal another's, ids
+    0, 1, 2, ... in order of first use; prefix_block_tokens 0 where nothing is shared.
+    """
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]
+    max_output_tokens: NDArray[np.int32]
+    domain: NDArray[np.uint16]
+    domains: tuple[str, ...]
+    concurrency: int | None
+    prefix_start: NDArray[np.int64]
+    prefix_blocks: NDArray[np.int32]
+    prefix_block_tokens: int
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def prefix_of(self, request: int) -> NDArray[np.int32]:
+        """The prefix block ids of one request."""
+        return self.prefix_blocks[self.prefix_start[request] : self.prefix_start[request + 1]]
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Lengths and prefixes of the requests, however they came about."""
+
+    prompt_tokens_N: NDArray[np.int32]
+    output_tokens_N: NDArray[np.int32]
+    prefixes: Prefixes
+    notes: tuple[str, ...] = ()
+
+
+def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
+    """Draw the whole demand of a workload; InputError where it is absurd or its trace unreadable.
+
+    Each quantity has its own stream and each request takes a fixed number of draws from it: the
+    first 100 requests of a workload of 200 are those of the workload of 100, and changing a length
+    distribution moves no arrival.
+    """
+    workload = workload.with_preset()
+    if workload.trace is not None:
+        source = workload.trace
+        trace = read_trace(source.file, source.format, source.skip, source.limit)
+        if isinstance(workload.arrivals, Replay):
+            arrival_s, shapes = _replayed(workload, workload.arrivals, trace)
+        else:
+            arrival_s = _arrival_times(workload, streams.arrivals, _mean_tokens(trace))
+            shapes = _resampled(trace, len(arrival_s), streams.lengths)
+    else:
+        assert workload.prompt is not None
+        assert workload.output is not None
+        mean_tokens = workload.prompt.mean_tokens() + workload.output.mean_tokens()
+        arrival_s = _arrival_times(workload, streams.arrivals, mean_tokens)
+        shapes = _drawn(workload, len(arrival_s), streams.lengths)
+    return _declared(workload, arrival_s, shapes, streams.domains)
+
+
+def _arrival_times(
+    workload: Workload, rng: np.random.Generator, mean_tokens: float
+) -> NDArray[np.float64]:
+    if workload.requests is not None:
+        _refuse_absurd("workload.requests", workload.requests, workload.requests, mean_tokens)
+        return first_arrivals(workload.arrivals, workload.requests, rng)
+    assert workload.duration_s is not None
+    rate_per_s = getattr(workload.arrivals, "rate_per_s", 0.0)
+    expected = workload.duration_s * rate_per_s
+    _refuse_absurd("workload.duration_s", workload.duration_s, expected, mean_tokens)
+    return arrivals_within(workload.arrivals, workload.duration_s, rng)
+
+
+def _refuse_absurd(field: str, value: float, requests: float, mean_tokens: float) -> None:
+    if requests > MAX_REQUESTS:
+        raise InputError(field, f"must bring at most {MAX_REQUESTS} requests", value)
+    if requests * mean_tokens > MAX_TOTAL_TOKENS:
+        rule = f"must bring at most 10^12 tokens at {mean_tokens:.0f} a request on average"
+        raise InputError(field, rule, value)
+
+
+def _drawn(workload: Workload, requests: int, rng: np.random.Generator) -> _Shapes:
+    """Lengths from the workload's distributions."""
+    assert workload.prompt is not None
+    assert workload.output is not None
+    quantile_N3 = rng.random((requests, DRAWS_PER_REQUEST))
+    prompt_tokens_N = workload.prompt.tokens_at(quantile_N3[:, 0])
+    output_tokens_N = workload.output.tokens_at(quantile_N3[:, 1])
+    prefixes = no_prefixes(requests)
+    if workload.shared_prefix is not None:
+        prefixes = workload.shared_prefix.starts(quantile_N3[:, 2], prompt_tokens_N)
+    return _Shapes(prompt_tokens_N, output_tokens_N, prefixes)
+
+
+def _resampled(trace: RequestTrace, requests: int, rng: np.random.Generator) -> _Shapes:
+    """Rows of a trace drawn with replacement, prompt, output and prefix of a row together."""
+    quantile_N3 = rng.random((requests, DRAWS_PER_REQUEST))
+    row_N = np.minimum((quantile_N3[:, 0] * len(trace)).astype(np.int64), len(trace) - 1)
+    note = f"lengths drawn with replacement from the {len(trace)} rows of a {trace.format} trace"
+    return _Shapes(
+        trace.prompt_tokens_T[row_N],
+        trace.output_tokens_T[row_N],
+        resample(trace.prefixes, row_N),
+        (*trace.notes, note),
+    )
+
+
+def _replayed(
+    workload: Workload, arrivals: Replay, trace: RequestTrace
+) -> tuple[NDArray[np.float64], _Shapes]:
+    """The trace's rows in order at its own, scaled times; cut by `requests` or `duration_s`."""
+    if trace.arrival_ns_T is None:
+        hint = "choose poisson or another arrival process"
+        rule = f"needs arrival times, which this {trace.format} trace does not have"
+        raise InputError("workload.arrivals.replay", rule, None, hint)
+    if workload.requests is not None and workload.requests > len(trace):
+        hint = "other arrivals draw rows repeatedly"
+        rule = f"must be at most the {len(trace)} rows of the trace"
+        raise InputError("workload.requests", rule, workload.requests, hint)
+    arrival_s = trace.arrival_ns_T / NS_PER_S * arrivals.time_scale
+    kept = len(trace) if workload.requests is None else workload.requests
+    notes = trace.notes
+    if workload.duration_s is not None:
+        kept = int(np.searchsorted(arrival_s, workload.duration_s, side="left"))
+        if workload.duration_s > arrival_s[-1]:
+            notes = (*notes, f"the trace ends after {arrival_s[-1]:.6g} s, before duration_s")
+    arrival_s = arrival_s[:kept]
+    prompt_tokens_N, output_tokens_N = trace.prompt_tokens_T[:kept], trace.output_tokens_T[:kept]
+    mean_tokens = float(prompt_tokens_N.mean() + output_tokens_N.mean())
+    _refuse_absurd("workload.trace.file", kept, kept, mean_tokens)
+    prefixes = take(trace.prefixes, np.arange(kept))
+    return arrival_s, _Shapes(prompt_tokens_N, output_tokens_N, prefixes, notes)
+
+
+def _mean_tokens(trace: RequestTrace) -> float:
+    return float(trace.prompt_tokens_T.mean() + trace.output_tokens_T.mean())
+
+
+def _declared(
+    workload: Workload,
+    arrival_s: NDArray[np.float64],
+    shapes: _Shapes,
+    domain_rng: np.random.Generator,
+) -> Demand:
+    """Add what the client declares and the domain of each request."""
+    output_tokens_N, notes = shapes.output_tokens_N, list(shapes.notes)
+    limit = workload.max_output_tokens
+    if limit == "exact":
+        max_output_tokens_N = output_tokens_N
+    else:
+        if limit is not None and (cut := int(np.count_nonzero(output_tokens_N > limit))):
+            notes.append(f"{cut} outputs cut to max_output_tokens ({limit})")
+            output_tokens_N = np.minimum(output_tokens_N, np.int32(limit))
+        declared = int(output_tokens_N.max()) if limit is None else limit
+        max_output_tokens_N = np.full(len(arrival_s), declared, np.int32)
+    prefixes = whole_blocks(shapes.prefixes, shapes.prompt_tokens_N)
+    names = tuple(workload.domains)
+    cumulative = np.cumsum(list(workload.domains.values()) or [1.0])
+    drawn_N = domain_rng.random(len(arrival_s)) * cumulative[-1]
+    domain_N = np.searchsorted(cumulative, drawn_N, side="right")
+    last = int(np.flatnonzero(np.diff(cumulative, prepend=0.0))[-1])
+    demand = Demand(
+        arrival_s=arrival_s,
+        prompt_tokens=shapes.prompt_tokens_N,
+        output_tokens=output_tokens_N,
+        max_output_tokens=max_output_tokens_N,
+        domain=np.minimum(domain_N, last).astype(np.uint16),
+        domains=names,
+        concurrency=(
+            workload.arrivals.concurrency if isinstance(workload.arrivals, ClosedLoop) else None
+        ),
+        prefix_start=prefixes.start_N1,
+        prefix_blocks=renumber(prefixes.ids_M),
+        prefix_block_tokens=prefixes.block_tokens,
+        notes=tuple(notes),
+    )
+    for array in vars(demand).values():
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return demand
