@@ -1,0 +1,1 @@
+"""Expert -> GPU slot: placements, the policies that make them, replica choice, files."""
