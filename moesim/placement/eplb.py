@@ -4,7 +4,7 @@ The algorithm of github.com/deepseek-ai/EPLB (eplb.py at d52c72d, 2025-03-24), t
 vLLM and SGLang too, written over whole arrays: each greedy step treats all layers at once. Ties are
 broken as there (the lower index first), and weights and sums are float32 as there, so results are
 identical, slot for slot. 58 layers x 256 experts into 288 slots on 144 ranks take 6 to 9 ms on one
-core of a 2026 server (tests/benchmarks/bench_placement.py); the original takes seconds.
+core of a 2026 server (tests/benchmarks/bench_placement.py).
 
 Shapes: L layers, E experts, P slots, G groups; X independent packing problems (layers x nodes).
 """
