@@ -30,6 +30,7 @@ def deepseek(fields: Fields, family: str) -> MoEModel:
     nope = fields.integer("qk_nope_head_dim", MAX_HEAD_DIM)
     rope = fields.integer("qk_rope_head_dim", MAX_HEAD_DIM)
     bias = fields.flag("attention_bias", False)
+    compressed = fields.declared("q_lora_rank")
     attention = Attention(
         kind="mla",
         heads=heads,
@@ -38,7 +39,7 @@ def deepseek(fields: Fields, family: str) -> MoEModel:
         bias=bias,
         qk_norm=False,
         sinks=False,
-        q_lora_rank=fields.integer("q_lora_rank", MAX_RANK, 0, 0),
+        q_lora_rank=fields.integer("q_lora_rank", MAX_RANK) if compressed else 0,
         kv_lora_rank=fields.integer("kv_lora_rank", MAX_RANK),
         rope_head_dim=rope,
         nope_head_dim=nope,
@@ -61,20 +62,21 @@ def deepseek(fields: Fields, family: str) -> MoEModel:
 
 def _leading_dense(fields: Fields, layers: int) -> Mlps:
     """The MLPs of the DeepSeek and GLM-4.5 families: dense layers first, then MoE."""
-    if not fields.integer("n_routed_experts", MAX_EXPERTS, 0, 0):
+    if not fields.declared("n_routed_experts"):
         return Mlps(dense_width=mlp_width(fields, "intermediate_size"))
-    first = fields.integer("first_k_dense_replace", layers, 0, 0)
+    first = fields.integer("first_k_dense_replace", layers, 0)
     every = fields.integer("moe_layer_freq", layers, 1, 1)
     width = mlp_width(fields, "moe_intermediate_size")
     moe_layers = tuple(layer for layer in range(first, layers) if layer % every == 0)
     dense = len(moe_layers) < layers
+    shared = fields.declared("n_shared_experts")
     return Mlps(
         layers=moe_layers,
         experts=fields.integer("n_routed_experts", MAX_EXPERTS),
         top_k=experts_per_token(fields),
         width=width,
         router_bias=True,
-        shared_width=width * fields.integer("n_shared_experts", 1_000, 0, 0),
+        shared_width=width * fields.integer("n_shared_experts", 1_000, 0) if shared else 0,
         dense_width=mlp_width(fields, "intermediate_size") if dense else 0,
         groups=fields.integer("n_group", MAX_EXPERTS, 1, 1),
         topk_groups=fields.integer("topk_group", MAX_EXPERTS, 1, 1),

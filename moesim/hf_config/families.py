@@ -1,7 +1,7 @@
 """One small reader per family of config.json field names.
 
-Defaults are those of the family's configuration class in transformers 4.57. A field that has
-no safe default is required.
+A field may be absent only where the family's published configs leave it out and its absence
+means one thing; every other field is required, since a guess would go unnoticed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _llama(fields: Fields, family: str) -> MoEModel:
     hidden, layers, context = hidden_size(fields), layer_count(fields), context_length(fields)
     heads = attention_heads(fields, hidden, mha=family == "llama")
     bias = fields.flag("attention_bias", False)
-    windows = (0,) * layers if family == "llama" else sliding_everywhere(fields, layers)
+    windows = (0,) * layers
+    if family == "mistral" and fields.declared("sliding_window"):
+        windows = sliding_everywhere(fields, layers)
     mlps = Mlps(dense_width=mlp_width(fields, "intermediate_size"))
     attention = gqa(*heads, bias=bias, output_bias=bias)
     return assemble(fields, family, attention, mlps, windows, hidden=hidden, max_context=context)

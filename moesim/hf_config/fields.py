@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from moesim.errors import InputError
 
-_ABSENT = object()
 MAX_CONFIG_BYTES = 4e6  # the largest published configs list every quantised module: below 1 MB
 
 
@@ -45,6 +44,12 @@ class Fields:
 
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
+
+    def declared(self, name: str) -> bool:
+        """Whether `name` has a value; leaving it out altogether is an error, null is not."""
+        if name not in self.values:
+            raise self.error(name, "is required (null where there is none)")
+        return self.has(name)
 
     def error(self, name: str, rule: str, value: object = None, hint: str = "") -> InputError:
         return InputError(f"{self.where}: {self.path}{name}", rule, value, hint)
@@ -101,13 +106,13 @@ class Fields:
             raise self.error(name, "must be a JSON object", _short(value))
         return Fields(value, self.where, f"{self.path}{name}.")
 
-    def items(self, name: str, length: int | None = None, limit: int = 10_000) -> list[Any] | None:
+    def items(self, name: str, length: int | None = None, limit: int = 1_000) -> list[Any] | None:
         """The list under `name`, of exactly `length` entries where one is given; None if absent."""
         value = self.values.get(name)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) > limit:
-            raise self.error(name, "must be a list", _short(value))
+            raise self.error(name, f"must be a list of at most {limit} entries", _short(value))
         if length is not None and len(value) != length:
             raise self.error(name, f"must have one entry per layer ({length})", len(value))
         return value

@@ -69,9 +69,21 @@ def gqa(
 ) -> Attention:
     """Grouped-query attention with the MLA fields at rest."""
     return Attention(
-        "gqa", heads, kv_heads, head_dim, bias, qk_norm_weights > 0, sinks,
-        0, 0, 0, 0, head_dim, output_bias, qk_norm_weights,
-    )  # fmt: skip
+        kind="gqa",
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        bias=bias,
+        qk_norm=qk_norm_weights > 0,
+        sinks=sinks,
+        q_lora_rank=0,
+        kv_lora_rank=0,
+        rope_head_dim=0,
+        nope_head_dim=0,
+        v_head_dim=head_dim,
+        output_bias=output_bias,
+        qk_norm_weights=qk_norm_weights,
+    )
 
 
 def attention_heads(
