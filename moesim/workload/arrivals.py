@@ -20,7 +20,7 @@ from moesim.workload.lengths import no_flag
 MAX_REQUESTS = 50_000_000
 
 Times_N = NDArray[np.float64]
-Rate = Annotated[float, BeforeValidator(no_flag), Field(ge=1e-9, le=1e9)]
+Rate = Annotated[float, Field(ge=1e-9, le=1e9), BeforeValidator(no_flag)]
 
 
 class Poisson(Spec):
@@ -39,7 +39,7 @@ class Gamma(Spec):
     """
 
     rate_per_s: Rate
-    cv: Annotated[float, BeforeValidator(no_flag), Field(ge=0.01, le=100)] | None = None
+    cv: Annotated[float, Field(ge=0.01, le=100), BeforeValidator(no_flag)] | None = None
 
     def gaps_s(self, count: int, rng: np.random.Generator) -> Times_N:
         if self.cv is None:
@@ -61,13 +61,13 @@ class AllAtOnce(Spec):
 class ClosedLoop(Spec):
     """`concurrency` requests in flight; whenever one ends, the next one starts."""
 
-    concurrency: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=1_000_000)]
+    concurrency: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(no_flag)]
 
 
 class Replay(Spec):
     """The trace's own times, multiplied by `time_scale`: 0.5 replays twice as fast."""
 
-    time_scale: Annotated[float, BeforeValidator(no_flag), Field(gt=0, ge=1e-6, le=1e6)] = 1.0
+    time_scale: Annotated[float, Field(ge=1e-6, le=1e6), BeforeValidator(no_flag)] = 1.0
 
 
 Arrivals = Poisson | Gamma | Deterministic | AllAtOnce | ClosedLoop | Replay

@@ -50,7 +50,7 @@ def numbers_from(
     rule = f"must be a {'whole ' if whole else ''}number from 0 to {largest:.0f}"
     for value, line in zip(values, lines, strict=True):
         if not _fits(value, largest, whole):
-            raise InputError(f"{source}:{line} {column}", rule, value)
+            raise InputError(f"{source}:{line} {column}", rule, "null" if value is None else value)
     raise InputError(f"{source}:{lines[0]} {column}", rule)
 
 

@@ -162,7 +162,7 @@ def _resampled(trace: RequestTrace, requests: int, rng: np.random.Generator) -> 
     """Rows of a trace drawn with replacement, prompt, output and prefix of a row together."""
     quantile_N3 = rng.random((requests, DRAWS_PER_REQUEST))
     row_N = np.minimum((quantile_N3[:, 0] * len(trace)).astype(np.int64), len(trace) - 1)
-    note = f"lengths drawn with replacement from the {len(trace)} rows of a {trace.format} trace"
+    note = f"lengths drawn with replacement from the {len(trace)} rows of the {trace.format} trace"
     return _Shapes(
         trace.prompt_tokens_T[row_N],
         trace.output_tokens_T[row_N],

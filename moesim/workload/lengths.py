@@ -10,13 +10,12 @@ request whatever the distribution, so changing one length never shifts another r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
-from pydantic_core import core_schema
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from moesim.spec import Spec, broken_rule, one_of
 
@@ -37,11 +36,24 @@ def no_flag(value: object) -> object:
     return value
 
 
-Tokens = Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=MAX_TOKENS)]
+def or_short(short: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Say in a record's JSON Schema that a plain value, described by `short`, may stand for it."""
+
+    def widen(schema: dict[str, Any]) -> None:
+        record = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [short, record]
+
+    return widen
+
+
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS), BeforeValidator(no_flag)]
 
 
 class Fixed(Spec):
     """Always the same; ``{fixed: 1024}`` is short for ``{fixed: {tokens: 1024}}``."""
+
+    model_config = ConfigDict(json_schema_extra=or_short({"type": "integer", "minimum": 1}))
 
     tokens: Tokens
 
@@ -49,13 +61,6 @@ class Fixed(Spec):
     @classmethod
     def _short_form(cls, data: object) -> object:
         return data if isinstance(data, Mapping | Spec) else {"tokens": data}
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        short = {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS}
-        return {"anyOf": [short, handler(schema)]}
 
     def tokens_at(self, quantile_N: Float) -> Tokens_N:
         return np.full(len(quantile_N), self.tokens, np.int32)
@@ -92,7 +97,7 @@ class RangeRatio(Spec):
     """
 
     tokens: Tokens
-    ratio: Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]
+    ratio: Annotated[float, Field(ge=0, le=1), BeforeValidator(no_flag)]
 
     @property
     def low(self) -> int:
@@ -112,8 +117,8 @@ class Lognormal(Spec):
     and context windows do, keeps the median exact.
     """
 
-    median: Annotated[float, BeforeValidator(no_flag), Field(ge=1, le=MAX_TOKENS)]
-    sigma: Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=10)]
+    median: Annotated[float, Field(ge=1, le=MAX_TOKENS), BeforeValidator(no_flag)]
+    sigma: Annotated[float, Field(ge=0, le=10), BeforeValidator(no_flag)]
     low: Tokens = 1
     high: Tokens = CONTEXT_128K
 
@@ -141,7 +146,7 @@ class Histogram(Spec):
 
     edges: Annotated[tuple[Tokens, ...], Field(min_length=2, max_length=MAX_TABLE)]
     weights: Annotated[
-        tuple[Annotated[float, BeforeValidator(no_flag), Field(ge=0)], ...],
+        tuple[Annotated[float, Field(ge=0), BeforeValidator(no_flag)], ...],
         Field(min_length=1, max_length=MAX_TABLE),
     ]
 
@@ -180,7 +185,7 @@ class Quantiles(Spec):
     """
 
     probabilities: Annotated[
-        tuple[Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)], ...],
+        tuple[Annotated[float, Field(ge=0, le=1), BeforeValidator(no_flag)], ...],
         Field(min_length=2, max_length=MAX_TABLE),
     ]
     tokens: Annotated[tuple[Tokens, ...], Field(min_length=2, max_length=MAX_TABLE)]

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from moesim.errors import InputError
 from moesim.spec import Spec
-from moesim.workload.lengths import Tokens, no_flag
+from moesim.workload.lengths import Tokens, no_flag, or_short
 
 # An id takes about 40 bytes while lists of them are drawn.
 MAX_BLOCKS = 50_000_000
@@ -94,9 +94,11 @@ class SharedPrefix(Spec):
     again. Which text a request has is uniform.
     """
 
+    model_config = ConfigDict(json_schema_extra=or_short({"type": "integer", "minimum": 1}))
+
     tokens: Tokens
-    prefixes: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=1_000_000)] = 1
-    fraction: Annotated[float, BeforeValidator(no_flag), Field(gt=0, le=1)] = 1.0
+    prefixes: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(no_flag)] = 1
+    fraction: Annotated[float, Field(gt=0, le=1), BeforeValidator(no_flag)] = 1.0
 
     @model_validator(mode="before")
     @classmethod

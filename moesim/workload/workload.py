@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from moesim.spec import Spec, broken_rule
 from moesim.workload.arrivals import (
@@ -17,7 +17,7 @@ from moesim.workload.arrivals import (
     Gamma,
     Replay,
 )
-from moesim.workload.lengths import MAX_TOKENS, LengthChoice, Tokens, no_flag
+from moesim.workload.lengths import MAX_TOKENS, LengthChoice, Tokens, no_flag, or_short
 from moesim.workload.prefixes import SharedPrefix
 from moesim.workload.presets import load_preset, preset_names
 from moesim.workload.readers import FormatName
@@ -39,10 +39,12 @@ class TraceSource(Spec):
     `skip` rows are left out at the top, then `limit` are used.
     """
 
+    model_config = ConfigDict(json_schema_extra=or_short({"type": "string", "minLength": 1}))
+
     file: Annotated[str, Field(min_length=1, max_length=4096)]
     format: FormatName = "auto"
-    skip: Annotated[int, BeforeValidator(no_flag), Field(ge=0, le=10**12)] = 0
-    limit: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=MAX_REQUESTS)] | None = None
+    skip: Annotated[int, Field(ge=0, le=10**12), BeforeValidator(no_flag)] = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_REQUESTS), BeforeValidator(no_flag)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -61,8 +63,8 @@ class Workload(Spec):
     """
 
     arrivals: ArrivalsChoice
-    requests: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=MAX_REQUESTS)] | None = None
-    duration_s: Annotated[float, BeforeValidator(no_flag), Field(gt=0, le=1e9)] | None = None
+    requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS), BeforeValidator(no_flag)] | None = None
+    duration_s: Annotated[float, Field(gt=0, le=1e9), BeforeValidator(no_flag)] | None = None
     prompt: LengthChoice | None = None
     output: LengthChoice | None = None
     trace: TraceSource | None = None
@@ -70,7 +72,7 @@ class Workload(Spec):
     shared_prefix: SharedPrefix | None = None
     domains: dict[
         Annotated[str, Field(min_length=1, max_length=200)],
-        Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1e9)],
+        Annotated[float, Field(ge=0, le=1e9), BeforeValidator(no_flag)],
     ] = Field(default_factory=dict, max_length=MAX_DOMAINS)
     max_output_tokens: Annotated[
         Literal["exact"] | Tokens | None, BeforeValidator(_exact_or_tokens)
