@@ -17,13 +17,15 @@ _ALL_ROWS = np.empty(0, dtype=np.int64)
 
 
 def load_from_trace(
-    ids_TLK: Ids, experts: int, rows: NDArray[np.integer] | None = None
+    ids_TLK: Ids, experts: int, rows: NDArray[np.integer] | slice | None = None
 ) -> NDArray[np.float64]:
     """Tokens that chose each expert, float64 [L, E]; over all rows or those in `rows`.
 
     A row that occurs twice in `rows` counts twice. Raises InputError for an expert >= `experts` or
     a row outside the trace.
     """
+    if isinstance(rows, slice):
+        ids_TLK, rows = ids_TLK[rows], None
     total = len(ids_TLK)
     chosen = _ALL_ROWS if rows is None else np.asarray(rows, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= total):

@@ -30,12 +30,16 @@ _MOST_BYTES = 16e6
 
 
 def read_placement(
-    path: str | os.PathLike[str], layers: int, experts: int, ranks: int, field: str = ""
+    path: str | os.PathLike[str],
+    ranks: int,
+    layers: int | None = None,
+    experts: int | None = None,
+    field: str = "",
 ) -> Placement:
-    """The placement in a .json or .safetensors file, checked against model and deployment.
+    """The placement in a .json or .safetensors file, checked against what is given of the model.
 
     Raises InputError (naming `field`, or the path) for a file that is missing, too large or
-    malformed, or made for other layers, experts or ranks.
+    malformed, lacks an expert, or is made for other layers, experts or ranks.
     """
     source = Path(path)
     name = field or str(source)
@@ -45,11 +49,11 @@ def read_placement(
     table_LP, made_for = reader(source, name)
     if made_for not in {None, str(ranks)}:
         raise InputError(name, f"must be made for {ranks} ranks", made_for)
-    if len(table_LP) != layers:
+    if layers is not None and len(table_LP) != layers:
         raise InputError(name, f"must place the model's {layers} MoE layers", len(table_LP))
     try:
         placement = Placement(table_LP, ranks)
-        placement.validate(experts)
+        placement.validate(placement.experts if experts is None else experts)
     except InputError as error:
         raise InputError(name, error.rule, error.value, error.hint) from None
     return placement

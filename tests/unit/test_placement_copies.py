@@ -146,6 +146,12 @@ def test_load_equals_bincount(rows: int, seed: int, chosen: list[int] | None) ->
     assert load.tolist() == np.array(expected).tolist()
 
 
+def test_load_of_a_slice() -> None:
+    ids = trace(50, 3, 2, 10, 1)
+    expected = load_from_trace(ids, 10, np.arange(7, 31, 3))
+    assert (load_from_trace(ids, 10, slice(7, 31, 3)) == expected).all()
+
+
 def test_load_refuses_rows_and_experts_outside() -> None:
     ids = trace(5, 2, 2, 6, 0)
     with pytest.raises(InputError, match="must name experts below 3"):

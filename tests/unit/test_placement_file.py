@@ -24,17 +24,18 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"placement{suffix}"
     write_placement(path, Placement(table, 4))
     assert list(tmp_path.iterdir()) == [path]
-    placement = read_placement(path, layers=5, experts=12, ranks=4)
+    placement = read_placement(path, ranks=4, layers=5, experts=12)
     assert (placement.slot_expert_LP == table).all()
     assert placement.ranks == 4
     with pytest.raises(InputError, match="must be made for 8 ranks; got '4'"):
-        read_placement(path, 5, 12, 8)
+        read_placement(path, 8)
 
 
 def test_the_json_of_an_engine_is_read(tmp_path: Path) -> None:
     path = tmp_path / "sglang.json"
     path.write_text(json.dumps({"physical_to_logical_map": GOOD}))
-    assert read_placement(path, 2, 3, 2).slot_expert_LP.tolist() == GOOD
+    assert read_placement(path, 2, 2, 3).slot_expert_LP.tolist() == GOOD
+    assert read_placement(path, 4).slots_per_rank == 1
 
 
 JSON_FAULTS = {
@@ -73,7 +74,7 @@ def test_malformed_json_is_refused_in_one_line(tmp_path: Path, fault: str) -> No
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        read_placement(path, 2, 3, 2, "deployment.placement.file")
+        read_placement(path, 2, 2, 3, "deployment.placement.file")
     assert str(error.value).startswith("deployment.placement.file ")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -92,7 +93,7 @@ def test_malformed_safetensors_are_refused(tmp_path: Path) -> None:
     for content, words in faults.items():
         path.write_bytes(content)
         with pytest.raises(InputError, match=words):
-            read_placement(path, 2, 3, 2)
+            read_placement(path, 2, 2, 3)
     for tensors, words in (
         ({"other": np.zeros((2, 4), dtype=np.int32)}, "must hold one tensor, 'slot_expert'"),
         ({"slot_expert": np.zeros(4, dtype=np.int32)}, r"must hold a \[layers, slots\] table"),
@@ -102,14 +103,14 @@ def test_malformed_safetensors_are_refused(tmp_path: Path) -> None:
     ):
         save_file(tensors, path)
         with pytest.raises(InputError, match=words):
-            read_placement(path, 2, 3, 2)
+            read_placement(path, 2, 2, 3)
 
 
 def test_missing_oversized_and_unknown_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be an existing file"):
-        read_placement(tmp_path / "absent.json", 2, 3, 2)
+        read_placement(tmp_path / "absent.json", 2, 2, 3)
     with pytest.raises(InputError, match=r"must be a \.json or \.safetensors file"):
-        read_placement(tmp_path / "placement.pt", 2, 3, 2)
+        read_placement(tmp_path / "placement.pt", 2, 2, 3)
     with pytest.raises(InputError, match=r"must end in \.json or \.safetensors"):
         write_placement(tmp_path / "placement.pkl", Placement(np.array(GOOD), 2))
     for suffix in (".json", ".safetensors"):
@@ -117,4 +118,4 @@ def test_missing_oversized_and_unknown_files_are_refused(tmp_path: Path) -> None
         with large.open("wb") as file:
             file.truncate(17_000_000)
         with pytest.raises(InputError, match="must be at most 16000000 bytes"):
-            read_placement(large, 2, 3, 2)
+            read_placement(large, 2, 2, 3)
