@@ -1,0 +1,77 @@
+"""What fits: weights, the engine's reserve, and the keys and values that the rest can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moesim.costs.profile import MemoryProfile
+from moesim.errors import InputError
+from moesim.hardware import GPU
+from moesim.model import MoEModel
+from moesim.precision import Precision
+from moesim.sharding import Sharding, kv_bytes_per_token_per_gpu, weight_bytes_per_gpu
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU by use, and the tokens whose keys and values fit an attention rank."""
+
+    weights_bytes: dict[str, float]
+    reserved_bytes: float
+    kv_bytes: float
+    total_bytes: float
+    kv_full_bytes_per_token: float
+    kv_window_bytes_per_token: float
+    window: int
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens of one long sequence that fit (windows hold at most their length)."""
+        left = self.kv_bytes - self.window * self.kv_window_bytes_per_token
+        if self.kv_full_bytes_per_token > 0 and left > 0:
+            return int(left / self.kv_full_bytes_per_token)
+        per_token = self.kv_full_bytes_per_token + self.kv_window_bytes_per_token
+        return int(self.kv_bytes / per_token)
+
+
+def plan_memory(
+    model: MoEModel,
+    sharding: Sharding,
+    precision: Precision,
+    slots_per_rank: int | None,
+    gpu: GPU,
+    memory: MemoryProfile,
+    reserved_bytes: float,
+    utilisation: float | None,
+    kv_capacity_tokens: int | None,
+) -> MemoryPlan:
+    """KV = utilisation x HBM - weights - reserve (vLLM's rule); InputError if nothing is left.
+
+    `kv_capacity_tokens` overrides the rule, for engines whose capacity is known.
+    """
+    weights = weight_bytes_per_gpu(model, sharding, precision, slots_per_rank)
+    usable = gpu.memory_bytes * (memory.utilisation if utilisation is None else utilisation)
+    kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
+    left = usable - weights["total"] - reserved_bytes
+    if kv_capacity_tokens is not None:
+        left = kv_capacity_tokens * (kv.full + kv.sliding)
+    per_token = kv.full + kv.sliding
+    if left < per_token * 16:
+        raise InputError(
+            "deployment.parallelism",
+            f"must leave memory for keys and values: weights {weights['total'] / GB:.1f} GB and "
+            f"reserve {reserved_bytes / GB:.1f} GB exceed the usable {usable / GB:.1f} GB of "
+            f"{gpu.name}",
+            hint="use more GPUs per replica, a smaller weight format, or a larger GPU",
+        )
+    return MemoryPlan(
+        weights_bytes={part: size for part, size in weights.items() if part != "total"},
+        reserved_bytes=reserved_bytes,
+        kv_bytes=left,
+        total_bytes=gpu.memory_bytes,
+        kv_full_bytes_per_token=kv.full,
+        kv_window_bytes_per_token=kv.sliding,
+        window=kv.window,
+    )

@@ -1,0 +1,89 @@
+"""Profile: every free number of the step cost, read from a file that says where each came from."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from moesim.errors import InputError
+from moesim.files import read_text
+from moesim.spec import Spec
+
+Fraction = Field(gt=0.0, le=1.0)
+Seconds = Field(ge=0.0, le=10.0)
+
+
+class ComputeProfile(Spec):
+    """Reached fractions of the datasheet's rates, and fixed times of kernels."""
+
+    gemm_flops_fraction: float = Fraction
+    gemm_bytes_fraction: float = Fraction
+    prefill_attention_flops_fraction: float = Fraction
+    decode_attention_bytes_fraction: float = Fraction
+    expert_flops_fraction: float = Fraction
+    expert_bytes_fraction: float = Fraction
+    expert_tile_tokens: int = Field(ge=1, le=1024)
+    kernel_s: float = Seconds
+    eager_kernel_s: float = Seconds
+    elementwise_passes: float = Field(ge=0.0, le=100.0)
+
+
+class NetworkProfile(Spec):
+    """Fixed times of collectives; bandwidths belong to the links of the cluster."""
+
+    all_reduce_base_s: float = Seconds
+    collective_base_s: float = Seconds
+    low_latency_base_s: float = Seconds
+    normal_base_s: float = Seconds
+    message_header_bytes: int = Field(ge=0, le=4096)
+
+
+class OverheadProfile(Spec):
+    """Host time of the engine that the GPU waits for."""
+
+    step_s: float = Seconds
+    request_s: float = Seconds
+    prefill_step_s: float = Seconds
+    arrival_s: float = Seconds
+
+
+class MemoryProfile(Spec):
+    """What the engine leaves of a GPU's memory for weights and keys and values."""
+
+    utilisation: float = Fraction
+    reserved_bytes: float = Field(ge=0.0)
+
+
+class Profile(Spec):
+    """Timing data for one kind of machine and engine; `label` goes with every result."""
+
+    label: str
+    date: str
+    compute: ComputeProfile
+    network: NetworkProfile
+    overhead: OverheadProfile
+    memory: MemoryProfile
+
+
+def load_profile(name_or_path: str, field: str = "deployment.profile") -> Profile:
+    """A shipped profile by name, or one from a YAML file. Raises InputError."""
+    shipped = resources.files("moesim.presets").joinpath("profiles")
+    names = sorted(
+        p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")
+    )
+    if name_or_path in names:
+        text = shipped.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif Path(name_or_path).suffix in (".yaml", ".yml"):
+        text = read_text(name_or_path, max_bytes=4e6, field=field)
+    else:
+        raise InputError(field, f"must be one of {', '.join(names)} or a .yaml file", name_or_path)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(field, f"is not valid YAML: {error}") from error
+    if isinstance(data, dict) and hasattr(data.get("date"), "isoformat"):
+        data["date"] = data["date"].isoformat()
+    return Profile.parse(data, field)

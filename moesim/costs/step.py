@@ -1,0 +1,183 @@
+"""From a model on a machine to the times per unit of work that a simulated step adds up.
+
+The result holds exact tables over the number of tokens (a roofline has corners that interpolation
+would round) and a few rates. Legend: n tokens of a step, B pipeline stages, L MoE layers, R ranks
+of the expert-parallel group, P physical slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.collectives import Group, all_gather, all_reduce
+from moesim.costs.profile import Profile
+from moesim.costs.roofline import elementwise_s, linear_s
+from moesim.hardware import Cluster
+from moesim.model import MoEModel
+from moesim.operators import attention_work, expert_work, linear_operators
+from moesim.precision import Precision
+from moesim.sharding import Sharding
+
+EXCHANGES = ("none", "all-reduce", "allgather-reducescatter", "deepep-normal", "deepep-low-latency")
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Times per unit of work of one replica; field names as in moesim.sim.cost.COSTS."""
+
+    rates: dict[str, float | int]
+    token_s: NDArray[np.float64]  # [3, n + 1]: attention GEMMs, dense parts, all-reduces
+    head_s: NDArray[np.float64]  # [n + 1]
+    stage_of_layer: NDArray[np.int32]  # [L]
+    stage_share: NDArray[np.float64]  # [B]
+    domain_of_rank: NDArray[np.int32]  # [R]
+
+
+def build_step_costs(
+    model: MoEModel,
+    sharding: Sharding,
+    precision: Precision,
+    cluster: Cluster,
+    profile: Profile,
+    exchange: tuple[str, str],
+    most_tokens: int,
+) -> StepCosts:
+    """Times for up to `most_tokens` tokens per attention rank; `exchange` for (prefill, decode)."""
+    tokens = np.arange(most_tokens + 1, dtype=np.float64)
+    compute, network = profile.compute, profile.network
+    parts = {name: np.zeros(most_tokens + 1) for name in ("attention", "dense", "head")}
+    for operator in linear_operators(model, sharding, precision):
+        part = operator.part if operator.part in parts else "dense"
+        parts[part] += operator.layers * linear_s(operator, tokens, cluster.gpu, compute)
+    parts["dense"] += model.layers * elementwise_s(model.hidden, tokens, cluster.gpu, compute)
+
+    domain_of_rank = _domains(cluster, sharding)
+    hidden_bytes = model.hidden * 2.0
+    attention_group = _group(cluster, sharding.attention_tp, domain_of_rank)
+    expert_group = _group(cluster, sharding.stage_gpus, domain_of_rank)
+    reduce = all_reduce(attention_group, network.all_reduce_base_s)
+    # Attention and dense MLP end in an all-reduce of the tensor-parallel group each; a MoE layer
+    # does too wherever its tokens are not exchanged.
+    moe_reduces = len(model.moe_layers) if sharding.attention_dp == 1 else 0
+    reduces = model.layers + (model.layers - len(model.moe_layers)) + moe_reduces
+    reduced_s = reduces * (reduce.base_s + tokens * hidden_bytes * reduce.byte_s)
+    gather = all_gather(expert_group, network.collective_base_s)
+
+    attention = attention_work(model, sharding, precision)
+    # Attention computes in bf16 whatever the weights are stored in.
+    attention_flops_per_s = cluster.gpu.flops("bf16") * compute.prefill_attention_flops_fraction
+    rates: dict[str, float | int] = {
+        "attention_tp": sharding.attention_tp,
+        "full_layers": attention.layers_full,
+        "window_layers": attention.layers_sliding,
+        "window": attention.window,
+        "prefill_pair_s": attention.flops_per_pair_prefill / attention_flops_per_s,
+        "decode_pair_s": attention.flops_per_pair_decode / attention_flops_per_s,
+        "kv_token_s": attention.kv_bytes_per_token
+        / (cluster.gpu.memory_bytes_per_s * compute.decode_attention_bytes_fraction),
+        "attention_kernel_s": compute.kernel_s,
+        "gather_base_s": gather.base_s,
+        "gather_token_s": gather.byte_s * hidden_bytes,
+        "gather_up_bytes": gather.up_bytes * hidden_bytes,
+        "gather_out_bytes": gather.out_bytes * hidden_bytes,
+        "reduce_up_bytes": reduces * reduce.up_bytes * hidden_bytes,
+        "reduce_out_bytes": reduces * reduce.out_bytes * hidden_bytes,
+        "up_byte_s": 1.0 / cluster.scale_up.effective_bytes_per_s,
+        "out_byte_s": 1.0 / cluster.scale_out.effective_bytes_per_s,
+        "normal_base_s": network.normal_base_s
+        + (cluster.scale_out if expert_group.domains > 1 else cluster.scale_up).latency_s,
+        "low_latency_base_s": network.low_latency_base_s
+        + (cluster.scale_out if expert_group.domains > 1 else cluster.scale_up).latency_s,
+        **_message_bytes(model, precision, network.message_header_bytes),
+        **_expert_rates(model, sharding, precision, cluster, profile),
+        **_pipeline_rates(cluster, sharding, hidden_bytes),
+        "prefill_exchange": EXCHANGES.index(exchange[0]),
+        "decode_exchange": EXCHANGES.index(exchange[1]),
+        "step_s": profile.overhead.step_s,
+        "request_s": profile.overhead.request_s,
+        "prefill_step_s": profile.overhead.prefill_step_s
+        + compute.eager_kernel_s * _kernels(model),
+    }
+    stage_of_layer, stage_share = _stages(model, sharding.pipeline)
+    return StepCosts(
+        rates=rates,
+        token_s=np.stack([parts["attention"], parts["dense"], reduced_s]),
+        head_s=parts["head"],
+        stage_of_layer=stage_of_layer,
+        stage_share=stage_share,
+        domain_of_rank=domain_of_rank[:: sharding.moe_tp].copy(),
+    )
+
+
+def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:
+    """Scale-up domain of each GPU of the first pipeline stage, numbered from 0."""
+    return np.array([cluster.domain_of(i) for i in range(sharding.stage_gpus)], dtype=np.int32)
+
+
+def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:
+    domains = len(set(domain_of_rank[:gpus].tolist()))
+    return Group(gpus, domains, cluster.scale_up, cluster.scale_out)
+
+
+def _message_bytes(model: MoEModel, precision: Precision, header: int) -> dict[str, float]:
+    """Bytes per token of DeepEP messages (internode_ll.cu, config.hpp): FP8 has a scale per 128."""
+    payload = model.hidden * 2.0
+    if precision.dispatch == "fp8":
+        payload = model.hidden * 1.0 + model.hidden / 128.0 * 4.0
+    return {
+        "dispatch_bytes": payload,
+        "low_latency_dispatch_bytes": header + payload,
+        "combine_bytes": model.hidden * 2.0,
+    }
+
+
+def _expert_rates(
+    model: MoEModel,
+    sharding: Sharding,
+    precision: Precision,
+    cluster: Cluster,
+    profile: Profile,
+) -> dict[str, float | int]:
+    if not model.moe_layers:
+        return {}
+    work, compute = expert_work(model, sharding, precision), profile.compute
+    bytes_per_s = cluster.gpu.memory_bytes_per_s * compute.expert_bytes_fraction
+    flops_per_s = cluster.gpu.flops(work.compute) * compute.expert_flops_fraction
+    return {
+        "expert_weight_s": work.weight_bytes_per_expert / bytes_per_s,
+        "expert_pair_s": work.activation_bytes_per_token_expert / bytes_per_s,
+        "expert_flop_s": work.flops_per_token_expert / flops_per_s,
+        # Permute, two grouped GEMMs, activation, un-permute.
+        "expert_kernel_s": 5 * compute.kernel_s,
+        "tile_shift": int(compute.expert_tile_tokens).bit_length() - 1,
+    }
+
+
+def _pipeline_rates(cluster: Cluster, sharding: Sharding, hidden_bytes: float) -> dict[str, float]:
+    if sharding.pipeline == 1:
+        return {}
+    link = cluster.link(sharding.stage_gpus - 1, sharding.stage_gpus) or cluster.scale_up
+    # Tensor-parallel ranks send their share each and gather it behind the hop.
+    per_token_bytes = hidden_bytes / sharding.attention_tp
+    return {
+        "pipeline_base_s": link.latency_s,
+        "pipeline_token_s": per_token_bytes / link.effective_bytes_per_s,
+    }
+
+
+def _kernels(model: MoEModel) -> int:
+    """Kernels that an eager (not graph-replayed) pass launches, about: 12 a layer, 8 more if MoE."""
+    return 12 * model.layers + 8 * len(model.moe_layers)
+
+
+def _stages(model: MoEModel, pipeline: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Stage of each MoE layer, and each stage's share of all layers (as even as possible)."""
+    stage_of = np.repeat(
+        np.arange(pipeline, dtype=np.int32),
+        [len(part) for part in np.array_split(np.arange(model.layers), pipeline)],
+    )
+    share = np.bincount(stage_of, minlength=pipeline) / model.layers
+    return stage_of[list(model.moe_layers)], share

@@ -1,0 +1,120 @@
+"""How an engine composes its batches: settings of the compiled policies, and the form of your own.
+
+The compiled policies (sim/schedule.py) follow vLLM v1, SGLang and a static baseline. A policy of
+your own is any callable that takes a `RankView` and returns grants (request, tokens); the simulator
+carries them out and checks them. It runs in Python, one step at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from moesim.policies.load_balancing import by_name
+from moesim.spec import Spec
+from moesim.units import GIB
+
+MostTokens = Annotated[int, Field(ge=1, le=1_000_000)]
+MostRequests = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class ChunkedPrefill(Spec):
+    """vLLM v1: running requests first, then new ones, under one token budget; prompts in chunks."""
+
+    policy: Literal["chunked-prefill"] = "chunked-prefill"
+    token_budget: MostTokens | None = None
+    max_requests: MostRequests | None = None
+    long_prefill_tokens: int = Field(0, ge=0)
+
+
+class PrefillFirst(Spec):
+    """SGLang: a batch of prompts if one can be made, decode otherwise."""
+
+    policy: Literal["prefill-first"] = "prefill-first"
+    token_budget: MostTokens | None = None  # chunked_prefill_size
+    max_requests: MostRequests | None = None
+    max_prefill_tokens: MostTokens = 16_384
+    mixed_chunk: bool = False
+    schedule_conservativeness: float = Field(1.0, gt=0.0, le=10.0)
+
+
+class Static(Spec):
+    """The baseline: a batch starts together and ends together."""
+
+    policy: Literal["static"] = "static"
+    max_requests: MostRequests = 8
+
+
+Batching = Annotated[
+    ChunkedPrefill | PrefillFirst | Static,
+    Field(discriminator="policy"),
+    BeforeValidator(by_name),
+]
+
+
+def default_token_budget(engine: str, gpu_memory_bytes: float, gpu_name: str) -> int:
+    """Tokens of a step by GPU memory.
+
+    vLLM 0.33 `get_batch_defaults` (API server): 160 GiB and more 16,384; 70 GiB and more, not
+    A100: 8,192; else 2,048. SGLang 0.5.23 chunked_prefill_size: below 20 GB 2,048; below 60 GB
+    4,096; below 160 GB 8,192; else 16,384.
+    """
+    gib = gpu_memory_bytes / GIB
+    if engine == "vllm":
+        if gib >= 160:
+            return 16_384
+        return 8_192 if gib >= 70 and not gpu_name.startswith("a100") else 2_048
+    if gib < 20:
+        return 2_048
+    if gib < 60:
+        return 4_096
+    return 8_192 if gib < 160 else 16_384
+
+
+def default_max_requests(engine: str, gpu_memory_bytes: float, gpu_name: str) -> int:
+    """Requests that run at once: vLLM 1,024 on large GPUs, else 256 (same source); SGLang 1,024."""
+    if engine == "vllm":
+        large = gpu_memory_bytes / GIB >= 70 and not gpu_name.startswith("a100")
+        return 1_024 if large else 256
+    return 1_024
+
+
+@dataclass(frozen=True)
+class RequestsView:
+    """What an engine knows of some requests, in order; one entry each."""
+
+    request: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    max_output_tokens: NDArray[np.int64]
+    computed_tokens: NDArray[np.int64]
+    generated_tokens: NDArray[np.int64]
+    arrival_s: NDArray[np.float64]
+
+    @property
+    def due_tokens(self) -> NDArray[np.int64]:
+        """Tokens to compute before the next output token."""
+        return self.prompt_tokens + self.generated_tokens - self.computed_tokens
+
+
+@dataclass(frozen=True)
+class RankView:
+    """An attention rank at the moment it composes a batch."""
+
+    now_s: float
+    token_budget: int
+    max_requests: int
+    kv_free_tokens: int
+    running: RequestsView
+    waiting: RequestsView
+
+
+class BatchingPolicy(Protocol):
+    """A batching policy written in Python."""
+
+    def __call__(self, view: RankView) -> Iterable[tuple[int, int]]:
+        """Grants (request, tokens to compute), in order; waiting requests are admitted by one."""

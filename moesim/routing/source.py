@@ -1,0 +1,63 @@
+"""The routing trace that a scenario asks for: a file, or one of the generated kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.architecture import MoEModel
+from moesim.routing.fit import fit_to_model, ids_for_model
+from moesim.routing.profiles import default_trace
+from moesim.routing.trace import RoutingTrace
+
+EVEN_TOKENS = 16_384
+GENERATED = ("synthetic", "uniform", "balanced")
+
+
+def open_routing(
+    trace: str, tokens: int | None, model: MoEModel, seed: int
+) -> tuple[RoutingTrace, NDArray[Any], tuple[str, ...]]:
+    """(trace, ids for the model's own MoE layers [T, L, K], notes). Raises InputError.
+
+    `trace` is a file, or: `synthetic`, from the generator fitted to the model's published
+    statistics; `uniform`, experts drawn independently and uniformly; `balanced`, experts dealt
+    in turn, so that every contiguous run of tokens loads all experts alike.
+    """
+    if trace == "synthetic":
+        made = default_trace(model, seed, tokens)
+        return made, made.ids_TLK, (f"routing: synthetic ({made.provenance.get('profile', '')})",)
+    if trace in GENERATED:
+        made = _even_trace(model, tokens or EVEN_TOKENS, seed, uniform=trace == "uniform")
+        return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
+    opened = RoutingTrace.open(trace, "routing.trace")
+    layer_map, notes = fit_to_model(opened, model)
+    return opened, ids_for_model(opened, layer_map), notes
+
+
+def _even_trace(model: MoEModel, tokens: int, seed: int, uniform: bool) -> RoutingTrace:
+    layers, experts, top_k = len(model.moe_layers), model.experts, model.top_k
+    dtype = np.uint8 if experts <= 256 else np.uint16
+    if uniform:
+        rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(8)[3])
+        ids = np.empty((tokens, layers, top_k), dtype)
+        for first in range(0, tokens, 4096):
+            rows = min(4096, tokens - first)
+            keys = rng.random((rows, layers, experts), dtype=np.float32)
+            ids[first : first + rows] = np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k]
+    else:
+        turn = np.arange(tokens)[:, None, None] * top_k + np.arange(top_k)
+        ids = np.broadcast_to(turn % experts, (tokens, layers, top_k)).astype(dtype)
+    return RoutingTrace(
+        ids_TLK=ids,
+        weights_TLK=None,
+        sequence_start_S1=np.array([0, tokens], np.int64),
+        prompt_tokens_S=np.array([0], np.int32),
+        domain_S=np.zeros(1, np.uint16),
+        domains=("all",),
+        layers_L=np.array(model.moe_layers, np.int32),
+        experts=experts,
+        model=model.name,
+        provenance={"source": "uniform" if uniform else "balanced"},
+    )

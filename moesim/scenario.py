@@ -1,0 +1,305 @@
+"""Scenario: everything a run depends on, validated; and reading it from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field
+
+from moesim.costs.step import EXCHANGES
+from moesim.errors import InputError
+from moesim.files import read_text
+from moesim.policies.batching import Batching, ChunkedPrefill, PrefillFirst, Static
+from moesim.policies.load_balancing import LeastLoaded, LoadBalancing, by_name
+from moesim.spec import Spec
+from moesim.workload.workload import Workload
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+MAX_NODES = 100_000  # values in one scenario file, aliases expanded
+
+
+class PrecisionSpec(Spec):
+    """Number formats; None follows the model's own files."""
+
+    weights: str | None = None
+    experts: str | None = None
+    kv_cache: Literal["bf16", "fp8"] = "bf16"
+    dispatch: Literal["bf16", "fp8"] | None = None
+
+
+class ClusterSpec(Spec):
+    """The machines: GPUs in nodes, and what connects the nodes."""
+
+    gpu: str
+    gpus_per_node: Count = 8
+    nodes: Count = 1
+    fabric: str | None = None  # None: the GPU's usual one
+    oversubscription: float = Field(1.0, ge=1.0, le=64.0)
+
+
+class ParallelismSpec(Spec):
+    """How one replica is split; its GPUs are attention_tp x attention_dp x pipeline."""
+
+    attention_tp: Count = 1
+    attention_dp: Count = 1
+    expert_parallel: Count = 1
+    pipeline: Count = 1
+
+
+class Contiguous(Spec):
+    """Slot p holds expert p modulo the number of experts (vLLM's linear placement)."""
+
+    policy: Literal["contiguous"] = "contiguous"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class RoundRobinPlacement(Spec):
+    """Experts dealt to the ranks in turn."""
+
+    policy: Literal["round-robin"] = "round-robin"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class RandomPlacement(Spec):
+    """Experts at random, each layer anew."""
+
+    policy: Literal["random"] = "random"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class EPLB(Spec):
+    """DeepSeek's expert-parallel load balancer, fitted on a part of the routing trace."""
+
+    policy: Literal["eplb"] = "eplb"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+    # Share of the trace's sequences whose load the balancer sees (the first ones).
+    fit_fraction: float = Field(0.5, gt=0.0, le=1.0)
+    hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
+
+
+class FromFile(Spec):
+    """A placement given in a file ({"physical_to_logical_map": [layers][slots]})."""
+
+    policy: Literal["file"] = "file"
+    file: str
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+PlacementChoice = Annotated[
+    Contiguous | RoundRobinPlacement | RandomPlacement | EPLB | FromFile,
+    Field(discriminator="policy"),
+    BeforeValidator(by_name),
+]
+Exchange = Literal[
+    "auto", "deepep", "deepep-normal", "deepep-low-latency", "allgather-reducescatter"
+]
+
+
+class KVCacheSpec(Spec):
+    """The key-value cache of an attention rank; None follows the engine's rule."""
+
+    utilisation: float | None = Field(None, gt=0.0, le=1.0)
+    capacity_tokens: int | None = Field(None, ge=16, le=10**12)
+    block_tokens: int | None = Field(None, ge=1, le=4096)
+    prefix_caching: bool = True
+
+
+class DeploymentSpec(Spec):
+    """The serving software and how the model lies on the machines."""
+
+    engine: Literal["vllm", "sglang"] = "vllm"
+    replicas: Count = 1
+    parallelism: ParallelismSpec = ParallelismSpec()
+    batching: Batching | None = None
+    placement: PlacementChoice = Contiguous()
+    exchange: Exchange = "auto"
+    load_balancing: LoadBalancing = LeastLoaded()
+    rank_balancing: LoadBalancing | None = None
+    kv_cache: KVCacheSpec = KVCacheSpec()
+    profile: str = "assumed"
+
+
+class RoutingSpec(Spec):
+    """Where the tokens' experts come from.
+
+    `trace` is a file made by `moesim trace`, or `synthetic` (the generator fitted to the model's
+    published statistics), `uniform` (independent and uniform) or `balanced` (perfectly even).
+    """
+
+    trace: str = "synthetic"
+    # Length of a generated trace; None: enough for the model within a few seconds.
+    tokens: int | None = Field(None, ge=256, le=4_000_000)
+
+
+class SLOSpec(Spec):
+    """Service-level objective: the share of requests within all given limits is reported."""
+
+    ttft_s: float | None = Field(None, gt=0.0)
+    tpot_s: float | None = Field(None, gt=0.0)
+    e2e_s: float | None = Field(None, gt=0.0)
+
+
+class EconomicsSpec(Spec):
+    """Prices; None takes the GPU's dated preset."""
+
+    usd_per_gpu_hour: float | None = Field(None, ge=0.0, le=1000.0)
+
+
+class MeasureSpec(Spec):
+    """Which requests count. `auto`: all of a trace or closed loop, MSER-5 truncation otherwise."""
+
+    warmup: Literal["auto", "none"] | Annotated[int, Field(ge=0)] = "auto"
+
+
+class Scenario(Spec):
+    """Everything a run depends on."""
+
+    name: str = Field(min_length=1, max_length=200)
+    question: str = ""
+    model: str
+    precision: PrecisionSpec = PrecisionSpec()
+    cluster: ClusterSpec
+    deployment: DeploymentSpec = DeploymentSpec()
+    routing: RoutingSpec = RoutingSpec()
+    workload: Workload
+    slo: SLOSpec = SLOSpec()
+    economics: EconomicsSpec = EconomicsSpec()
+    measure: MeasureSpec = MeasureSpec()
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @property
+    def batching(self) -> ChunkedPrefill | PrefillFirst | Static:
+        """The batching settings, or the engine's default."""
+        if self.deployment.batching is not None:
+            return self.deployment.batching
+        return ChunkedPrefill() if self.deployment.engine == "vllm" else PrefillFirst()
+
+    def exchanges(self) -> tuple[str, str]:
+        """How tokens reach their experts in steps (with prefill, of decode only)."""
+        parallel, choice = self.deployment.parallelism, self.deployment.exchange
+        if parallel.attention_dp == 1:
+            alone = parallel.attention_tp == 1
+            return (EXCHANGES[0],) * 2 if alone else (EXCHANGES[1],) * 2
+        if choice == "auto":
+            choice = "allgather-reducescatter" if self.deployment.engine == "vllm" else "deepep"
+        if choice == "deepep":
+            return "deepep-normal", "deepep-low-latency"
+        return choice, choice
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key written twice is an error instead of a silent overwrite."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int, float, bool)):
+                if key in seen:
+                    raise yaml.YAMLError(f"the key {key!r} stands twice")
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, field: str) -> Any:
+    """Plain data from YAML text; InputError on syntax, duplicate keys or absurd size."""
+    try:
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(field, f"is not valid YAML: {error}") from None
+    pending, count = [data], 0
+    while pending:
+        count += 1
+        if count > MAX_NODES:
+            raise InputError(field, f"must hold at most {MAX_NODES} values")
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+    return data
+
+
+def load_scenario(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """A scenario from a YAML file or by the name of a shipped one, with `a.b=c` overrides applied.
+
+    Paths in the file are relative to it. Raises InputError.
+    """
+    path = find_scenario(name_or_path)
+    data = read_yaml(read_text(path, max_bytes=1e6), str(name_or_path))
+    if not isinstance(data, dict):
+        raise InputError(str(name_or_path), "must be a YAML mapping of scenario fields")
+    for override in overrides:
+        _apply(data, override)
+    _resolve_paths(data, path.parent)
+    return Scenario.parse(data)
+
+
+def scenarios_folder() -> Path:
+    """Where the shipped scenarios are: in an installed package, or beside it in a checkout."""
+    installed = Path(__file__).resolve().parent / "scenarios"
+    return installed if installed.is_dir() else installed.parent.parent / "scenarios"
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Names of the shipped scenarios."""
+    return tuple(sorted(path.stem for path in scenarios_folder().glob("*.yaml")))
+
+
+def find_scenario(name_or_path: str | Path) -> Path:
+    """The file of a scenario; InputError names the closest shipped ones."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    names = scenario_names()
+    if str(name_or_path) in names:
+        return scenarios_folder() / f"{name_or_path}.yaml"
+    import difflib
+
+    close = difflib.get_close_matches(str(name_or_path), names, n=3)
+    raise InputError(
+        "scenario",
+        "must be a .yaml file or a shipped scenario",
+        str(name_or_path),
+        f"did you mean {', '.join(close)}?" if close else f"`moesim scenarios` lists {len(names)}",
+    )
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError("--set", "must have the form a.b=value", override)
+    at = data
+    for key in keys[:-1]:
+        if at.get(key) is None or isinstance(at[key], str):
+            at[key] = {}
+        at = at[key]
+        if not isinstance(at, dict):
+            raise InputError("--set", f"cannot go into {key}, which is not a mapping", override)
+    at[keys[-1]] = read_yaml(text, "--set")
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make paths written relative to the scenario's file absolute, where such a file exists."""
+    places = (
+        ("model",),
+        ("routing", "trace"),
+        ("workload", "trace", "file"),
+        ("deployment", "placement", "file"),
+        ("deployment", "profile"),
+    )
+    for place in places:
+        at: Any = data
+        for key in place[:-1]:
+            at = at.get(key) if isinstance(at, dict) else None
+        if not isinstance(at, dict) or not isinstance(at.get(place[-1]), str):
+            continue
+        value = at[place[-1]]
+        candidate = folder / value
+        if value and "\0" not in value and len(value) < 4096 and candidate.exists():
+            if not candidate.is_dir() or place == ("model",):
+                at[place[-1]] = str(candidate.resolve())

@@ -1,0 +1,167 @@
+"""Moving replicas through their steps: one piece of code for single steps and for leaps.
+
+`fleet` takes the step boundaries of all replicas in time order. It stops before the horizon (the
+next event that anybody else can observe), at a completion somebody waits for, where a policy
+written in Python must decide, or when the step buffer is full. The last step stays in flight,
+uncommitted, so nothing is ever rolled back and whoever looks sees exactly the state of that instant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moesim.compiled import hot
+from moesim.sim.commit import commit
+from moesim.sim.cost import step_cost
+from moesim.sim.schedule import push_waiting, schedule
+from moesim.sim.state import (
+    DONE_FILLED,
+    EXTERNAL,
+    NOT_ARRIVED,
+    STEPS_FILLED,
+    STEPS_TOTAL,
+)
+
+# Why `fleet` returned.
+HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
+
+
+@hot
+def enqueue(s: Any, r: int, g: int, now: float) -> None:
+    """Request r arrives at attention rank g; an idle replica wakes."""
+    request = s.requests[r]
+    request.status = NOT_ARRIVED
+    push_waiting(s, g, r, False)
+    k = g // s.rules[0].ranks
+    wake(s, k, now)
+
+
+@hot
+def wake(s: Any, k: int, now: float) -> None:
+    """Replica k has a reason to compose a batch as soon as its first stage is free."""
+    replica = s.replicas[k]
+    if replica.in_flight < s.rules[0].stages:
+        replica.schedule_s = min(replica.schedule_s, max(now, s.stage_free_s[k, 0]))
+
+
+@hot
+def launch(
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, now: float, requests: int
+) -> None:
+    """Put the composed batch of replica k in flight, or let the replica rest if it is empty."""
+    rules = s.rules[0]
+    replica = s.replicas[k]
+    b = (replica.oldest + replica.in_flight) % rules.stages
+    dummy = 0
+    if requests == 0:
+        # Data-parallel ranks agree to stop only every so many steps (vLLM dp_sync_interval).
+        settled = rules.dummy_interval == 0 or replica.steps % rules.dummy_interval == 0
+        if replica.in_flight > 0 or settled:
+            replica.schedule_s = np.inf
+            return
+        dummy = 1
+    step = record.steps[record.counters[STEPS_FILLED]]
+    record.counters[STEPS_FILLED] += 1
+    record.counters[STEPS_TOTAL] += 1
+    step_cost(s, routes, c, w, record, step, k, b)
+    end = now
+    busy = 0.0
+    for stage in range(rules.stages):
+        end = max(end, s.stage_free_s[k, stage]) + w.stage_s[stage]
+        s.stage_free_s[k, stage] = end
+        busy += w.stage_s[stage]
+    s.batch_end_s[k, b] = end
+    step.replica = k
+    step.dummy = dummy
+    step.start_s = now
+    step.duration_s = busy
+    running = 0
+    waiting = 0
+    free = 0
+    for d in range(rules.ranks):
+        g = k * rules.ranks + d
+        rank = s.ranks[g]
+        running += rank.running
+        waiting += rank.waiting
+        free += rank.kv_free_bytes + rank.kv_idle_bytes
+        for i in range(s.batch_size[k, b, d]):
+            request = s.requests[s.batch_request[k, b, d, i]]
+            if np.isnan(request.scheduled_s):
+                request.scheduled_s = now
+    step.running = running
+    step.waiting = waiting
+    capacity = 1.0 * rules.kv_capacity_bytes * rules.ranks
+    step.kv_used_fraction = 1.0 - free / capacity
+    replica.in_flight += 1
+    replica.steps += 1
+    replica.busy_s += busy / rules.stages
+    replica.commit_s = s.batch_end_s[k, replica.oldest]
+    replica.schedule_s = np.inf
+    if replica.in_flight < rules.stages:
+        replica.schedule_s = s.stage_free_s[k, 0]
+
+
+@hot
+def _end_step(s: Any, record: Any, k: int) -> int:
+    """Commit the oldest batch of replica k and let it compose the next one."""
+    replica = s.replicas[k]
+    now = replica.commit_s
+    finished = commit(s, record, k)
+    replica.commit_s = np.inf
+    if replica.in_flight > 0:
+        replica.commit_s = s.batch_end_s[k, replica.oldest]
+    wake(s, k, now)
+    return finished
+
+
+@hot
+def next_boundary(s: Any) -> Any:
+    """The earliest step boundary: (replica, time); (-1, inf) where all rest."""
+    first = -1
+    first_s = np.inf
+    for k in range(s.rules[0].replicas):
+        t = min(s.replicas[k].commit_s, s.replicas[k].schedule_s)
+        if t < first_s:
+            first = k
+            first_s = t
+    return first, first_s
+
+
+@hot
+def fleet(
+    s: Any,
+    routes: Any,
+    c: Any,
+    w: Any,
+    record: Any,
+    now: float,
+    horizon: float,
+    stop_on_completion: bool,
+) -> Any:
+    """Take step boundaries up to `now`, and further ones before `horizon`.
+
+    Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
+    scheduled after it yet; DECISION where replica's batch must be composed outside (policy
+    EXTERNAL); otherwise the time of the next boundary.
+    """
+    rules = s.rules[0]
+    room = record.steps.size - 1
+    while True:
+        k, t = next_boundary(s)
+        if t > now and t >= horizon:
+            return HORIZON, k, t
+        if record.counters[STEPS_FILLED] >= room or (
+            record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
+        ):
+            return BUFFER_FULL, k, t
+        replica = s.replicas[k]
+        if replica.commit_s <= replica.schedule_s:
+            if _end_step(s, record, k) > 0 and stop_on_completion:
+                return COMPLETION, k, t
+        elif rules.policy == EXTERNAL:
+            return DECISION, k, t
+        else:
+            b = (replica.oldest + replica.in_flight) % rules.stages
+            launch(s, routes, c, w, record, k, t, schedule(s, k, b))

@@ -1,0 +1,53 @@
+"""Ending a step: computed tokens are counted, output tokens handed out, finished requests leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.compiled import hot
+from moesim.sim.kvcache import release
+from moesim.sim.state import COMPLETED, DONE_FILLED
+
+
+@hot
+def commit(s: Any, record: Any, k: int) -> int:
+    """End the oldest batch of replica k; the number of requests that finished with it."""
+    rules = s.rules[0]
+    replica = s.replicas[k]
+    b = replica.oldest
+    now = s.batch_end_s[k, b]
+    finished = 0
+    for d in range(rules.ranks):
+        g = k * rules.ranks + d
+        left = False
+        for i in range(s.batch_size[k, b, d]):
+            r = s.batch_request[k, b, d, i]
+            request = s.requests[r]
+            request.in_flight = 0
+            request.computed += s.batch_tokens[k, b, d, i]
+            if request.computed < request.prompt_tokens + request.generated:
+                continue
+            if record.token_s.size > 0:
+                record.token_s[request.token_start + request.generated] = now
+            request.generated += 1
+            if request.generated == 1:
+                request.first_token_s = now
+            if request.generated == request.output_tokens:
+                request.finish_s = now
+                request.status = COMPLETED
+                release(s, g, r)
+                record.done[record.counters[DONE_FILLED]] = r
+                record.counters[DONE_FILLED] += 1
+                finished += 1
+                left = True
+        if left:
+            kept = 0
+            for i in range(s.ranks[g].running):
+                r = s.running[g, i]
+                if s.requests[r].status != COMPLETED:
+                    s.running[g, kept] = r
+                    kept += 1
+            s.ranks[g].running = kept
+    replica.oldest = (b + 1) % rules.stages
+    replica.in_flight -= 1
+    return finished

@@ -1,0 +1,166 @@
+"""Fleet: the replicas in simulated time. SimPy holds one timer, the next step boundary of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.policies.batching import BatchingPolicy, RankView, RequestsView
+from moesim.sim.advance import (
+    BUFFER_FULL,
+    COMPLETION,
+    DECISION,
+    enqueue,
+    fleet,
+    launch,
+)
+from moesim.sim.clock import LOW, NORMAL, at
+from moesim.sim.cost import Costs, Work
+from moesim.sim.kvcache import bytes_of
+from moesim.sim.replay import Routes
+from moesim.sim.schedule import apply_grant
+from moesim.sim.state import DONE_FILLED, NOBODY, STEPS_FILLED, Record, State
+
+BROKEN_RULES = {
+    -1: "named a request that is not waiting or running here, or already in this batch",
+    -2: "granted more tokens than are due",
+    -3: "admitted more requests than max_requests",
+}
+
+
+class Fleet:
+    """All replicas, moved together from one step boundary to the next."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        state: State,
+        routes: Routes,
+        costs: Costs,
+        work: Work,
+        record: Record,
+        policy: BatchingPolicy | None = None,
+        leap: bool = True,
+    ) -> None:
+        self.env = env
+        self.state = state
+        self.policy = policy
+        self.leap = leap
+        self.step_chunks: list[NDArray[Any]] = []
+        self.on_completion: Callable[[list[int]], None] | None = None
+        self._parts = (state, routes, costs, work, record)
+        self._record = record
+        self._armed_s = np.inf
+
+    def enqueue(self, request: int, rank: int) -> None:
+        """A request arrives at an attention rank now."""
+        enqueue(self.state, request, rank, self.env.now)
+        self._arm(self.env.now)
+
+    def _arm(self, time_s: float) -> None:
+        if time_s < self._armed_s:
+            self._armed_s = time_s
+            timer = at(self.env, time_s, LOW)
+            assert timer.callbacks is not None
+            timer.callbacks.append(self._turn)
+
+    def _turn(self, timer: simpy.Event) -> None:
+        """Advance every replica to the next event of anybody else, hand on completions, arm again."""
+        now = self.env.now
+        if now < self._armed_s:
+            return  # a later timer took this one's place
+        self._armed_s = np.inf
+        horizon = self.env.peek() if self.leap else -np.inf
+        while True:
+            reason, replica, time_s = fleet(
+                *self._parts, now, horizon, self.on_completion is not None
+            )
+            if reason == BUFFER_FULL:
+                self.flush()
+            elif reason == DECISION:
+                self._decide(replica, time_s)
+            else:
+                break
+        if reason == COMPLETION:
+            notice = at(self.env, time_s, NORMAL)
+            assert notice.callbacks is not None
+            notice.callbacks.append(self._notify)
+        if time_s < np.inf:
+            self._arm(time_s)
+
+    def _notify(self, event: simpy.Event) -> None:
+        count = int(self._record.counters[DONE_FILLED])
+        done = self._record.done[:count].tolist()
+        self._record.counters[DONE_FILLED] = 0
+        assert self.on_completion is not None
+        self.on_completion(done)
+
+    def flush(self) -> None:
+        """Move the filled step rows out of the buffer."""
+        count = int(self._record.counters[STEPS_FILLED])
+        if count:
+            self.step_chunks.append(self._record.steps[:count].copy())
+            self._record.counters[STEPS_FILLED] = 0
+        if self.on_completion is None:
+            self._record.counters[DONE_FILLED] = 0
+
+    def _decide(self, k: int, now: float) -> None:
+        """Let the Python policy compose replica k's batch and put it in flight."""
+        assert self.policy is not None
+        state = self.state
+        rules, replica = state.rules[0], state.replicas[k]
+        b = int((replica["oldest"] + replica["in_flight"]) % rules["stages"])
+        ranks = int(rules["ranks"])
+        total = 0
+        for d in range(ranks):
+            state.batch_size[k, b, d] = 0
+            left = int(rules["token_budget"])
+            for request, tokens in self.policy(self._view(k * ranks + d, now)):
+                if not 0 <= request < state.requests.size or tokens < 1 or tokens > left:
+                    raise InputError(
+                        "batching policy",
+                        f"must grant between 1 and the {left} tokens left to a known request",
+                        (request, tokens),
+                    )
+                granted = apply_grant(state, k, b, d, int(request), int(tokens))
+                if granted < 0:
+                    raise InputError("batching policy", BROKEN_RULES[granted], (request, tokens))
+                left -= granted
+                total += granted > 0
+        launch(*self._parts, k, now, total)
+
+    def _view(self, g: int, now: float) -> RankView:
+        state = self.state
+        rules, rank = state.rules[0], state.ranks[g]
+        running = state.running[g, : rank["running"]].astype(np.int64)
+        waiting = []
+        r = int(rank["head"])
+        while r != NOBODY:
+            waiting.append(r)
+            r = int(state.requests[r]["next"])
+        free_bytes = int(rank["kv_free_bytes"] + rank["kv_idle_bytes"])
+        block_bytes = bytes_of(rules, 1)
+        return RankView(
+            now_s=now,
+            token_budget=int(rules["token_budget"]),
+            max_requests=int(rules["max_running"]),
+            kv_free_tokens=free_bytes // block_bytes * int(rules["block_tokens"]),
+            running=self._requests_view(running[state.requests["in_flight"][running] == 0]),
+            waiting=self._requests_view(np.array(waiting, np.int64)),
+        )
+
+    def _requests_view(self, request: NDArray[np.int64]) -> RequestsView:
+        rows = self.state.requests[request]
+        return RequestsView(
+            request=request,
+            prompt_tokens=rows["prompt_tokens"].astype(np.int64),
+            max_output_tokens=rows["max_output_tokens"].astype(np.int64),
+            computed_tokens=rows["computed"].astype(np.int64),
+            generated_tokens=rows["generated"].astype(np.int64),
+            arrival_s=rows["arrival_s"],
+        )

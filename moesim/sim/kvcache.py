@@ -1,0 +1,196 @@
+"""Key-value blocks of an attention rank, and the prefix cache that keeps them after use.
+
+A pool is counted in bytes so that layers with a sliding window, which stop growing at the window,
+share it with layers that do not. A prefix block (say 512 tokens of prompt that other requests may
+start with too) is in one of three states: absent (refs -1), idle (0: evictable, in least-recently-
+used order) or held (number of requests). Sources: vLLM v1 `kv_cache_manager.py`, `block_pool.py`.
+
+`s` is a State, `g` an attention rank, `r` a request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.compiled import hot
+from moesim.sim.state import NOBODY
+
+
+@hot
+def blocks_of(rules: Any, tokens: int) -> int:
+    """Cache blocks that hold `tokens` tokens."""
+    return (tokens + rules.block_tokens - 1) // rules.block_tokens
+
+
+@hot
+def bytes_of(rules: Any, blocks: int) -> int:
+    """Bytes of `blocks` blocks of one request over all layers of a rank."""
+    return blocks * rules.block_bytes + min(blocks, rules.window_blocks) * rules.window_block_bytes
+
+
+@hot
+def prefix_block_bytes(rules: Any) -> int:
+    """Bytes of one cached prefix block; its windowed layers are not kept."""
+    return (rules.prefix_block_tokens // rules.block_tokens) * rules.block_bytes
+
+
+@hot
+def _unlink_idle(s: Any, g: int, block: int) -> None:
+    """Take a block out of the idle list of its rank."""
+    before, after = s.prefix_prev[g, block], s.prefix_next[g, block]
+    if before == NOBODY:
+        s.ranks[g].idle_head = after
+    else:
+        s.prefix_next[g, before] = after
+    if after == NOBODY:
+        s.ranks[g].idle_tail = before
+    else:
+        s.prefix_prev[g, after] = before
+
+
+@hot
+def _append_idle(s: Any, g: int, block: int) -> None:
+    """Put a block at the recently-used end of the idle list."""
+    tail = s.ranks[g].idle_tail
+    s.prefix_prev[g, block] = tail
+    s.prefix_next[g, block] = NOBODY
+    if tail == NOBODY:
+        s.ranks[g].idle_head = block
+    else:
+        s.prefix_next[g, tail] = block
+    s.ranks[g].idle_tail = block
+
+
+@hot
+def make_room(s: Any, g: int, need_bytes: int) -> bool:
+    """Evict idle prefix blocks, oldest first, until `need_bytes` are free; False if they cannot be."""
+    rank = s.ranks[g]
+    if rank.kv_free_bytes + rank.kv_idle_bytes < need_bytes:
+        return False
+    size = prefix_block_bytes(s.rules[0])
+    while rank.kv_free_bytes < need_bytes:
+        block = rank.idle_head
+        _unlink_idle(s, g, block)
+        s.prefix_refs[g, block] = -1
+        rank.kv_idle_bytes -= size
+        rank.kv_free_bytes += size
+    return True
+
+
+@hot
+def growth_bytes(s: Any, r: int, tokens: int) -> int:
+    """Bytes that request r needs beyond what it holds, to cache its first `tokens` tokens."""
+    rules = s.rules[0]
+    held = s.requests[r].blocks
+    blocks = blocks_of(rules, tokens)
+    if blocks <= held:
+        return 0
+    return bytes_of(rules, blocks) - bytes_of(rules, held)
+
+
+@hot
+def grow(s: Any, g: int, r: int, tokens: int) -> bool:
+    """Give request r the blocks for its first `tokens` tokens; False if there is no room."""
+    need = growth_bytes(s, r, tokens)
+    if need == 0:
+        return True
+    if not make_room(s, g, need):
+        return False
+    s.ranks[g].kv_free_bytes -= need
+    s.requests[r].blocks = blocks_of(s.rules[0], tokens)
+    return True
+
+
+@hot
+def cached_prefix(s: Any, g: int, r: int) -> int:
+    """Leading prefix blocks of request r that rank g has; at least one token is left to compute."""
+    rules = s.rules[0]
+    request = s.requests[r]
+    if rules.prefix_block_tokens == 0 or request.prefix_count == 0:
+        return 0
+    most = min(request.prefix_count, (request.prompt_tokens - 1) // rules.prefix_block_tokens)
+    found = 0
+    while found < most and s.prefix_refs[g, s.prefix_blocks[request.prefix_start + found]] >= 0:
+        found += 1
+    return found
+
+
+@hot
+def fits_whole(s: Any, g: int, r: int, found: int) -> bool:
+    """Whether rank g has room for all tokens that waiting request r is due, sharing `found` blocks."""
+    rules = s.rules[0]
+    request = s.requests[r]
+    size = prefix_block_bytes(rules)
+    need = bytes_of(rules, blocks_of(rules, request.prompt_tokens + request.generated))
+    room = s.ranks[g].kv_free_bytes + s.ranks[g].kv_idle_bytes
+    for i in range(found):
+        need -= size
+        if s.prefix_refs[g, s.prefix_blocks[request.prefix_start + i]] == 0:
+            room -= size
+    return need <= room
+
+
+@hot
+def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
+    """Let request r, which holds nothing, start from `count` cached prefix blocks.
+
+    Only after `fits_whole`: the windowed layers of shared blocks are the request's own.
+    """
+    rules = s.rules[0]
+    request = s.requests[r]
+    size = prefix_block_bytes(rules)
+    for i in range(count):
+        block = s.prefix_blocks[request.prefix_start + i]
+        if s.prefix_refs[g, block] == 0:
+            _unlink_idle(s, g, block)
+            s.ranks[g].kv_idle_bytes -= size
+        s.prefix_refs[g, block] += 1
+    tokens = count * rules.prefix_block_tokens
+    request.shared = count
+    request.computed = tokens
+    request.blocks = tokens // rules.block_tokens
+    windowed = min(request.blocks, rules.window_blocks) * rules.window_block_bytes
+    make_room(s, g, windowed)
+    s.ranks[g].kv_free_bytes -= windowed
+
+
+@hot
+def publish_prefix(s: Any, g: int, r: int, tokens: int) -> None:
+    """Offer the whole prefix blocks among the first `tokens` tokens of request r to others."""
+    rules = s.rules[0]
+    request = s.requests[r]
+    if rules.prefix_block_tokens == 0:
+        return
+    whole = min(request.prefix_count, tokens // rules.prefix_block_tokens)
+    while request.shared < whole:
+        block = s.prefix_blocks[request.prefix_start + request.shared]
+        if s.prefix_refs[g, block] >= 0:
+            # Another request computed it meanwhile: keep one copy.
+            size = prefix_block_bytes(rules)
+            s.ranks[g].kv_free_bytes += size
+            if s.prefix_refs[g, block] == 0:
+                _unlink_idle(s, g, block)
+                s.ranks[g].kv_idle_bytes -= size
+            s.prefix_refs[g, block] += 1
+        else:
+            s.prefix_refs[g, block] = 1
+        request.shared += 1
+
+
+@hot
+def release(s: Any, g: int, r: int) -> None:
+    """Take back everything request r holds; shared blocks nobody else holds become idle."""
+    rules = s.rules[0]
+    request = s.requests[r]
+    size = prefix_block_bytes(rules)
+    own = bytes_of(rules, request.blocks) - request.shared * size
+    s.ranks[g].kv_free_bytes += own
+    for i in range(request.shared - 1, -1, -1):
+        block = s.prefix_blocks[request.prefix_start + i]
+        s.prefix_refs[g, block] -= 1
+        if s.prefix_refs[g, block] == 0:
+            _append_idle(s, g, block)
+            s.ranks[g].kv_idle_bytes += size
+    request.shared = 0
+    request.blocks = 0
+    request.computed = 0

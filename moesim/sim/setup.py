@@ -1,0 +1,251 @@
+"""Building the arrays of a run from demand, rules and costs.
+
+Legend as in state.py, cost.py and replay.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.step import StepCosts
+from moesim.errors import InputError
+from moesim.placement.copies import place_rows
+from moesim.placement.placement import Placement
+from moesim.routing.trace import RoutingTrace
+from moesim.sim.cost import COSTS, LOW_LATENCY, NORMAL, Costs, Work
+from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
+from moesim.sim.state import (
+    COUNTERS,
+    NOBODY,
+    RANK,
+    REPLICA,
+    REQUEST,
+    RULES,
+    STEP,
+    Record,
+    State,
+)
+from moesim.workload.demand import Demand
+
+# A buffer of step rows, emptied when full: 32,768 rows are about 6 MB.
+STEP_ROWS = 32_768
+MOST_PREFIX_BYTES = 2e9
+MOST_BATCH_BYTES = 2e9
+MOST_RUNNING_SUM_BYTES = 1e9
+
+
+def build_state(rules: dict[str, int | float], demand: Demand) -> State:
+    """Empty engines and the requests that will come. Raises InputError where arrays would be absurd."""
+    rule_row = _row(RULES, rules)
+    replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
+    stages, most = int(rules["stages"]), int(rules["max_running"])
+    if replicas * ranks * most * (2 * stages + 1) * 4 > MOST_BATCH_BYTES:
+        raise InputError("deployment.batching.max_requests", "is too large for so many ranks", most)
+    requests = np.zeros(demand.arrival_s.size, REQUEST)
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        requests[name] = np.nan
+    requests["arrival_s"] = np.nan if demand.concurrency else demand.arrival_s
+    for name in ("prompt_tokens", "output_tokens", "max_output_tokens", "domain"):
+        requests[name] = getattr(demand, name)
+    output = demand.output_tokens.astype(np.int64)
+    requests["token_start"] = np.cumsum(output) - output
+    requests["next"] = NOBODY
+    requests["rank"] = NOBODY
+    blocks = 0
+    if rules.get("prefix_block_tokens"):
+        requests["prefix_start"] = demand.prefix_start[:-1]
+        whole = demand.prompt_tokens // int(rules["prefix_block_tokens"])
+        requests["prefix_count"] = np.minimum(np.diff(demand.prefix_start), whole)
+        blocks = int(demand.prefix_blocks.max(initial=-1)) + 1
+    if replicas * ranks * blocks * 12 > MOST_PREFIX_BYTES:
+        raise InputError(
+            "deployment.kv_cache.prefix_caching",
+            f"would track {blocks} prefix blocks on {replicas * ranks} ranks",
+            hint="switch it off or replay a shorter trace",
+        )
+    rank_rows = np.zeros(replicas * ranks, RANK)
+    rank_rows["kv_free_bytes"] = rules["kv_capacity_bytes"]
+    rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
+    for name in ("head", "tail", "chunked", "idle_head", "idle_tail"):
+        rank_rows[name] = NOBODY
+    replica_rows = np.zeros(replicas, REPLICA)
+    replica_rows["schedule_s"] = np.inf
+    replica_rows["commit_s"] = np.inf
+    batch = (replicas, stages, ranks, most)
+    prefix = (replicas * ranks, blocks)
+    return State(
+        rules=rule_row,
+        requests=requests,
+        ranks=rank_rows,
+        replicas=replica_rows,
+        running=np.zeros((replicas * ranks, most + 1), np.int32),
+        batch_request=np.zeros(batch, np.int32),
+        batch_tokens=np.zeros(batch, np.int32),
+        batch_size=np.zeros(batch[:3], np.int32),
+        batch_end_s=np.zeros(batch[:2]),
+        stage_free_s=np.zeros(batch[:2]),
+        prefix_blocks=np.ascontiguousarray(demand.prefix_blocks, np.int32),
+        prefix_refs=np.full(prefix, -1, np.int32),
+        prefix_prev=np.full(prefix, NOBODY, np.int32),
+        prefix_next=np.full(prefix, NOBODY, np.int32),
+    )
+
+
+def build_costs(costs: StepCosts, slots: int, graph_tokens: NDArray[np.int32]) -> Costs:
+    """The tables of moesim.costs.step in the form that compiled code reads."""
+    ranks = max(1, costs.domain_of_rank.size)
+    return Costs(
+        scalars=_row(COSTS, costs.rates),
+        token_s=np.ascontiguousarray(costs.token_s),
+        head_s=np.ascontiguousarray(costs.head_s),
+        graph_tokens=graph_tokens,
+        stage_of_layer=costs.stage_of_layer,
+        stage_share=costs.stage_share,
+        rank_of_slot=np.repeat(np.arange(ranks, dtype=np.int32), slots // ranks),
+        domain_of_rank=costs.domain_of_rank,
+    )
+
+
+def build_work(ranks: int, stages: int, costs: Costs) -> Work:
+    """Scratch arrays for one step."""
+    layers, slots = costs.stage_of_layer.size, costs.rank_of_slot.size
+    expert_ranks = costs.domain_of_rank.size
+    width = expert_ranks + _domains(costs)
+    per_rank = (layers, expert_ranks)
+    return Work(
+        attention_s=np.zeros((ranks, 2)),
+        tokens=np.zeros(ranks, np.int64),
+        requests=np.zeros(ranks, np.int64),
+        counts_LP=np.zeros((layers, slots), np.int32),
+        source_LP=np.zeros((layers, slots), np.int32),
+        source_LX=np.zeros((layers, width), np.int32),
+        mark_X=np.zeros(width, np.int64),
+        recv_up_LR=np.zeros(per_rank),
+        send_up_LR=np.zeros(per_rank),
+        recv_out_LR=np.zeros(per_rank),
+        send_out_LR=np.zeros(per_rank),
+        stage_s=np.zeros(stages),
+    )
+
+
+def build_record(keep_token_times: bool, demand: Demand, costs: Costs, done_rows: int) -> Record:
+    """Room for what the run leaves behind."""
+    tokens = int(demand.output_tokens.astype(np.int64).sum()) if keep_token_times else 0
+    per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
+    return Record(
+        token_s=np.full(tokens, np.nan),
+        steps=np.zeros(STEP_ROWS, STEP),
+        counters=np.zeros(COUNTERS, np.int64),
+        done=np.zeros(done_rows, np.int32),
+        rank_tokens_LR=np.zeros(per_rank),
+        rank_active_LR=np.zeros(per_rank),
+    )
+
+
+def build_routes(
+    trace: RoutingTrace,
+    ids_TLK: NDArray[np.uint8] | NDArray[np.uint16],
+    placement: Placement,
+    costs: Costs,
+    domain_names: tuple[str, ...],
+) -> Routes:
+    """Place a trace on slots and cut its sequences into the two streams that requests walk.
+
+    `ids_TLK` are the trace's experts for the model's own MoE layers; `domain_names` are the
+    demand's domains (empty: all sequences are one domain).
+    """
+    slots_TLK = place_rows(ids_TLK, placement)
+    scalars = costs.scalars[0]
+    blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
+    layers, slots = placement.slot_expert_LP.shape
+    counts = np.zeros((0, layers, slots), np.uint32)
+    if blocks * layers * slots * 4 <= MOST_RUNNING_SUM_BYTES:
+        counts = running_counts(slots_TLK, slots)
+    width = costs.domain_of_rank.size + _domains(costs)
+    touches = np.zeros((0, layers, width), np.uint32)
+    exchanges = (int(scalars["prefill_exchange"]), int(scalars["decode_exchange"]))
+    if NORMAL in exchanges and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES:
+        touches = running_touches(
+            slots_TLK, costs.rank_of_slot, costs.domain_of_rank, _domains(costs)
+        )
+    first = trace.sequence_start_S1[:-1].astype(np.int64)
+    rows = np.diff(trace.sequence_start_S1).astype(np.int64)
+    prompt = trace.prompt_tokens_S.astype(np.int64)
+    told_apart = bool((prompt > 0).any() and (prompt < rows).any())
+    both = (prompt > 0) & (prompt < rows) if told_apart else rows > 0
+    if not told_apart:
+        prompt_piece, decode_piece = (first, rows), (first, rows)
+    else:
+        prompt_piece, decode_piece = (first, prompt), (first + prompt, rows - prompt)
+    order, starts = _by_domain(trace, both, domain_names)
+    return Routes(
+        slots_TLK=slots_TLK,
+        counts_ALP=counts,
+        touches_ALX=touches,
+        prompt_first_Q=prompt_piece[0][order],
+        prompt_rows_Q=prompt_piece[1][order].astype(np.int32),
+        prompt_domain_start=starts,
+        decode_first_Q=decode_piece[0][order],
+        decode_rows_Q=decode_piece[1][order].astype(np.int32),
+        decode_domain_start=starts,
+    )
+
+
+def no_routes() -> Routes:
+    """The routes of a dense model: none."""
+    nothing = np.zeros(0, np.int64)
+    return Routes(
+        slots_TLK=np.zeros((0, 0, 1), np.uint8),
+        counts_ALP=np.zeros((0, 0, 0), np.uint32),
+        touches_ALX=np.zeros((0, 0, 0), np.uint32),
+        prompt_first_Q=nothing,
+        prompt_rows_Q=nothing.astype(np.int32),
+        prompt_domain_start=np.zeros(1, np.int32),
+        decode_first_Q=nothing,
+        decode_rows_Q=nothing.astype(np.int32),
+        decode_domain_start=np.zeros(1, np.int32),
+    )
+
+
+def needs_sources(costs: Costs) -> bool:
+    """Whether any exchange depends on which rank a token comes from."""
+    scalars = costs.scalars[0]
+    return bool(
+        {int(scalars["prefill_exchange"]), int(scalars["decode_exchange"])} & {NORMAL, LOW_LATENCY}
+    )
+
+
+def _by_domain(
+    trace: RoutingTrace, usable_S: NDArray[np.bool_], names: tuple[str, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Sequences in order of the demand's domains, and where each domain starts."""
+    if not names:
+        order = np.flatnonzero(usable_S)
+        return order, np.array([0, order.size], np.int32)
+    pieces = []
+    for name in names:
+        if name not in trace.domains:
+            raise InputError(
+                "workload.domains",
+                f"must name domains of the routing trace ({', '.join(trace.domains[:12])})",
+                name,
+            )
+        of_domain = trace.domain_S == trace.domains.index(name)
+        found = np.flatnonzero(usable_S & of_domain)
+        if found.size == 0:
+            raise InputError("workload.domains", "must have sequences in the routing trace", name)
+        pieces.append(found)
+    starts = np.concatenate([[0], np.cumsum([piece.size for piece in pieces])])
+    return np.concatenate(pieces), starts.astype(np.int32)
+
+
+def _domains(costs: Costs) -> int:
+    return int(costs.domain_of_rank.max(initial=0)) + 1
+
+
+def _row(dtype: np.dtype[np.void], values: dict[str, int | float]) -> NDArray[np.void]:
+    row = np.zeros(1, dtype)
+    for name, value in values.items():
+        row[name] = value
+    return row

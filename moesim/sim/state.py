@@ -1,0 +1,190 @@
+"""The arrays that hold a simulated cluster, shared by compiled and plain code.
+
+Legend: N requests, K replicas, D attention ranks of a replica (data-parallel attention),
+G = K x D all attention ranks, B pipeline stages (= micro-batches in flight), C most requests that
+run on one attention rank, U distinct prefix blocks.
+
+A request is one row of `requests`; an attention rank (its queue, its running list, its key-value
+pool) one row of `ranks`; a replica (its clock) one row of `replicas`. Waiting requests form a
+linked list through `requests.next`, so that a preempted one can return to the front in O(1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOT_ARRIVED, WAITING, RUNNING, COMPLETED, FAILED = range(5)
+NOBODY = -1
+
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),  # when it reaches the front end
+        ("scheduled_s", "f8"),  # start of the first step that computes for it
+        ("first_token_s", "f8"),
+        ("finish_s", "f8"),
+        ("token_start", "i8"),  # its first row of token_s
+        ("prefix_start", "i8"),  # its first entry of prefix_blocks
+        ("prompt_row", "i8"),  # next routing row of its prompt
+        ("decode_row", "i8"),  # next routing row of its output
+        ("prompt_rows_left", "i4"),
+        ("decode_rows_left", "i4"),
+        ("prompt_draws", "i4"),
+        ("decode_draws", "i4"),
+        ("prompt_tokens", "i4"),
+        ("output_tokens", "i4"),  # the truth; schedulers may read max_output_tokens only
+        ("max_output_tokens", "i4"),
+        ("computed", "i4"),  # leading tokens whose keys and values are in the cache
+        ("routed", "i4"),  # leading tokens whose routing rows have been taken
+        ("generated", "i4"),  # output tokens handed out
+        ("blocks", "i4"),  # cache blocks held, shared prefix blocks included
+        ("shared", "i4"),  # leading prefix blocks held in common with other requests
+        ("prefix_count", "i4"),  # whole prefix blocks of its prompt
+        ("cached_tokens", "i4"),  # prompt tokens found in the prefix cache at first admission
+        ("preemptions", "i4"),
+        ("next", "i4"),
+        ("rank", "i4"),
+        ("domain", "u2"),
+        ("status", "u1"),
+        ("in_flight", "u1"),
+    ],
+    align=True,
+)
+
+RANK = np.dtype(
+    [
+        ("kv_free_bytes", "i8"),  # held by nobody, not even by the prefix cache
+        ("kv_idle_bytes", "i8"),  # cached prefix blocks that no running request holds
+        ("new_token_ratio", "f8"),  # SGLang's estimate of the output still to come
+        ("head", "i4"),
+        ("tail", "i4"),
+        ("waiting", "i4"),
+        ("running", "i4"),
+        ("chunked", "i4"),  # SGLang: the request whose prompt is being computed in chunks
+        ("batch_size", "i4"),  # static batching: size of the batch under way
+        ("idle_head", "i4"),  # least recently used idle prefix block
+        ("idle_tail", "i4"),
+    ],
+    align=True,
+)
+
+REPLICA = np.dtype(
+    [
+        ("schedule_s", "f8"),  # when it may compose its next batch; inf while it has no reason to
+        ("commit_s", "f8"),  # when its oldest batch in flight ends; inf without one
+        ("busy_s", "f8"),  # summed durations of its steps
+        ("steps", "i8"),
+        ("oldest", "i4"),  # slot of the oldest batch in flight
+        ("in_flight", "i4"),
+    ],
+    align=True,
+)
+
+STEP = np.dtype(
+    [
+        ("replica", "i4"),
+        ("dummy", "i4"),
+        ("start_s", "f8"),
+        ("duration_s", "f8"),
+        ("prefill_tokens", "i4"),
+        ("decode_tokens", "i4"),
+        ("running", "i4"),
+        ("waiting", "i4"),
+        ("kv_used_fraction", "f8"),
+        ("attention_s", "f8"),
+        ("attention_imbalance_s", "f8"),
+        ("dense_s", "f8"),
+        ("experts_s", "f8"),
+        ("expert_imbalance_s", "f8"),
+        ("dispatch_s", "f8"),
+        ("combine_s", "f8"),
+        ("all_reduce_s", "f8"),
+        ("pipeline_s", "f8"),
+        ("overhead_s", "f8"),
+        ("imbalance", "f8"),
+        ("imbalance_max", "f8"),
+        ("active_experts", "f8"),
+        ("scale_up_bytes", "f8"),  # sent or received by the busiest GPU of the step
+        ("scale_out_bytes", "f8"),
+    ],
+    align=True,
+)
+
+STEP_PARTS = (
+    "attention_s",
+    "attention_imbalance_s",
+    "dense_s",
+    "experts_s",
+    "expert_imbalance_s",
+    "dispatch_s",
+    "combine_s",
+    "all_reduce_s",
+    "pipeline_s",
+    "overhead_s",
+)
+
+# How batches are composed (field `policy` of RULES).
+CHUNKED_PREFILL, PREFILL_FIRST, STATIC, EXTERNAL = range(4)
+
+RULES = np.dtype(
+    [
+        ("policy", "i4"),
+        ("replicas", "i4"),
+        ("ranks", "i4"),  # D
+        ("stages", "i4"),  # B
+        ("max_running", "i4"),  # per attention rank
+        ("token_budget", "i4"),  # per step and attention rank
+        ("max_prefill_tokens", "i4"),
+        ("long_prefill_tokens", "i4"),  # most tokens of one prompt in a step; 0 = no limit
+        ("mixed_chunk", "i4"),
+        ("block_tokens", "i4"),
+        ("block_bytes", "i8"),  # of the layers with full attention
+        ("window_block_bytes", "i8"),  # of the layers with a window
+        ("window_blocks", "i8"),
+        ("kv_capacity_bytes", "i8"),  # per attention rank
+        ("prefix_block_tokens", "i4"),  # 0 = no prefix caching
+        ("dummy_interval", "i4"),  # idle data-parallel replicas step on to a multiple of this
+        ("ratio_start", "f8"),
+        ("ratio_floor", "f8"),
+        ("ratio_decay", "f8"),
+        ("clip_output_tokens", "i4"),
+        ("seed", "u8"),
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """The simulated cluster's state; see the module's legend."""
+
+    rules: NDArray[Any]  # RULES [1]
+    requests: NDArray[Any]  # REQUEST [N]
+    ranks: NDArray[Any]  # RANK [G]
+    replicas: NDArray[Any]  # REPLICA [K]
+    running: NDArray[np.int32]  # [G, C] in order of admission
+    batch_request: NDArray[np.int32]  # [K, B, D, C]
+    batch_tokens: NDArray[np.int32]  # [K, B, D, C]
+    batch_size: NDArray[np.int32]  # [K, B, D]
+    batch_end_s: NDArray[np.float64]  # [K, B]
+    stage_free_s: NDArray[np.float64]  # [K, B]
+    prefix_blocks: NDArray[np.int32]  # ids of all requests' prefix blocks
+    prefix_refs: NDArray[np.int32]  # [G, U] -1 not cached, 0 idle, else holders
+    prefix_prev: NDArray[np.int32]  # [G, U] list of idle blocks, least recently used first
+    prefix_next: NDArray[np.int32]  # [G, U]
+
+
+class Record(NamedTuple):
+    """What a run leaves behind."""
+
+    token_s: NDArray[np.float64]  # when each output token was handed out; empty = not kept
+    steps: NDArray[Any]  # STEP, a buffer that the caller empties
+    counters: NDArray[np.int64]  # see COUNTER_* below
+    done: NDArray[np.int32]  # requests that ended since the caller last looked
+    rank_tokens_LR: NDArray[np.float64]  # token-expert pairs computed by each rank, summed
+    rank_active_LR: NDArray[np.float64]  # distinct active experts, summed
+
+
+STEPS_FILLED, DONE_FILLED, STEPS_TOTAL, ROUTED_IDS, COUNTED_STEPS = range(5)
+COUNTERS = 8

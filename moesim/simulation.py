@@ -1,0 +1,160 @@
+"""simulate(scenario) -> Result: the one module that wires the parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import simpy
+
+from moesim.costs.memory import MemoryPlan
+from moesim.deployment import (
+    check_placement,
+    deploy,
+    engine_rules,
+    graph_tokens,
+    place,
+    rank_balancing,
+    step_costs,
+)
+from moesim.economics import gpu_hour_price
+from moesim.placement.placement import Placement
+from moesim.policies.batching import BatchingPolicy
+from moesim.policies.load_balancing import LoadBalancer
+from moesim.results import RawRun, Result
+from moesim.routing.source import open_routing
+from moesim.scenario import Scenario, load_scenario
+from moesim.sim.fleet import Fleet
+from moesim.sim.frontend import Balancer, FrontEnd
+from moesim.sim.setup import (
+    build_costs,
+    build_record,
+    build_routes,
+    build_state,
+    build_work,
+    no_routes,
+)
+from moesim.sim.state import COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.workload.demand import DemandStreams, draw_demand
+
+# Token times are kept exactly up to this many output tokens (8 bytes each).
+MOST_TOKEN_TIMES = 100_000_000
+
+
+def simulate(
+    scenario: Scenario | Mapping[str, object] | str | Path,
+    *,
+    batching: BatchingPolicy | None = None,
+    load_balancing: LoadBalancer | None = None,
+    placement: Placement | None = None,
+    leap: bool = True,
+) -> Result:
+    """Run a scenario (an object, plain data, a file or the name of a shipped one).
+
+    `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
+    choices. `leap=False` takes every step as an event of its own: slower, same numbers.
+    Raises InputError, with one line, for anything that cannot run.
+    """
+    scenario = as_scenario(scenario)
+    deployment = deploy(scenario)
+    demand = draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    costs = step_costs(scenario, deployment)
+    notes = [*deployment.notes, *demand.notes]
+    if deployment.model.is_moe:
+        trace, ids_TLK, more = open_routing(
+            scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
+        )
+        notes += more
+        if placement is None:
+            placement = place(scenario, deployment, trace, ids_TLK)
+        check_placement(placement, deployment)
+        compiled_costs = build_costs(costs, placement.slots, graph_tokens(costs.head_s.size - 1))
+        routes = build_routes(trace, ids_TLK, placement, compiled_costs, demand.domains)
+    else:
+        compiled_costs = build_costs(costs, 1, graph_tokens(costs.head_s.size - 1))
+        routes = no_routes()
+
+    rules = engine_rules(scenario, deployment, demand, external=batching is not None)
+    state = build_state(rules, demand)
+    keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
+    if not keep_times:
+        notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
+    replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
+    most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
+    record = build_record(keep_times, demand, compiled_costs, most_done)
+    work = build_work(ranks, int(rules["stages"]), compiled_costs)
+    env = simpy.Environment()
+    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
+    streams = [
+        np.random.default_rng(child) for child in np.random.SeedSequence(scenario.seed).spawn(8)[4:]
+    ]
+    prefix_count = state.prefix_refs.shape[1]
+    numbers = np.arange(replicas * ranks).reshape(replicas, ranks)
+    over_replicas = Balancer(
+        load_balancing or scenario.deployment.load_balancing,
+        fleet,
+        numbers,
+        prefix_count,
+        streams[0],
+    )
+    over_ranks = [
+        Balancer(rank_balancing(scenario), fleet, row[:, None], prefix_count, streams[1])
+        for row in numbers
+    ]
+    FrontEnd(
+        env,
+        fleet,
+        over_replicas,
+        over_ranks,
+        deployment.profile.overhead.arrival_s,
+        demand.concurrency,
+    )
+    env.run()
+    fleet.flush()
+
+    failed = int((state.requests["finish_s"] != state.requests["finish_s"]).sum())
+    if failed:
+        notes.append(
+            f"{failed} requests failed: prompt and output exceed the KV capacity of a rank"
+        )
+    steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
+    return Result(
+        scenario=scenario,
+        raw=RawRun(
+            requests=state.requests,
+            steps=steps,
+            token_s=record.token_s,
+            rank_tokens_LR=record.rank_tokens_LR,
+            rank_active_LR=record.rank_active_LR,
+            routed_ids=int(record.counters[ROUTED_IDS]),
+            counted_steps=int(record.counters[COUNTED_STEPS]),
+            ranks_per_replica=ranks,
+        ),
+        memory=_memory_summary(deployment.memory),
+        gpus=deployment.sharding.gpus * scenario.deployment.replicas,
+        usd_per_gpu_hour=gpu_hour_price(
+            deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
+        ),
+        notes=tuple(notes),
+    )
+
+
+def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scenario:
+    """The scenario itself, or read from plain data, a file or the name of a shipped one."""
+    if isinstance(scenario, Scenario):
+        return scenario
+    if isinstance(scenario, Mapping):
+        return Scenario.parse(dict(scenario))
+    return load_scenario(scenario)
+
+
+def _memory_summary(memory: MemoryPlan) -> dict[str, float]:
+    return {
+        "weights_bytes_per_gpu": sum(memory.weights_bytes.values()),
+        "kv_capacity_tokens": memory.kv_capacity_tokens,
+        **{f"weights_{part}_bytes": size for part, size in memory.weights_bytes.items()},
+        "reserved_bytes": memory.reserved_bytes,
+        "kv_bytes": memory.kv_bytes,
+        "gpu_bytes": memory.total_bytes,
+    }
