@@ -247,8 +247,7 @@ def _pick(name: str, known: Mapping[str, T], where: str, what: str) -> T:
 
 
 def _rows(table: str) -> list[dict[str, str]]:
-    lines = read_preset(table).splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    return list(csv.DictReader(x for x in read_preset(table).splitlines() if x[:1] != "#"))
 
 
 @functools.cache

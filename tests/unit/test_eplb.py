@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.placement.copies import place_rows
 from moesim.placement.eplb import balanced_packing, eplb, replicate_experts
-from moesim.placement.load import rank_load
+from moesim.placement.load import balancedness, load_from_trace, rank_load
 from moesim.placement.placement import Placement
 from moesim.placement.policies import contiguous
 
@@ -160,6 +163,30 @@ def test_balances_skewed_load_where_contiguous_does_not() -> None:
         worst[name] = (load_LR.max(axis=1) / load_LR.mean(axis=1)).mean()
     assert worst["contiguous"] > 1.4
     assert worst["eplb"] < 1.01
+
+
+def test_balances_real_routing_out_of_sample(shared_data: Path) -> None:
+    """DeepSeek-V2-Lite on law texts, EP8: fitted on even sequences, scored on odd ones."""
+    with np.load(shared_data / "routing" / "esft_deepseek_v2_lite_law.npz") as file:
+        ids, lengths = file["ids"], file["seq_lens"]
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    fit, held = np.flatnonzero(sequence % 2 == 0), np.flatnonzero(sequence % 2 == 1)
+    load = load_from_trace(ids, 64, fit)
+    found = {}
+    for name, table in {
+        "contiguous": contiguous(len(load), 64, 64, 8),
+        "eplb": eplb(load, 64, 1, 1, 8),
+        "eplb and 16 copies": eplb(load, 80, 1, 1, 8),
+    }.items():
+        placement = Placement(table, 8)
+        counts = load_from_trace(place_rows(ids, placement), placement.slots, held)
+        found[name] = balancedness(counts.reshape(len(load), 8, -1).sum(axis=2))
+        # Copies chosen by hash share an expert's tokens evenly, as planning assumes.
+        planned = balancedness(rank_load(placement, load_from_trace(ids, 64, held)))
+        assert found[name] == pytest.approx(planned, abs=2e-3)
+    assert found["contiguous"] < 0.73
+    assert found["eplb"] > 0.92
+    assert found["eplb and 16 copies"] > 0.94
 
 
 def test_equal_load_stays_even() -> None:
