@@ -26,10 +26,12 @@ MAX_EXPERTS = 65_536
 MAX_LAYERS = 1024
 MAX_TOP_K = 1024
 
+MAX_IDS_SHAPE = (MAX_TOKENS, MAX_LAYERS, MAX_TOP_K)
+
 # name -> numpy types, and the largest size of each dimension
 _TENSORS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "ids": (("|u1", "<u2"), (MAX_TOKENS, MAX_LAYERS, MAX_TOP_K)),
-    "weights": (("<f2",), (MAX_TOKENS, MAX_LAYERS, MAX_TOP_K)),
+    "ids": (("|u1", "<u2"), MAX_IDS_SHAPE),
+    "weights": (("<f2",), MAX_IDS_SHAPE),
     "sequence_start": (("<i8",), (MAX_SEQUENCES + 1,)),
     "prompt_tokens": (("<i4",), (MAX_SEQUENCES,)),
     "domain": (("<u2",), (MAX_SEQUENCES,)),
@@ -47,6 +49,7 @@ def _refuse(name: str, rule: str, value: object = None) -> None:
 
 
 def read_metadata(metadata: Mapping[str, str]) -> tuple[int, tuple[str, ...], dict[str, str]]:
+    """Experts, domains and provenance out of a file's metadata strings."""
     if metadata.get("format") != FORMAT:
         _refuse("format", f"must be {FORMAT}", metadata.get("format", "nothing"))
     for name in ("experts", "model", "domains", "provenance"):
@@ -54,8 +57,8 @@ def read_metadata(metadata: Mapping[str, str]) -> tuple[int, tuple[str, ...], di
             _refuse(name, "is required in the metadata")
     if not (metadata["experts"].isascii() and metadata["experts"].isdigit()):
         _refuse("experts", "must be a whole number", metadata["experts"])
-    if len(metadata["experts"]) > 6:
-        _refuse("experts", f"must be at most {MAX_EXPERTS}", metadata["experts"])
+    if len(metadata["experts"]) > 6 or not 1 <= int(metadata["experts"]) <= MAX_EXPERTS:
+        _refuse("experts", f"must be 1 to {MAX_EXPERTS}", metadata["experts"])
     try:
         domains, provenance = json.loads(metadata["domains"]), json.loads(metadata["provenance"])
     except (ValueError, RecursionError):
@@ -70,6 +73,7 @@ def read_metadata(metadata: Mapping[str, str]) -> tuple[int, tuple[str, ...], di
 
 
 def check_tensors(file: TensorFile) -> None:
+    """Refuse missing and unknown tensors, types and sizes, before anything is read."""
     for name in file.tensors:
         if name not in _TENSORS:
             _refuse("tensors", f"must be among {', '.join(_TENSORS)}", name)
@@ -95,6 +99,7 @@ def check_size(name: str, shape: tuple[int, ...], limits: tuple[int, ...]) -> No
 
 
 def check_ids(ids_TLK: NDArray[Any], experts: int, first_row: int, name: str) -> None:
+    """Refuse ids out of range or twice in a token's layer; `first_row` is the block's row."""
     row = kernels.first_bad_row(np.ascontiguousarray(ids_TLK), experts)
     if row >= 0:
         rule = f"must be distinct and below {experts} within a token's layer"
@@ -102,6 +107,7 @@ def check_ids(ids_TLK: NDArray[Any], experts: int, first_row: int, name: str) ->
 
 
 def check_weights(weights_TLK: NDArray[Any], experts: int, first_row: int, name: str) -> None:
+    """Refuse weights that are negative, infinite or not numbers."""
     bad_T = ~(np.isfinite(weights_TLK) & (weights_TLK >= 0)).all(axis=(1, 2))
     if bad_T.any():
         row = int(bad_T.argmax())
@@ -109,10 +115,11 @@ def check_weights(weights_TLK: NDArray[Any], experts: int, first_row: int, name:
 
 
 def check_shapes(trace: RoutingTrace) -> None:
+    """Refuse arrays whose sizes and types do not fit together."""
     shape = trace.ids_TLK.shape
     if len(shape) != 3:
         _refuse("ids", "must be [tokens, layers, top_k]", shape)
-    check_size("ids", shape, _TENSORS["ids"][1])
+    check_size("ids", shape, MAX_IDS_SHAPE)
     if not 1 <= trace.experts <= MAX_EXPERTS:
         _refuse("experts", f"must be 1 to {MAX_EXPERTS}", trace.experts)
     if shape[2] > trace.experts:
@@ -123,22 +130,32 @@ def check_shapes(trace: RoutingTrace) -> None:
         _refuse("weights", f"must have the shape of ids {shape}", trace.weights_TLK.shape)
     if trace.layers_L.shape != (shape[1],):
         _refuse("layers", f"must number the {shape[1]} layers of ids", trace.layers_L.shape)
-    if trace.layers_L[0] < 0 or (np.diff(trace.layers_L.astype(np.int64)) <= 0).any():
+    if (
+        not 0 <= trace.layers_L[0] <= trace.layers_L[-1] < 2**31
+        or (np.diff(trace.layers_L.astype(np.int64)) <= 0).any()
+    ):
         _refuse("layers", "must be layer indices in rising order", trace.layers_L.tolist())
 
 
 def check_sequences(trace: RoutingTrace) -> None:
-    start_S1 = trace.sequence_start_S1
+    """Refuse sequences that do not make up the tokens, and marks that leave them."""
+    start_S1, prompt_S, domain_S = trace.sequence_start_S1, trace.prompt_tokens_S, trace.domain_S
+    for name, array in (
+        ("sequence_start", start_S1),
+        ("prompt_tokens", prompt_S),
+        ("domain", domain_S),
+    ):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            _refuse(name, "must be a list of whole numbers", array.shape)
     sequences = len(start_S1) - 1
     if sequences < 1 or start_S1[0] != 0 or start_S1[-1] != trace.tokens:
         _refuse("sequence_start", f"must run from 0 to the {trace.tokens} tokens")
     if (start_S1[1:] <= start_S1[:-1]).any():
         _refuse("sequence_start", "must rise: a sequence has at least one token")
-    if trace.prompt_tokens_S.shape != (sequences,) or trace.domain_S.shape != (sequences,):
-        _refuse(
-            "prompt_tokens", f"and domain must have one entry for each of {sequences} sequences"
-        )
-    if (trace.prompt_tokens_S < 0).any() or (trace.prompt_tokens_S > np.diff(start_S1)).any():
+    for name, array in (("prompt_tokens", prompt_S), ("domain", domain_S)):
+        if len(array) != sequences:
+            _refuse(name, f"must have one entry for each of {sequences} sequences", len(array))
+    if (prompt_S < 0).any() or (prompt_S > np.diff(start_S1)).any():
         _refuse("prompt_tokens", "must be 0 to the sequence's length")
-    if not trace.domains or int(trace.domain_S.max()) >= len(trace.domains):
+    if domain_S.min() < 0 or domain_S.max() >= min(len(trace.domains), 65_536):
         _refuse("domain", f"must be below the {len(trace.domains)} named domains")

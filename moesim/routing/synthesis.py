@@ -39,30 +39,48 @@ class SynthesisSettings(Spec):
     DeepSeek-V2-Lite (ESFT) routing traces, 2026-11.
     """
 
-    rank: int = Field(8, ge=1, le=16, description="dimensions of the latent")
+    rank: int = Field(default=8, ge=1, le=16, description="dimensions of the latent")
     strength: float = Field(
-        3.0, ge=0, le=8, description="standard deviation of a logit at the peak layer, nats"
+        default=5.0,
+        ge=0,
+        le=12,
+        description="standard deviation of a logit at the peak layer, nats",
     )
-    first_layer_strength: Fraction = Field(0.4, description="of the peak, at the first MoE layer")
-    last_layer_strength: Fraction = Field(0.85, description="of the peak, at the last MoE layer")
-    peak_depth: Fraction = Field(0.45, description="relative depth of the peak layer")
+    first_layer_strength: Fraction = Field(
+        default=0.1, description="of the peak, at the first MoE layer"
+    )
+    last_layer_strength: Fraction = Field(
+        default=0.8, description="of the peak, at the last MoE layer"
+    )
+    peak_depth: Fraction = Field(default=0.45, description="relative depth of the peak layer")
     request_share: Fraction = Field(
-        0.5, description="of the latent's variance that stays for a whole request"
+        default=0.5, description="of the latent's variance that stays for a whole request"
     )
     persistence: float = Field(
-        0.4, ge=0, lt=1, description="lag-1 correlation of the part that changes by token"
+        default=0.48, ge=0, lt=1, description="lag-1 correlation of the part that changes by token"
     )
-    topics: int = Field(8, ge=1, le=4096, description="request clusters; each is a domain")
+    topics: int = Field(default=6, ge=1, le=4096, description="request clusters; each is a domain")
     topic_share: Fraction = Field(
-        0.5, description="of the request part's variance that requests of a topic have in common"
+        default=0.6,
+        description="of the request part's variance that requests of a topic have in common",
     )
     template_tokens: int = Field(
-        0, ge=0, le=4096, description="first tokens of prompt and of output alike in all requests"
+        default=0,
+        ge=0,
+        le=4096,
+        description="first tokens of prompt and of output alike in all requests",
     )
-    gini: float = Field(0.4, ge=0, lt=1, description="Gini coefficient of experts' load in a layer")
-    max_over_mean: float = Field(2.6, ge=1, le=1024, description="busiest expert's load over mean")
+    gini: float = Field(
+        default=0.385, ge=0, lt=1, description="Gini coefficient of experts' load in a layer"
+    )
+    max_over_mean: float = Field(
+        default=2.4, ge=1, le=1024, description="busiest expert's load over mean"
+    )
     layer_spread: float = Field(
-        0.3, ge=0, le=2, description="how much layers differ in skew: sd of log(max/mean - 1)"
+        default=0.25,
+        ge=0,
+        le=2,
+        description="how much layers differ in skew: sd of log(max/mean - 1)",
     )
 
 
@@ -95,8 +113,9 @@ def synthesise(
     """Draw a trace of `sequences` requests from the generator.
 
     `tokens_per_sequence` is (prompt tokens, decode tokens), each one number or one per sequence.
-    Domains are the topics. The same settings, sizes and generator state give the same trace.
-    Raises InputError for impossible shapes and for more than 2^33 ids.
+    Domains are the topics, sequences spread over them evenly. The same settings, sizes and state
+    of `rng` give the same trace. Raises InputError for impossible shapes and for more than 2^33
+    ids.
     """
     _check_shape(layers, experts, top_k, sequences)
     prompt_S = _lengths(tokens_per_sequence[0], sequences, "prompt")
@@ -115,7 +134,8 @@ def synthesise(
     targets_LE = marginals.draw_targets(
         factor_L, experts, top_k, settings.gini, settings.max_over_mean, targets_rng
     )
-    topic_S = latent_rng.integers(0, settings.topics, sequences)
+    topics = min(settings.topics, sequences)
+    topic_S = latent_rng.permutation(np.arange(sequences) % topics)
     z_TD = _latents(settings, start_S1, prompt_S, topic_S, latent_rng)
     seed = latent_rng.integers(0, 2**63, dtype=np.uint64)
     bias_LE = marginals.calibrate_biases(targets_LE, z_TD, loading_LDE, top_k, seed)
@@ -126,7 +146,7 @@ def synthesise(
         start_S1,
         prompt_S.astype(np.int32),
         topic_S.astype(np.uint16),
-        tuple(f"topic-{topic}" for topic in range(settings.topics)),
+        tuple(f"topic-{topic}" for topic in range(topics)),
         np.arange(layers, dtype=np.int32) if layers_L is None else np.asarray(layers_L, np.int32),
         experts,
         model,

@@ -1,0 +1,141 @@
+"""Generator settings for known models, and the trace that a model gets when nobody gives one.
+
+A profile is a file of presets/routing: the generator's numbers, where they come from, and the
+models it stands for. Synthetic traces are made once and kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from moesim.architecture import MoEModel
+from moesim.compiled import cache_root
+from moesim.errors import InputError
+from moesim.presets import preset_names, read_preset
+from moesim.routing.synthesis import GENERATOR, SynthesisSettings, synthesise
+from moesim.routing.trace import RoutingTrace
+from moesim.spec import Spec
+
+# About 3 s of one core at 2 million selections of 32 experts, or 0.8 million of 256, a second.
+EXPERTS_WEIGHED = 6e8
+FEWEST_TOKENS, MOST_TOKENS = 4096, 65_536
+TOKENS_PER_SEQUENCE = 384
+MOST_CACHED_FILES = 64
+
+
+class RoutingProfile(Spec):
+    """Settings that stand for a model's router, and what they rest on."""
+
+    name: str
+    source: str = Field(min_length=1)
+    models: tuple[str, ...] = Field(description="shipped models that use it by default")
+    experts: tuple[int, int] | None = Field(
+        None, description="other models with this many experts, first to last, use it too"
+    )
+    settings: SynthesisSettings
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the shipped routing profiles, sorted."""
+    return preset_names("routing", ".yaml")
+
+
+def load_profile(name: str) -> RoutingProfile:
+    """A shipped routing profile; InputError for an unknown name."""
+    if name not in profile_names():
+        known = ", ".join(profile_names())
+        raise InputError("routing.profile", f"must be one of {known}", name)
+    data = yaml.safe_load(read_preset("routing", f"{name}.yaml"))
+    return RoutingProfile.parse({"name": name, **data}, f"presets/routing/{name}.yaml")
+
+
+def profile_for(model: MoEModel) -> RoutingProfile:
+    """The profile of the model by its name, else the one for its number of experts."""
+    profiles = [load_profile(name) for name in profile_names()]
+    name = model.name.lower().replace("_", "-")
+    for profile in profiles:
+        if name in profile.models:
+            return profile
+    for profile in profiles:
+        if profile.experts and profile.experts[0] <= model.experts <= profile.experts[1]:
+            return profile
+    raise InputError("model.experts", "must be 2 to 65536 for synthetic routing", model.experts)
+
+
+def default_tokens(model: MoEModel) -> int:
+    """Tokens of a default trace that take about 3 s to draw on one core."""
+    # 100: what a draw costs beside weighing the experts, in experts (measured at 8 to 384).
+    affordable = int(EXPERTS_WEIGHED / (len(model.moe_layers) * (model.experts + 100)))
+    return min(max(affordable, FEWEST_TOKENS), MOST_TOKENS)
+
+
+def default_trace(model: MoEModel, seed: int, tokens: int | None = None) -> RoutingTrace:
+    """A synthetic trace with the profile that fits the model; drawn once, then read from a cache.
+
+    Sequences of 384 tokens, half prompt and half output, one domain for each topic. The same model,
+    seed and tokens give the same trace. Raises InputError for a dense model.
+    """
+    if not model.moe_layers:
+        raise InputError("routing.trace", f"is of no use to {model.name}, a dense model")
+    profile = profile_for(model)
+    wanted = default_tokens(model) if tokens is None else tokens
+    path = _cache_path(profile.settings, model, seed, wanted)
+    try:
+        return RoutingTrace.open(path)
+    except InputError:  # not there yet, or damaged: draw it
+        trace = _draw(profile, model, seed, wanted)
+    try:
+        trace.save(path)
+        _prune(path.parent)
+    except OSError:  # a read-only or full disk costs time on the next run, nothing else
+        return trace
+    return trace
+
+
+def _draw(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> RoutingTrace:
+    if tokens < 2:
+        raise InputError("routing.tokens", "must be at least 2", tokens)
+    sequences = max(1, tokens // TOKENS_PER_SEQUENCE)
+    total_S = np.full(sequences, tokens // sequences, np.int64)
+    total_S[: tokens % sequences] += 1
+    prompt_S = total_S // 2
+    return synthesise(
+        profile.settings,
+        len(model.moe_layers),
+        model.experts,
+        model.top_k,
+        sequences,
+        (prompt_S, total_S - prompt_S),
+        np.random.default_rng(seed),
+        model=f"{model.name} (synthetic, profile {profile.name})",
+        layers_L=model.moe_layers,
+    )
+
+
+def _cache_path(settings: SynthesisSettings, model: MoEModel, seed: int, tokens: int) -> Path:
+    key = {
+        "generator": GENERATOR,
+        "settings": settings.model_dump(),
+        "model": model.name,
+        "layers": model.moe_layers,
+        "experts": model.experts,
+        "top_k": model.top_k,
+        "tokens": tokens,
+        "seed": seed,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_root() / "routing" / f"{digest}.safetensors"
+
+
+def _prune(folder: Path) -> None:
+    """Keep the newest files only: a sweep over seeds must not fill the disk."""
+    files = sorted(folder.glob("*.safetensors"), key=os.path.getmtime, reverse=True)
+    for file in files[MOST_CACHED_FILES:]:
+        file.unlink(missing_ok=True)
