@@ -53,7 +53,12 @@ def hot(function: F) -> F:
     its numbers cost, and compiles in half the time. Such a function must not create an array other
     than a view of an argument, and must not be handed arrays that nobody else holds.
     """
-    return compiled(_nrt=False)(function)
+    return compiled(_nrt=False, no_cfunc_wrapper=True)(function)
+
+
+def inner(function: F) -> F:
+    """`hot`, for functions that only compiled code calls: no entry from Python is compiled."""
+    return compiled(_nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
 
 
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:

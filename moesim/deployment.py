@@ -169,11 +169,13 @@ def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> 
             f"cluster has {cluster.num_gpus}",
             hint="raise cluster.nodes or lower a degree",
         )
-    domain = cluster.scale_up_domain
-    if sharding.stage_gpus % domain and domain % sharding.stage_gpus:
+    # One set of step costs serves all replicas and stages: they must lie alike on the domains.
+    domain_of = cluster.domains()[:needed].reshape(-1, sharding.stage_gpus)
+    if (domain_of - domain_of[:, :1] != domain_of[0] - domain_of[0, 0]).any():
         raise InputError(
             "deployment.parallelism",
-            f"must fill whole scale-up domains of {domain} GPUs or divide one; a stage has",
+            f"must not let a stage straddle scale-up domains of {cluster.scale_up_domain} GPUs "
+            "where another does not; a stage has",
             sharding.stage_gpus,
         )
     exchange = scenario.exchanges()

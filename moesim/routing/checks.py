@@ -137,6 +137,17 @@ def check_shapes(trace: RoutingTrace) -> None:
         _refuse("layers", "must be layer indices in rising order", trace.layers_L.tolist())
 
 
+def check_names(trace: RoutingTrace) -> None:
+    """Refuse text that a terminal would obey instead of showing."""
+    texts = {"domains": trace.domains, "model": (trace.model,)}
+    for key, value in trace.provenance.items():
+        texts[f"provenance.{key[:40]!r}"] = (key, value)
+    for name, values in texts.items():
+        for value in values:
+            if not value.isprintable():
+                _refuse(name, "must be printable text", value)
+
+
 def check_sequences(trace: RoutingTrace) -> None:
     """Refuse sequences that do not make up the tokens, and marks that leave them."""
     start_S1, prompt_S, domain_S = trace.sequence_start_S1, trace.prompt_tokens_S, trace.domain_S

@@ -48,6 +48,7 @@ class RoutingTrace:
     def __post_init__(self, ids_checked: bool) -> None:
         checks.check_shapes(self)
         checks.check_sequences(self)
+        checks.check_names(self)
         if not ids_checked:
             checks.check_ids(self.ids_TLK, self.experts, 0, "ids")
             if self.weights_TLK is not None:

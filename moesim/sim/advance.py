@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.compiled import hot
+from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
 from moesim.sim.schedule import push_waiting, schedule
@@ -38,7 +38,7 @@ def enqueue(s: Any, r: int, g: int, now: float) -> None:
     wake(s, k, now)
 
 
-@hot
+@inner
 def wake(s: Any, k: int, now: float) -> None:
     """Replica k has a reason to compose a batch as soon as its first stage is free."""
     replica = s.replicas[k]
@@ -103,7 +103,7 @@ def launch(
         replica.schedule_s = s.stage_free_s[k, 0]
 
 
-@hot
+@inner
 def _end_step(s: Any, record: Any, k: int) -> int:
     """Commit the oldest batch of replica k and let it compose the next one."""
     replica = s.replicas[k]
@@ -116,7 +116,7 @@ def _end_step(s: Any, record: Any, k: int) -> int:
     return finished
 
 
-@hot
+@inner
 def next_boundary(s: Any) -> Any:
     """The earliest step boundary: (replica, time); (-1, inf) where all rest."""
     first = -1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.compiled import hot
+from moesim.compiled import inner
 from moesim.sim.kvcache import release
 from moesim.sim.state import COMPLETED, DONE_FILLED
 
 
-@hot
+@inner
 def commit(s: Any, record: Any, k: int) -> int:
     """End the oldest batch of replica k; the number of requests that finished with it."""
     rules = s.rules[0]

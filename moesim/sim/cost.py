@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import hot
+from moesim.compiled import inner
 from moesim.sim.replay import count_rows, next_rows, touch_rows
 from moesim.sim.state import COUNTED_STEPS, ROUTED_IDS
 
@@ -99,7 +99,7 @@ class Work(NamedTuple):
     stage_s: NDArray[np.float64]  # [B]
 
 
-@hot
+@inner
 def _windowed_pairs(computed: int, tokens: int, window: int) -> float:
     """Query-key pairs of tokens [computed, computed + tokens) that see `window` keys at most."""
     full = max(0, min(tokens, window - computed))  # queries that still see every key
@@ -107,7 +107,7 @@ def _windowed_pairs(computed: int, tokens: int, window: int) -> float:
     return pairs + 1.0 * (tokens - full) * window
 
 
-@hot
+@inner
 def _attention(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
     """Attention time per layer of rank d; whether it computes any prompt."""
     cost = c.scalars[0]
@@ -147,7 +147,7 @@ def _attention(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
     return prefill
 
 
-@hot
+@inner
 def _walk(
     s: Any, routes: Any, c: Any, w: Any, k: int, b: int, d: int, touch: bool, into: Any
 ) -> int:
@@ -184,7 +184,7 @@ def _walk(
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
 
-@hot
+@inner
 def _low_latency_traffic(c: Any, w: Any, d: int) -> None:
     """One message per token and expert: add what rank d sends, in tokens, from its slot counts."""
     tp = c.scalars[0].attention_tp
@@ -211,7 +211,7 @@ def _low_latency_traffic(c: Any, w: Any, d: int) -> None:
             w.send_out_LR[layer, d * tp + t] += far / tp
 
 
-@hot
+@inner
 def _normal_traffic(c: Any, w: Any, d: int) -> None:
     """One copy per node over the network, then one per rank over the scale-up links, in tokens."""
     tp = c.scalars[0].attention_tp
@@ -236,7 +236,7 @@ def _normal_traffic(c: Any, w: Any, d: int) -> None:
                         w.recv_up_LR[layer, r] += moved
 
 
-@hot
+@inner
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one STEP row) and w.stage_s with the durations of batch b of replica k."""
     rules = s.rules[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.compiled import hot
+from moesim.compiled import hot, inner
 from moesim.sim.state import NOBODY
 
 
@@ -28,13 +28,13 @@ def bytes_of(rules: Any, blocks: int) -> int:
     return blocks * rules.block_bytes + min(blocks, rules.window_blocks) * rules.window_block_bytes
 
 
-@hot
+@inner
 def prefix_block_bytes(rules: Any) -> int:
     """Bytes of one cached prefix block; its windowed layers are not kept."""
     return (rules.prefix_block_tokens // rules.block_tokens) * rules.block_bytes
 
 
-@hot
+@inner
 def _unlink_idle(s: Any, g: int, block: int) -> None:
     """Take a block out of the idle list of its rank."""
     before, after = s.prefix_prev[g, block], s.prefix_next[g, block]
@@ -48,7 +48,7 @@ def _unlink_idle(s: Any, g: int, block: int) -> None:
         s.prefix_prev[g, after] = before
 
 
-@hot
+@inner
 def _append_idle(s: Any, g: int, block: int) -> None:
     """Put a block at the recently-used end of the idle list."""
     tail = s.ranks[g].idle_tail
@@ -61,7 +61,7 @@ def _append_idle(s: Any, g: int, block: int) -> None:
     s.ranks[g].idle_tail = block
 
 
-@hot
+@inner
 def make_room(s: Any, g: int, need_bytes: int) -> bool:
     """Evict idle prefix blocks, oldest first, until `need_bytes` are free; False if they cannot be."""
     rank = s.ranks[g]
@@ -77,7 +77,7 @@ def make_room(s: Any, g: int, need_bytes: int) -> bool:
     return True
 
 
-@hot
+@inner
 def growth_bytes(s: Any, r: int, tokens: int) -> int:
     """Bytes that request r needs beyond what it holds, to cache its first `tokens` tokens."""
     rules = s.rules[0]
@@ -88,7 +88,7 @@ def growth_bytes(s: Any, r: int, tokens: int) -> int:
     return bytes_of(rules, blocks) - bytes_of(rules, held)
 
 
-@hot
+@inner
 def grow(s: Any, g: int, r: int, tokens: int) -> bool:
     """Give request r the blocks for its first `tokens` tokens; False if there is no room."""
     need = growth_bytes(s, r, tokens)
@@ -101,7 +101,7 @@ def grow(s: Any, g: int, r: int, tokens: int) -> bool:
     return True
 
 
-@hot
+@inner
 def cached_prefix(s: Any, g: int, r: int) -> int:
     """Leading prefix blocks of request r that rank g has; at least one token is left to compute."""
     rules = s.rules[0]
@@ -115,7 +115,7 @@ def cached_prefix(s: Any, g: int, r: int) -> int:
     return found
 
 
-@hot
+@inner
 def fits_whole(s: Any, g: int, r: int, found: int) -> bool:
     """Whether rank g has room for all tokens that waiting request r is due, sharing `found` blocks."""
     rules = s.rules[0]
@@ -130,7 +130,7 @@ def fits_whole(s: Any, g: int, r: int, found: int) -> bool:
     return need <= room
 
 
-@hot
+@inner
 def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
     """Let request r, which holds nothing, start from `count` cached prefix blocks.
 
@@ -154,7 +154,7 @@ def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
     s.ranks[g].kv_free_bytes -= windowed
 
 
-@hot
+@inner
 def publish_prefix(s: Any, g: int, r: int, tokens: int) -> None:
     """Offer the whole prefix blocks among the first `tokens` tokens of request r to others."""
     rules = s.rules[0]
@@ -177,7 +177,7 @@ def publish_prefix(s: Any, g: int, r: int, tokens: int) -> None:
         request.shared += 1
 
 
-@hot
+@inner
 def release(s: Any, g: int, r: int) -> None:
     """Take back everything request r holds; shared blocks nobody else holds become idle."""
     rules = s.rules[0]

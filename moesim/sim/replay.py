@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled, hot
+from moesim.compiled import compiled, hot, inner
 
 PREFIX_ROWS = 256  # rows of a block of the running sums
 
@@ -45,7 +45,7 @@ def draw(seed: int, request: int, count: int) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@hot
+@inner
 def _piece(seed: int, request: int, count: int, domain_start: Any, domain: int) -> int:
     first, stop = domain_start[domain], domain_start[domain + 1]
     return first + np.int64(draw(seed, request, count) % np.uint64(stop - first))
@@ -80,7 +80,7 @@ def count_rows(routes: Any, row: int, rows: int, counts_LP: Any) -> None:
     _count_range(routes.slots_TLK, row, row + rows, 1, layers, top_k, counts_LP)
 
 
-@hot
+@inner
 def _count_range(
     slots_TLK: Any, start: int, stop: int, sign: int, layers: int, top_k: int, counts_LP: Any
 ) -> None:
@@ -130,7 +130,7 @@ def touch_rows(
     )
 
 
-@hot
+@inner
 def _touch_range(
     slots_TLK: Any,
     start: int,
@@ -205,7 +205,7 @@ def running_touches(
     return sums
 
 
-@hot
+@inner
 def next_rows(s: Any, routes: Any, r: int, decode: bool, most: int) -> Any:
     """Advance request r by up to `most` contiguous rows of one stream: (first row, rows)."""
     request = s.requests[r]

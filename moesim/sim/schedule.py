@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.compiled import hot
+from moesim.compiled import hot, inner
 from moesim.sim.kvcache import (
     blocks_of,
     bytes_of,
@@ -33,7 +33,7 @@ from moesim.sim.state import (
 )
 
 
-@hot
+@inner
 def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
     """Queue request r at rank g, at the front if `first`."""
     rank = s.ranks[g]
@@ -55,7 +55,7 @@ def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
     rank.waiting += 1
 
 
-@hot
+@inner
 def _pop_waiting(s: Any, g: int) -> int:
     rank = s.ranks[g]
     r = rank.head
@@ -66,7 +66,7 @@ def _pop_waiting(s: Any, g: int) -> int:
     return r
 
 
-@hot
+@inner
 def remove_waiting(s: Any, g: int, r: int) -> None:
     """Take request r out of rank g's queue, wherever it stands."""
     rank = s.ranks[g]
@@ -82,7 +82,7 @@ def remove_waiting(s: Any, g: int, r: int) -> None:
     rank.waiting -= 1
 
 
-@hot
+@inner
 def start_running(s: Any, g: int, r: int) -> None:
     """Append request r, taken from the queue, to the running list of rank g."""
     rank = s.ranks[g]
@@ -91,7 +91,7 @@ def start_running(s: Any, g: int, r: int) -> None:
     s.requests[r].status = RUNNING
 
 
-@hot
+@inner
 def _drop_running(s: Any, g: int, position: int) -> None:
     rank = s.ranks[g]
     for i in range(position, rank.running - 1):
@@ -99,7 +99,7 @@ def _drop_running(s: Any, g: int, position: int) -> None:
     rank.running -= 1
 
 
-@hot
+@inner
 def preempt(s: Any, g: int, position: int, first: bool) -> None:
     """Send a running request back to the queue; its keys and values are computed again later."""
     r = s.running[g, position]
@@ -118,7 +118,7 @@ def preempt(s: Any, g: int, position: int, first: bool) -> None:
     push_waiting(s, g, r, first)
 
 
-@hot
+@inner
 def add_to_batch(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> None:
     """Let request r compute `tokens` tokens in this batch."""
     n = s.batch_size[k, b, d]
@@ -130,14 +130,14 @@ def add_to_batch(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> None:
     publish_prefix(s, k * s.rules[0].ranks + d, r, request.computed + tokens)
 
 
-@hot
+@inner
 def tokens_due(s: Any, r: int) -> int:
     """Tokens request r has to compute before its next output token."""
     request = s.requests[r]
     return request.prompt_tokens + request.generated - request.computed
 
 
-@hot
+@inner
 def _admit_head(s: Any, g: int, limit: int) -> int:
     """Give the first waiting request its prefix and blocks; tokens granted, 0 if it must wait.
 
@@ -158,7 +158,7 @@ def _admit_head(s: Any, g: int, limit: int) -> int:
     return granted
 
 
-@hot
+@inner
 def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     """vLLM v1: running requests first, then admissions, under one token budget."""
     rules = s.rules[0]
@@ -207,19 +207,19 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
         budget -= granted
 
 
-@hot
+@inner
 def _output_to_come(s: Any, r: int) -> int:
     request = s.requests[r]
     left = request.max_output_tokens - request.generated
     return max(0, min(left, s.rules[0].clip_output_tokens))
 
 
-@hot
+@inner
 def _tokens_to_bytes(rules: Any, tokens: int) -> int:
     return bytes_of(rules, blocks_of(rules, tokens))
 
 
-@hot
+@inner
 def _prefill_batch(s: Any, k: int, b: int, d: int) -> None:
     """SGLang: the prompt under way in chunks, then waiting prompts while memory is expected to do."""
     rules = s.rules[0]
@@ -274,7 +274,7 @@ def _prefill_batch(s: Any, k: int, b: int, d: int) -> None:
             return
 
 
-@hot
+@inner
 def _retract(s: Any, g: int) -> None:
     """SGLang out of memory: keep requests with most output, send the others back one by one."""
     rank = s.ranks[g]
@@ -311,7 +311,7 @@ def _retract(s: Any, g: int) -> None:
     rank.new_token_ratio = min(1.0, (decoded + 20.0 * rank.running) / max(1.0, 1.0 * declared))
 
 
-@hot
+@inner
 def _decode_batch(s: Any, k: int, b: int, d: int) -> None:
     rules = s.rules[0]
     g = k * rules.ranks + d
@@ -333,7 +333,7 @@ def _decode_batch(s: Any, k: int, b: int, d: int) -> None:
             add_to_batch(s, k, b, d, r, 1)
 
 
-@hot
+@inner
 def prefill_first(s: Any, k: int, b: int, d: int) -> None:
     """SGLang: a prefill batch if one can be made, else decode; both together if mixed."""
     _prefill_batch(s, k, b, d)
@@ -341,7 +341,7 @@ def prefill_first(s: Any, k: int, b: int, d: int) -> None:
         _decode_batch(s, k, b, d)
 
 
-@hot
+@inner
 def static_batch(s: Any, k: int, b: int, d: int) -> None:
     """The baseline: a batch is admitted together and nobody joins until all of it has ended."""
     rules = s.rules[0]
@@ -370,7 +370,7 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
             add_to_batch(s, k, b, d, r, due)
 
 
-@hot
+@inner
 def schedule(s: Any, k: int, b: int) -> int:
     """Compose batch b of replica k on all its attention ranks; the number of requests in it."""
     rules = s.rules[0]
