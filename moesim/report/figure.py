@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from moesim.report import theme
@@ -46,8 +47,15 @@ class Figure:
 
 
 def data(frame: pd.DataFrame) -> alt.InlineData:
-    """The frame inside the chart, whatever limits or themes the notebook around it has set."""
-    return alt.InlineData(values=theme.rows(frame))
+    """The frame inside the chart as CSV, whatever limits the notebook around it has set.
+
+    Numbers keep five significant digits; NaN and infinity become null.
+    """
+    finite = frame.replace([np.inf, -np.inf], np.nan)
+    text = finite.to_csv(index=False, float_format="%.5g", lineterminator="\n")
+    numeric = {name: pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns}
+    parse = {name: "number" if number else "string" for name, number in numeric.items()}
+    return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
 def by_deployment(

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 DEPLOYMENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 DEPLOYMENT_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 3], [4, 2, 1, 2])
 
@@ -80,17 +77,3 @@ CONFIG: dict[str, Any] = {
     "rule": {"color": INK},
     "concat": {"spacing": 28},
 }
-
-
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Records for a chart: five significant digits, null for NaN, plain Python values."""
-    columns = {name: [_plain(value) for value in frame[name].tolist()] for name in frame.columns}
-    return [
-        dict(zip(columns, record, strict=True)) for record in zip(*columns.values(), strict=True)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if np.isfinite(value) else None
-    return value
