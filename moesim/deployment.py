@@ -34,7 +34,7 @@ from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, PREFILL_FIRST, STATIC
 from moesim.units import MIB
 from moesim.workload.demand import Demand
 
-# CUDA graphs: sizes 1, 2, 4, then every 8 to 256, then every 16 (vLLM 0.33 cudagraph_capture_sizes).
+# Batch sizes with a CUDA graph: vLLM 0.33 cudagraph_capture_sizes.
 GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
 

@@ -157,7 +157,7 @@ class Result:
         return {"name": self.name, **summary}
 
     def _slo_attainment(self) -> float | None:
-        """Share of the counted and the failed requests that met every limit; None without limits."""
+        """Share of counted and failed requests that met every limit; None without limits."""
         limits = {key: value for key, value in self.scenario.slo.model_dump().items() if value}
         if not limits:
             return None

@@ -300,6 +300,6 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
             continue
         value = at[place[-1]]
         candidate = folder / value
-        if value and "\0" not in value and len(value) < 4096 and candidate.exists():
-            if not candidate.is_dir() or place == ("model",):
-                at[place[-1]] = str(candidate.resolve())
+        readable = value and "\0" not in value and len(value) < 4096
+        if readable and (candidate.is_file() or (candidate.is_dir() and place == ("model",))):
+            at[place[-1]] = str(candidate.resolve())

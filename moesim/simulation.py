@@ -131,7 +131,7 @@ def simulate(
             counted_steps=int(record.counters[COUNTED_STEPS]),
             ranks_per_replica=ranks,
         ),
-        memory=_memory_summary(deployment.memory),
+        memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
         usd_per_gpu_hour=gpu_hour_price(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
@@ -149,10 +149,11 @@ def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scena
     return load_scenario(scenario)
 
 
-def _memory_summary(memory: MemoryPlan) -> dict[str, float]:
+def _memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:
+    """Bytes of the fullest GPU by use; KV tokens of all `ranks` of a replica."""
     return {
         "weights_bytes_per_gpu": sum(memory.weights_bytes.values()),
-        "kv_capacity_tokens": memory.kv_capacity_tokens,
+        "kv_capacity_tokens": memory.kv_capacity_tokens * ranks,
         **{f"weights_{part}_bytes": size for part, size in memory.weights_bytes.items()},
         "reserved_bytes": memory.reserved_bytes,
         "kv_bytes": memory.kv_bytes,

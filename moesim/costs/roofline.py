@@ -32,6 +32,6 @@ def linear_s(
 def elementwise_s(
     hidden: int, tokens: NDArray[np.float64], gpu: GPU, compute: ComputeProfile
 ) -> NDArray[np.float64]:
-    """Seconds of one layer's norms, residuals and rotary embedding: passes over the hidden state."""
+    """Seconds of one layer's norms, residuals and rotary embedding, as passes over its input."""
     moved_bytes = tokens * hidden * 2.0 * compute.elementwise_passes
     return moved_bytes / (gpu.memory_bytes_per_s * compute.gemm_bytes_fraction)

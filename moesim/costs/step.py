@@ -169,7 +169,7 @@ def _pipeline_rates(cluster: Cluster, sharding: Sharding, hidden_bytes: float) -
 
 
 def _kernels(model: MoEModel) -> int:
-    """Kernels that an eager (not graph-replayed) pass launches, about: 12 a layer, 8 more if MoE."""
+    """Kernels that an eager pass (no CUDA graph) launches, about: 12 a layer, 8 more if MoE."""
     return 12 * model.layers + 8 * len(model.moe_layers)
 
 

@@ -176,8 +176,8 @@ def _trace(
     if int(ids_TLK.min()) < 0 or int(ids_TLK.max()) >= experts:
         raise InputError("ids", f"must be 0 to {experts - 1}", int(ids_TLK.max()))
     lengths_S = arrays["seq_lens"]
-    if (lengths_S < 1).any() or (lengths_S > checks.MAX_TOKENS).any():
-        raise InputError("seq_lens", f"must be 1 to {checks.MAX_TOKENS}")
+    if not len(lengths_S) or (lengths_S < 1).any() or (lengths_S > checks.MAX_TOKENS).any():
+        raise InputError("seq_lens", f"must be 1 to {checks.MAX_TOKENS} each, and at least one")
     start_S1 = np.concatenate([[0], np.cumsum(lengths_S, dtype=np.int64)])
     domains = tuple(dict.fromkeys(domain_of_sequence))
     number = {name: i for i, name in enumerate(domains)}

@@ -7,6 +7,7 @@ claim must equal what the zip directory says, and that must be within limits.
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -25,6 +26,19 @@ MAX_ENTRIES = 64
 MAX_RATIO = 200
 SMALL_BYTES = 64 * 1024**2
 
+# What zipfile, zlib and numpy's reader of .npy headers raise on bytes that nobody meant for them.
+_UNSOUND = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 def read_npz(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, NDArray[Any]]:
     """The wanted arrays that the file has; others are not read. InputError if it is not sound."""
@@ -37,16 +51,7 @@ def read_npz(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str,
                 for name in wanted
                 if f"{name}.npy" in entries
             }
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-    ) as error:
+    except _UNSOUND as error:
         raise InputError(str(source), f"must be a sound .npz file: {str(error)[:200]}") from None
 
 

@@ -3,7 +3,7 @@
 `fleet` takes the step boundaries of all replicas in time order. It stops before the horizon (the
 next event that anybody else can observe), at a completion somebody waits for, where a policy
 written in Python must decide, or when the step buffer is full. The last step stays in flight,
-uncommitted, so nothing is ever rolled back and whoever looks sees exactly the state of that instant.
+uncommitted: nothing is ever rolled back, and whoever looks sees the state of that very instant.
 """
 
 from __future__ import annotations
@@ -46,6 +46,19 @@ def wake(s: Any, k: int, now: float) -> None:
         replica.schedule_s = min(replica.schedule_s, max(now, s.stage_free_s[k, 0]))
 
 
+@inner
+def _clear(step: Any) -> None:
+    """Zero what step_cost adds up; the buffer's rows are used again."""
+    step.experts_s = 0.0
+    step.expert_imbalance_s = 0.0
+    step.dispatch_s = 0.0
+    step.combine_s = 0.0
+    step.pipeline_s = 0.0
+    step.imbalance = 0.0
+    step.imbalance_max = 0.0
+    step.active_experts = 0.0
+
+
 @hot
 def launch(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, now: float, requests: int
@@ -65,6 +78,7 @@ def launch(
     step = record.steps[record.counters[STEPS_FILLED]]
     record.counters[STEPS_FILLED] += 1
     record.counters[STEPS_TOTAL] += 1
+    _clear(step)
     step_cost(s, routes, c, w, record, step, k, b)
     end = now
     busy = 0.0

@@ -1,8 +1,8 @@
 """SimPy at absolute times.
 
-SimPy schedules by delay, and now + (t - now) is not t in floating point. Step boundaries are computed
-by compiled code; for runs that leap and runs that do not to agree to the last bit, events must fire
-at exactly the times computed.
+SimPy schedules by delay, and now + (t - now) is not t in floating point. Step boundaries are
+computed by compiled code; for runs that leap and runs that do not to agree to the last bit, events
+must fire at exactly the times computed.
 """
 
 from __future__ import annotations

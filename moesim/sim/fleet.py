@@ -20,7 +20,7 @@ from moesim.sim.advance import (
     launch,
 )
 from moesim.sim.clock import LOW, NORMAL, at
-from moesim.sim.cost import Costs, Work
+from moesim.sim.costs import Costs, Work
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import apply_grant
@@ -70,7 +70,7 @@ class Fleet:
             timer.callbacks.append(self._turn)
 
     def _turn(self, timer: simpy.Event) -> None:
-        """Advance every replica to the next event of anybody else, hand on completions, arm again."""
+        """Advance every replica to anybody else's next event, hand on completions, arm again."""
         now = self.env.now
         if now < self._armed_s:
             return  # a later timer took this one's place

@@ -63,7 +63,7 @@ def _append_idle(s: Any, g: int, block: int) -> None:
 
 @inner
 def make_room(s: Any, g: int, need_bytes: int) -> bool:
-    """Evict idle prefix blocks, oldest first, until `need_bytes` are free; False if they cannot be."""
+    """Evict idle prefix blocks, oldest first, until `need_bytes` are free; False if in vain."""
     rank = s.ranks[g]
     if rank.kv_free_bytes + rank.kv_idle_bytes < need_bytes:
         return False
@@ -117,7 +117,7 @@ def cached_prefix(s: Any, g: int, r: int) -> int:
 
 @inner
 def fits_whole(s: Any, g: int, r: int, found: int) -> bool:
-    """Whether rank g has room for all tokens that waiting request r is due, sharing `found` blocks."""
+    """Whether rank g has room for all tokens of waiting request r, sharing `found` blocks."""
     rules = s.rules[0]
     request = s.requests[r]
     size = prefix_block_bytes(rules)

@@ -221,7 +221,7 @@ def _tokens_to_bytes(rules: Any, tokens: int) -> int:
 
 @inner
 def _prefill_batch(s: Any, k: int, b: int, d: int) -> None:
-    """SGLang: the prompt under way in chunks, then waiting prompts while memory is expected to do."""
+    """SGLang: the prompt under way in chunks, then waiting ones while memory should do."""
     rules = s.rules[0]
     g = k * rules.ranks + d
     rank = s.ranks[g]

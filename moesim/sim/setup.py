@@ -13,7 +13,7 @@ from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
-from moesim.sim.cost import COSTS, LOW_LATENCY, NORMAL, Costs, Work
+from moesim.sim.costs import COSTS, LOW_LATENCY, NORMAL, Costs, Work
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -36,7 +36,7 @@ MOST_RUNNING_SUM_BYTES = 1e9
 
 
 def build_state(rules: dict[str, int | float], demand: Demand) -> State:
-    """Empty engines and the requests that will come. Raises InputError where arrays would be absurd."""
+    """Empty engines and the requests to come. Raises InputError where arrays would be absurd."""
     rule_row = _row(RULES, rules)
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     stages, most = int(rules["stages"]), int(rules["max_running"])

@@ -1,0 +1,87 @@
+"""The layout of step costs: times per unit of work, and the scratch of one step.
+
+Legend: D attention ranks, L MoE layers, P physical slots, R ranks of the expert-parallel group
+(one per GPU wherever tokens are exchanged), X = R + domains, B pipeline stages, n tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# How tokens reach their experts (field `exchange` of COSTS).
+NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY = range(5)
+
+# Rows of Costs.token_s.
+ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
+
+COSTS = np.dtype(
+    [
+        ("attention_tp", "i4"),
+        ("full_layers", "i4"),
+        ("window_layers", "i4"),
+        ("window", "i4"),
+        ("prefill_pair_s", "f8"),  # per query-key pair and layer
+        ("decode_pair_s", "f8"),
+        ("kv_token_s", "f8"),  # reading one cached token of one layer
+        ("attention_kernel_s", "f8"),  # per layer
+        ("expert_weight_s", "f8"),  # reading the weights of one active expert
+        ("expert_pair_s", "f8"),  # moving activations of one token-expert pair
+        ("expert_flop_s", "f8"),  # computing one padded token-expert pair
+        ("expert_kernel_s", "f8"),  # per MoE layer
+        ("tile_shift", "i4"),
+        ("prefill_exchange", "i4"),  # steps that carry prefill
+        ("decode_exchange", "i4"),
+        ("gather_base_s", "f8"),  # all-gather or reduce-scatter of one layer
+        ("gather_token_s", "f8"),  # per token of the whole group
+        ("gather_up_bytes", "f8"),  # of one GPU, per token of the whole group
+        ("gather_out_bytes", "f8"),
+        ("normal_base_s", "f8"),
+        ("low_latency_base_s", "f8"),
+        ("dispatch_bytes", "f8"),  # per token and destination
+        ("low_latency_dispatch_bytes", "f8"),
+        ("combine_bytes", "f8"),
+        ("up_byte_s", "f8"),
+        ("out_byte_s", "f8"),
+        ("reduce_up_bytes", "f8"),  # per token: all layers' all-reduces
+        ("reduce_out_bytes", "f8"),
+        ("pipeline_base_s", "f8"),
+        ("pipeline_token_s", "f8"),
+        ("step_s", "f8"),
+        ("request_s", "f8"),
+        ("prefill_step_s", "f8"),
+    ],
+    align=True,
+)
+
+
+class Costs(NamedTuple):
+    """Times per unit of work for one deployment; built by moesim.costs.step."""
+
+    scalars: NDArray[Any]  # COSTS [1]
+    token_s: NDArray[np.float64]  # [3, n + 1] seconds of all layers for n tokens of one rank
+    head_s: NDArray[np.float64]  # [n + 1] output layer for n sampled tokens of one rank
+    graph_tokens: NDArray[np.int32]  # [n + 1] tokens a decode batch of n is padded to
+    stage_of_layer: NDArray[np.int32]  # [L]
+    stage_share: NDArray[np.float64]  # [B] share of all layers
+    rank_of_slot: NDArray[np.int32]  # [P]
+    domain_of_rank: NDArray[np.int32]  # [R]
+
+
+class Work(NamedTuple):
+    """Scratch of one step."""
+
+    attention_s: NDArray[np.float64]  # [D, 2] per layer: full, windowed
+    tokens: NDArray[np.int64]  # [D]
+    requests: NDArray[np.int64]  # [D]
+    counts_LP: NDArray[np.int32]
+    source_LP: NDArray[np.int32]  # counts of one attention rank
+    source_LX: NDArray[np.int32]  # touches of one attention rank
+    mark_X: NDArray[np.int64]
+    recv_up_LR: NDArray[np.float64]  # tokens over the scale-up link
+    send_up_LR: NDArray[np.float64]
+    recv_out_LR: NDArray[np.float64]  # tokens over the scale-out link
+    send_out_LR: NDArray[np.float64]
+    stage_s: NDArray[np.float64]  # [B]

@@ -1,0 +1,127 @@
+"""Routed experts of a step: which slots its tokens chose, and how long each rank computes.
+
+Expert compute of a rank follows from two numbers: distinct active experts, whose weights must be
+read (what binds decode), and tokens padded to tiles (what binds prefill). Skew makes the first
+smaller and the second larger, so no single imbalance factor can stand for both.
+
+Legend: D attention ranks, L MoE layers, P physical slots, R ranks of the expert-parallel group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.compiled import inner
+from moesim.sim.costs import LOW_LATENCY, NORMAL
+from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
+from moesim.sim.replay import count_rows, next_rows, touch_rows
+from moesim.sim.state import ROUTED_IDS
+
+
+@inner
+def _walk(
+    s: Any, routes: Any, c: Any, w: Any, k: int, b: int, d: int, touch: bool, into: Any
+) -> int:
+    """Take the routing rows of rank d's batch, count their slots into `into`; ids counted."""
+    rows_taken = 0
+    for i in range(s.batch_size[k, b, d]):
+        r = s.batch_request[k, b, d, i]
+        request = s.requests[r]
+        stop = request.computed + s.batch_tokens[k, b, d, i]
+        while request.routed < stop:
+            decode = request.routed >= request.prompt_tokens
+            limit = stop
+            if not decode:
+                limit = min(stop, request.prompt_tokens)
+            # Tokens found in the prefix cache are passed over, not computed.
+            counted = request.routed >= request.computed
+            if not counted:
+                limit = min(limit, request.computed)
+            row, rows = next_rows(s, routes, r, decode, limit - request.routed)
+            request.routed += rows
+            if counted:
+                count_rows(routes, row, rows, into)
+                rows_taken += rows
+                if touch:
+                    touch_rows(
+                        routes,
+                        row,
+                        rows,
+                        c.rank_of_slot,
+                        c.domain_of_rank,
+                        w.source_LX,
+                        w.mark_X,
+                    )
+    return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
+
+
+@inner
+def route_tokens(
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int
+) -> None:
+    """Count the slots that the batch's tokens chose, and who sends them where, into `w`."""
+    by_source = exchange in (NORMAL, LOW_LATENCY)
+    w.counts_LP[:] = 0
+    if by_source:
+        clear_traffic(w)
+    for d in range(s.rules[0].ranks):
+        if w.tokens[d] == 0:
+            continue
+        if not by_source:
+            ids = _walk(s, routes, c, w, k, b, d, False, w.counts_LP)
+            record.counters[ROUTED_IDS] += ids
+            continue
+        w.source_LP[:] = 0
+        w.source_LX[:] = 0
+        ids = _walk(s, routes, c, w, k, b, d, exchange == NORMAL, w.source_LP)
+        record.counters[ROUTED_IDS] += ids
+        if exchange == NORMAL:
+            add_normal(c, w, d)
+        else:
+            add_low_latency(c, w, d)
+        for layer in range(w.counts_LP.shape[0]):
+            counts, source = w.counts_LP[layer], w.source_LP[layer]
+            for p in range(counts.size):
+                counts[p] += source[p]
+
+
+@inner
+def expert_layer(c: Any, w: Any, record: Any, step: Any, layer: int) -> float:
+    """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank."""
+    cost = c.scalars[0]
+    ranks = w.recv_up_LR.shape[1]
+    per_rank = c.rank_of_slot.size // ranks
+    tile = (1 << cost.tile_shift) - 1
+    slowest_s = 0.0
+    sum_s = 0.0
+    most_pairs = 0
+    all_pairs = 0
+    for r in range(ranks):
+        counts = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
+        pairs = 0
+        active = 0
+        tiles = 0
+        for p in range(per_rank):
+            n = counts[p]
+            pairs += n
+            active += n > 0
+            tiles += (n + tile) >> cost.tile_shift
+        time_s = max(
+            active * cost.expert_weight_s + pairs * cost.expert_pair_s,
+            (tiles << cost.tile_shift) * cost.expert_flop_s,
+        )
+        slowest_s = max(slowest_s, time_s)
+        sum_s += time_s
+        most_pairs = max(most_pairs, pairs)
+        all_pairs += pairs
+        step.active_experts += active
+        record.rank_tokens_LR[layer, r] += pairs
+        record.rank_active_LR[layer, r] += active
+    mean_s = sum_s / ranks
+    step.experts_s += mean_s + cost.expert_kernel_s
+    step.expert_imbalance_s += slowest_s - mean_s
+    if all_pairs > 0:
+        ratio = most_pairs * ranks / all_pairs
+        step.imbalance += ratio
+        step.imbalance_max = max(step.imbalance_max, ratio)
+    return slowest_s + cost.expert_kernel_s
