@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from moesim.costs.memory import MemoryPlan
 from moesim.deployment import (
@@ -35,11 +38,12 @@ from moesim.sim.setup import (
     build_work,
     no_routes,
 )
-from moesim.sim.state import COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
 from moesim.workload.demand import DemandStreams, draw_demand
 
 # Token times are kept exactly up to this many output tokens (8 bytes each).
 MOST_TOKEN_TIMES = 100_000_000
+PROGRESS_INTERVAL_S = 0.1  # of real time
 
 
 def simulate(
@@ -49,11 +53,13 @@ def simulate(
     load_balancing: LoadBalancer | None = None,
     placement: Placement | None = None,
     leap: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
     `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
     choices. `leap=False` takes every step as an event of its own: slower, same numbers.
+    `progress` is called now and then with (requests that have ended, requests in all).
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
@@ -86,6 +92,8 @@ def simulate(
     work = build_work(ranks, int(rules["stages"]), compiled_costs)
     env = simpy.Environment()
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
+    if progress is not None:
+        fleet.on_turn = _teller(progress, state.requests)
     streams = [
         np.random.default_rng(child) for child in np.random.SeedSequence(scenario.seed).spawn(8)[4:]
     ]
@@ -147,6 +155,19 @@ def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scena
     if isinstance(scenario, Mapping):
         return Scenario.parse(dict(scenario))
     return load_scenario(scenario)
+
+
+def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Callable[[], None]:
+    told_s = time.monotonic()
+
+    def tell() -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - told_s >= PROGRESS_INTERVAL_S:
+            told_s = now_s
+            progress(int((requests["status"] >= COMPLETED).sum()), requests.size)
+
+    return tell
 
 
 def _memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:

@@ -53,6 +53,7 @@ class Fleet:
         self.leap = leap
         self.step_chunks: list[NDArray[Any]] = []
         self.on_completion: Callable[[list[int]], None] | None = None
+        self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
         self._parts = (state, routes, costs, work, record)
         self._record = record
         self._armed_s = np.inf
@@ -80,6 +81,8 @@ class Fleet:
             reason, replica, time_s = fleet(
                 *self._parts, now, horizon, self.on_completion is not None
             )
+            if self.on_turn is not None:
+                self.on_turn()
             if reason == BUFFER_FULL:
                 self.flush()
             elif reason == DECISION:
