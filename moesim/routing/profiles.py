@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,8 @@ from moesim.routing.synthesis import GENERATOR, SynthesisSettings, synthesise
 from moesim.routing.trace import RoutingTrace
 from moesim.spec import Spec
 
-# About 3 s of one core at 2 million selections of 32 experts, or 0.8 million of 256, a second.
-EXPERTS_WEIGHED = 6e8
+# Selections times what each costs: about 3 s of one core.
+EXPERTS_WEIGHED = 5e8
 FEWEST_TOKENS, MOST_TOKENS = 4096, 65_536
 TOKENS_PER_SEQUENCE = 384
 MOST_CACHED_FILES = 64
@@ -86,16 +88,15 @@ def default_trace(model: MoEModel, seed: int, tokens: int | None = None) -> Rout
         raise InputError("routing.trace", f"is of no use to {model.name}, a dense model")
     profile = profile_for(model)
     wanted = default_tokens(model) if tokens is None else tokens
-    path = _cache_path(profile.settings, model, seed, wanted)
+    path = _cache_path(profile, model, seed, wanted)
     try:
         return RoutingTrace.open(path)
     except InputError:  # not there yet, or damaged: draw it
         trace = _draw(profile, model, seed, wanted)
-    try:
+    # A read-only or full disk costs time on the next run, nothing else.
+    with suppress(OSError):
         trace.save(path)
         _prune(path.parent)
-    except OSError:  # a read-only or full disk costs time on the next run, nothing else
-        return trace
     return trace
 
 
@@ -106,7 +107,7 @@ def _draw(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> R
     total_S = np.full(sequences, tokens // sequences, np.int64)
     total_S[: tokens % sequences] += 1
     prompt_S = total_S // 2
-    return synthesise(
+    trace = synthesise(
         profile.settings,
         len(model.moe_layers),
         model.experts,
@@ -114,15 +115,17 @@ def _draw(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> R
         sequences,
         (prompt_S, total_S - prompt_S),
         np.random.default_rng(seed),
-        model=f"{model.name} (synthetic, profile {profile.name})",
+        model=f"{model.name} (synthetic)",
         layers_L=model.moe_layers,
     )
+    about = {**trace.provenance, "profile": profile.name, "profile_source": profile.source}
+    return replace(trace, provenance=about, ids_checked=True)
 
 
-def _cache_path(settings: SynthesisSettings, model: MoEModel, seed: int, tokens: int) -> Path:
+def _cache_path(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> Path:
     key = {
         "generator": GENERATOR,
-        "settings": settings.model_dump(),
+        "profile": profile.model_dump(),
         "model": model.name,
         "layers": model.moe_layers,
         "experts": model.experts,

@@ -33,7 +33,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SynthesisSettings(Spec):
-    """What a router does to tokens, in a few numbers; defaults lie near gpt-oss-20b's.
+    """What a router does to tokens, in a few numbers; the defaults are gpt-oss-20b's.
 
     Sources: overlaps, skew and their layer shape measured on public gpt-oss-20b and
     DeepSeek-V2-Lite (ESFT) routing traces, 2026-11.
@@ -54,10 +54,10 @@ class SynthesisSettings(Spec):
     )
     peak_depth: Fraction = Field(default=0.45, description="relative depth of the peak layer")
     request_share: Fraction = Field(
-        default=0.5, description="of the latent's variance that stays for a whole request"
+        default=0.53, description="of the latent's variance that stays for a whole request"
     )
     persistence: float = Field(
-        default=0.48, ge=0, lt=1, description="lag-1 correlation of the part that changes by token"
+        default=0.45, ge=0, lt=1, description="lag-1 correlation of the part that changes by token"
     )
     topics: int = Field(default=6, ge=1, le=4096, description="request clusters; each is a domain")
     topic_share: Fraction = Field(
@@ -71,10 +71,10 @@ class SynthesisSettings(Spec):
         description="first tokens of prompt and of output alike in all requests",
     )
     gini: float = Field(
-        default=0.385, ge=0, lt=1, description="Gini coefficient of experts' load in a layer"
+        default=0.39, ge=0, lt=1, description="Gini coefficient of experts' load in a layer"
     )
     max_over_mean: float = Field(
-        default=2.4, ge=1, le=1024, description="busiest expert's load over mean"
+        default=2.5, ge=1, le=1024, description="busiest expert's load over mean"
     )
     layer_spread: float = Field(
         default=0.25,
