@@ -1,0 +1,217 @@
+"""The report in a real browser, off the network: every chart drawn, every label readable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesim.report import write_report
+from tests.fixtures.fake_result import FakeResult, fake_result
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+]
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Chromium at /usr/bin/chromium"),
+]
+
+# Pairs of tick labels of one axis, or of one legend, whose boxes overlap.
+OVERLAPS = """() => {
+  const clashes = [];
+  for (const group of document.querySelectorAll(
+      "svg.marks .role-axis-label, svg.marks .role-legend-label")) {
+    const boxes = [...group.querySelectorAll("text")]
+      .filter((text) => text.textContent && getComputedStyle(text).opacity !== "0"
+        && text.getAttribute("opacity") !== "0")
+      .map((text) => [text.textContent, text.getBoundingClientRect()]);
+    for (let i = 0; i < boxes.length; i += 1)
+      for (let j = i + 1; j < boxes.length; j += 1) {
+        const [a, b] = [boxes[i][1], boxes[j][1]];
+        const apart = a.right <= b.left + 1 || b.right <= a.left + 1
+          || a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
+        if (!apart) clashes.push(`${boxes[i][0]} | ${boxes[j][0]}`);
+      }
+  }
+  return clashes;
+}"""
+
+# Texts that reach beyond the picture they belong to.
+CUT = """() => {
+  const cut = [];
+  for (const svg of document.querySelectorAll("svg.marks")) {
+    const frame = svg.getBoundingClientRect();
+    for (const text of svg.querySelectorAll("text")) {
+      const box = text.getBoundingClientRect();
+      if (box.width && (box.left < frame.left - 1 || box.right > frame.right + 1
+          || box.top < frame.top - 1 || box.bottom > frame.bottom + 1))
+        cut.push(text.textContent);
+    }
+  }
+  return cut;
+}"""
+
+# Per chart: shapes drawn by marks (not by axes, legends or backgrounds) that have an extent.
+SHAPES = """() => Object.fromEntries([...document.querySelectorAll(".chart")].map((chart) => [
+  chart.dataset.chart,
+  [...chart.querySelectorAll(
+      ".role-mark path, .role-mark line")].filter((shape) => {
+    const box = shape.getBoundingClientRect();
+    return box.width + box.height > 1;
+  }).length,
+]))"""
+
+INK = """() => ({
+  label: getComputedStyle(document.querySelector("svg.marks .role-axis-label text")).fill,
+  body: getComputedStyle(document.body).color,
+  paper: getComputedStyle(document.body).backgroundColor,
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def run() -> FakeResult:
+    return fake_result(requests=400)
+
+
+def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
+    """The drawn page, and everything that went wrong: errors, requests, alerts."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
+    context.set_offline(True)
+    context.add_init_script("window.alert = (text) => console.log(`alert ${text}`)")
+    tab = context.new_page()
+    troubles: list[str] = []
+    tab.on("console", lambda message: troubles.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    tab.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(("file:", "data:", "blob:"))
+            else troubles.append(f"request: {request.url}")
+        ),
+    )
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-charts]", timeout=30_000)
+    if (state := tab.get_attribute("html", "data-charts")) != "drawn":
+        troubles.append(f"charts: {state}")
+    return tab, troubles
+
+
+def runs(kind: str, run: FakeResult) -> list[FakeResult]:
+    if kind == "one run":
+        return [run]
+    if kind == "queueing":
+        return [fake_result("overloaded", requests=600, max_running=24, layers=100, ranks=128)]
+    if kind == "small":
+        return [fake_result("one request", requests=1)]
+    if kind == "dense":
+        return [fake_result("dense", layers=0, ranks=1, outputs=(1, 1), requests=40)]
+    name = "a deployment whose name tells everything at length, variant"
+    return [
+        fake_result(
+            f"{name} {n}", requests=150, ranks=8 * 2 ** (n % 4), max_running=8 * 2**n,
+            layers=58 if n != 3 else 0,
+        )
+        for n in range(6)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["one run", "queueing", "small", "dense", "six"])
+def test_charts_are_drawn_and_legible(
+    browser: Any, tmp_path: Path, run: FakeResult, kind: str
+) -> None:
+    tab, troubles = opened(browser, write_report(runs(kind, run), tmp_path / "report.html"))
+    assert troubles == []
+    shapes = tab.evaluate(SHAPES)
+    assert len(shapes) >= 5
+    assert all(shapes.values()), shapes
+    assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(CUT) == []
+    wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, "nothing makes the page scroll sideways"
+    tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_take_the_colours_of_the_page(
+    browser: Any, tmp_path: Path, run: FakeResult, scheme: str
+) -> None:
+    path = write_report([run], tmp_path / "report.html")
+    tab, _ = opened(browser, path, color_scheme=scheme)
+    ink = tab.evaluate(INK)
+    assert ink["label"] == ink["body"]
+    assert contrast(ink["body"], ink["paper"]) > 7
+    tab.emulate_media(media="print")
+    printed = tab.evaluate(INK)
+    assert printed["label"] == "rgb(0, 0, 0)"
+    assert printed["paper"] == "rgb(255, 255, 255)"
+    tab.context.close()
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two rgb() colours (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_hostile_names_run_nothing(browser: Any, tmp_path: Path, run: FakeResult) -> None:
+    hostile = FakeResult(**{**vars(run), "name": HOSTILE, "notes": (HOSTILE,)})
+    hostile.scenario = {"name": HOSTILE}
+    path = write_report([hostile, run], tmp_path / "report.html")
+    tab, troubles = opened(browser, path)
+    tab.hover('[data-chart="cost"] svg.marks .role-mark path')
+    assert troubles == []
+    assert tab.evaluate("document.images.length") == 0
+    assert HOSTILE in tab.inner_text("aside")
+    tab.context.close()
+
+
+def test_the_text_stands_without_scripts(browser: Any, tmp_path: Path, run: FakeResult) -> None:
+    path = write_report([run], tmp_path / "report.html")
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    text = tab.inner_text("body")
+    assert "Half of the requests see their first token within" in text
+    assert "needs JavaScript" in text
+    assert tab.locator("table").count() >= 2
+    context.close()
+
+
+def test_a_narrow_screen_scrolls_charts_not_the_page(
+    browser: Any, tmp_path: Path, run: FakeResult
+) -> None:
+    path = write_report([run], tmp_path / "report.html")
+    tab, troubles = opened(browser, path)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert troubles == []
+    wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    tab.context.close()
