@@ -150,15 +150,18 @@ def counted_steps(steps: pd.DataFrame, window_s: tuple[float, float]) -> NDArray
     return np.asarray(real & inside, dtype=np.bool_)
 
 
-def utilisation(steps: pd.DataFrame, duration_s: float) -> dict[str, float | None]:
+def utilisation(
+    steps: pd.DataFrame, duration_s: float, stages: int = 1
+) -> dict[str, float | None]:
     """How busy the deployment was over the whole run, as fractions.
 
-    `gpu_busy`: time the replicas spend in steps with work, over replicas x `duration_s`.
+    `gpu_busy`: time the pipeline stages of all replicas spend in steps with work, over
+    replicas x `stages` x `duration_s`.
     `link_busy`: time those steps spend in exchanges between GPUs (dispatch, combine, all-reduce,
     pipeline), over the same. Both None where there is no time or no step.
     """
     real = steps[~steps["dummy"].to_numpy(dtype=bool)]
-    available_s = duration_s * steps["replica"].nunique()
+    available_s = duration_s * steps["replica"].nunique() * stages
     if available_s <= 0:
         return {"gpu_busy": None, "link_busy": None}
     exchange_s = float(real[list(EXCHANGE_PARTS)].to_numpy(np.float64).sum())
@@ -208,6 +211,7 @@ def summarise(
     usd_per_gpu_hour: float | None,
     memory: Mapping[str, object],
     seed: int,
+    stages: int = 1,
 ) -> dict[str, Any]:
     """The object that ``moesim run --json`` prints; JSON-serialisable, None where nothing applies.
 
@@ -254,7 +258,7 @@ def summarise(
         "expert_imbalance": {
             "max_over_mean": {"mean": imbalance["mean"], "p99": imbalance["p99"]},
         },
-        "utilisation": utilisation(steps, duration_s),
+        "utilisation": utilisation(steps, duration_s, stages),
         "cost": _cost(gpus, usd_per_gpu_hour, window_s, output_tokens, input_tokens),
         "memory": dict(memory),
         "seed": seed,
