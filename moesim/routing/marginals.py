@@ -1,6 +1,6 @@
 """How often each expert is chosen: skewed targets, and biases that make the sampler meet them.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank.
+Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank = G groups of U dimensions.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def draw_targets(
 def calibrate_biases(
     targets_LE: Floats,
     z_TD: NDArray[np.float32],
-    loading_LDE: NDArray[np.float32],
+    loading_LGUE: NDArray[np.float32],
     top_k: int,
     seed: np.uint64,
 ) -> NDArray[np.float32]:
@@ -97,7 +97,7 @@ def calibrate_biases(
     for step in range(CALIBRATION_STEPS):
         sample_TD = np.ascontiguousarray(z_TD[step % stride :: stride])
         present_LE = sampling.inclusion(
-            sample_TD, bias_LE.astype(np.float32), loading_LDE, top_k, seed + np.uint64(step << 40)
+            sample_TD, bias_LE.astype(np.float32), loading_LGUE, top_k, seed + np.uint64(step << 40)
         )
         bias_LE += np.log2(targets_LE / np.maximum(present_LE, 1e-3 * targets_LE))
         bias_LE -= bias_LE.mean(axis=1, keepdims=True)

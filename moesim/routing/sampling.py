@@ -1,6 +1,7 @@
 """Top-k expert choices from a low-rank latent, compiled.
 
-Legend: T tokens, L layers, E experts, K top-k, D latent rank, J rows of LANES experts (E padded).
+Legend: T tokens, L layers, E experts, K top-k, D latent rank = G groups of U (UNROLL) dimensions,
+J rows of LANES experts (E padded), C = LANES columns.
 
 A token's logits in one layer are bias_E + W z_t plus Gumbel noise; the K largest are chosen. That
 is the Plackett-Luce law: K draws without replacement with weights exp(logit), which needs K random
@@ -45,24 +46,30 @@ def unit(counter: np.uint64) -> np.float32:
 
 @compiled
 def weigh(
-    z_D: NDArray[np.float32],
+    z_TD: NDArray[np.float32],
+    t: int,
     bias_E: NDArray[np.float32],
-    loading_DE: NDArray[np.float32],
+    loading_GUE: NDArray[np.float32],
     bits_E: NDArray[np.int32],
+    scale_E: NDArray[np.float32],
     weight_E: NDArray[np.float32],
 ) -> None:
-    """weight_E = 2^(bias + loading . z), clamped to 2^+-LIMIT."""
-    scale_E = bits_E.view(np.float32)
+    """weight_E = 2^(bias + loading . z) of token t, clamped to 2^+-LIMIT; scale_E views bits_E.
+
+    Arrays come whole: making a view costs as much as weighing a hundred experts.
+    """
     for e in range(len(weight_E)):
         weight_E[e] = bias_E[e]
-    for d in range(0, len(z_D), UNROLL):
-        z0, z1, z2, z3 = z_D[d], z_D[d + 1], z_D[d + 2], z_D[d + 3]
-        z4, z5, z6, z7 = z_D[d + 4], z_D[d + 5], z_D[d + 6], z_D[d + 7]
-        rows = loading_DE[d : d + UNROLL]
+    for g in range(loading_GUE.shape[0]):
+        d = g * UNROLL
+        z0, z1, z2, z3 = z_TD[t, d], z_TD[t, d + 1], z_TD[t, d + 2], z_TD[t, d + 3]
+        z4, z5, z6, z7 = z_TD[t, d + 4], z_TD[t, d + 5], z_TD[t, d + 6], z_TD[t, d + 7]
         for e in range(len(weight_E)):
-            weight_E[e] += (
-                (z0 * rows[0, e] + z1 * rows[1, e]) + (z2 * rows[2, e] + z3 * rows[3, e])
-            ) + ((z4 * rows[4, e] + z5 * rows[5, e]) + (z6 * rows[6, e] + z7 * rows[7, e]))
+            low = z0 * loading_GUE[g, 0, e] + z1 * loading_GUE[g, 1, e]
+            low += z2 * loading_GUE[g, 2, e] + z3 * loading_GUE[g, 3, e]
+            high = z4 * loading_GUE[g, 4, e] + z5 * loading_GUE[g, 5, e]
+            high += z6 * loading_GUE[g, 6, e] + z7 * loading_GUE[g, 7, e]
+            weight_E[e] += low + high
     for e in range(len(weight_E)):
         y = min(max(weight_E[e], -LIMIT), LIMIT)
         whole = np.floor(y)
@@ -132,7 +139,7 @@ def remove(
 def choose(
     z_TD: NDArray[np.float32],
     bias_LE: NDArray[np.float32],
-    loading_LDE: NDArray[np.float32],
+    loading_LGUE: NDArray[np.float32],
     seed: np.uint64,
     ids_TLK: NDArray[Any],
 ) -> None:
@@ -144,13 +151,15 @@ def choose(
     tokens, _, top_k = ids_TLK.shape
     padded = -(-experts // LANES) * LANES
     bits_E = np.empty(experts, np.int32)
-    weight_E = np.zeros(padded, np.float32)
-    weight_JC = weight_E.reshape(padded // LANES, LANES)
+    scale_E = bits_E.view(np.float32)
+    padded_E = np.zeros(padded, np.float32)
+    weight_E, weight_JC = padded_E[:experts], padded_E.reshape(padded // LANES, LANES)
     column_C = np.empty(LANES, np.float32)
     for start in range(0, tokens, BLOCK):
         for layer in range(layers):
+            bias_E, loading_GUE = bias_LE[layer], loading_LGUE[layer]
             for t in range(start, min(start + BLOCK, tokens)):
-                weigh(z_TD[t], bias_LE[layer], loading_LDE[layer], bits_E, weight_E[:experts])
+                weigh(z_TD, t, bias_E, loading_GUE, bits_E, scale_E, weight_E)
                 total = sum_columns(weight_JC, column_C)
                 for k in range(top_k):
                     counter = seed + np.uint64((layer * tokens + t) * top_k + k)
@@ -163,7 +172,7 @@ def choose(
 def inclusion(
     z_TD: NDArray[np.float32],
     bias_LE: NDArray[np.float32],
-    loading_LDE: NDArray[np.float32],
+    loading_LGUE: NDArray[np.float32],
     top_k: int,
     seed: np.uint64,
 ) -> NDArray[np.float64]:
@@ -175,15 +184,17 @@ def inclusion(
     layers, experts = bias_LE.shape
     padded = -(-experts // LANES) * LANES
     bits_E = np.empty(experts, np.int32)
-    weight_E = np.zeros(padded, np.float32)
-    weight_JC = weight_E.reshape(padded // LANES, LANES)
+    scale_E = bits_E.view(np.float32)
+    padded_E = np.zeros(padded, np.float32)
+    weight_E, weight_JC = padded_E[:experts], padded_E.reshape(padded // LANES, LANES)
     column_C = np.empty(LANES, np.float32)
     token_E = np.empty(experts, np.float32)
     inclusion_LE = np.zeros((layers, experts), np.float64)
     counter = seed
     for layer in range(layers):
+        bias_E, loading_GUE = bias_LE[layer], loading_LGUE[layer]
         for t in range(len(z_TD)):
-            weigh(z_TD[t], bias_LE[layer], loading_LDE[layer], bits_E, weight_E[:experts])
+            weigh(z_TD, t, bias_E, loading_GUE, bits_E, scale_E, weight_E)
             total = sum_columns(weight_JC, column_C)
             token_E[:] = F0
             for _ in range(top_k):

@@ -6,7 +6,7 @@ biases a calibrated so that each expert is chosen as often as a skewed target sa
 gpt-oss-20b and DeepSeek-V2-Lite traces this matches overlap by lag, request-level skew and the
 spread of rank imbalance between batches, which independent sampling misses by an order.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank (padded).
+Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank = G groups of U.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def synthesise(
     weights_rng, targets_rng, latent_rng = rng.spawn(3)
     factor_L = _layer_factors(settings.layer_spread, layers, targets_rng)
     strength_L = layer_strengths(settings, layers) * factor_L**STRENGTH_POWER
-    loading_LDE = _loadings(strength_L, settings.rank, experts, weights_rng)
+    loading_LGUE = _loadings(strength_L, settings.rank, experts, weights_rng)
     targets_LE = marginals.draw_targets(
         factor_L, experts, top_k, settings.gini, settings.max_over_mean, targets_rng
     )
@@ -138,9 +138,9 @@ def synthesise(
     topic_S = latent_rng.permutation(np.arange(sequences) % topics)
     z_TD = _latents(settings, start_S1, prompt_S, topic_S, latent_rng)
     seed = latent_rng.integers(0, 2**63, dtype=np.uint64)
-    bias_LE = marginals.calibrate_biases(targets_LE, z_TD, loading_LDE, top_k, seed)
+    bias_LE = marginals.calibrate_biases(targets_LE, z_TD, loading_LGUE, top_k, seed)
     ids_TLK = np.empty((tokens, layers, top_k), checks.id_dtype(experts))
-    sampling.choose(z_TD, bias_LE, loading_LDE, seed ^ np.uint64(1 << 62), ids_TLK)
+    sampling.choose(z_TD, bias_LE, loading_LGUE, seed ^ np.uint64(1 << 62), ids_TLK)
     return RoutingTrace(
         ids_TLK,
         start_S1,
@@ -194,12 +194,13 @@ def _layer_factors(spread: float, layers: int, rng: np.random.Generator) -> NDAr
 def _loadings(
     strength_L: NDArray[np.float64], rank: int, experts: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """s_l W_l / sqrt(d) in log2 units, [L, D, E]; rows past the rank are zero."""
-    loading_LDE = np.zeros((len(strength_L), _padded(rank), experts), np.float32)
+    """s_l W_l / sqrt(d) in log2 units, [L, G, U, E]; zero past the rank."""
+    layers = len(strength_L)
+    loading_LDE = np.zeros((layers, _padded(rank), experts), np.float32)
     scale_L = (strength_L / (math.sqrt(rank) * math.log(2.0))).astype(np.float32)
-    drawn_LDE = rng.standard_normal((len(strength_L), rank, experts), np.float32)
+    drawn_LDE = rng.standard_normal((layers, rank, experts), np.float32)
     loading_LDE[:, :rank] = drawn_LDE * scale_L[:, None, None]
-    return loading_LDE
+    return loading_LDE.reshape(layers, -1, sampling.UNROLL, experts)
 
 
 def _latents(

@@ -42,7 +42,7 @@ def one_layer(
     """Choices of tokens whose latent is zero: logits are the biases (log2)."""
     ids = np.empty((tokens, 1, top_k), np.uint8)
     bias = np.asarray(bias_E, np.float32)[None]
-    loading = np.zeros((1, sampling.UNROLL, bias.shape[1]), np.float32)
+    loading = np.zeros((1, 1, sampling.UNROLL, bias.shape[1]), np.float32)
     z = np.zeros((tokens, sampling.UNROLL), np.float32)
     sampling.choose(z, bias, loading, np.uint64(seed), ids)
     return ids[:, 0]
@@ -68,7 +68,7 @@ def test_padding_and_columns_lose_no_expert(experts: int) -> None:
     sampling.choose(
         np.zeros((tokens, sampling.UNROLL), np.float32),
         bias.astype(np.float32)[None],
-        np.zeros((1, sampling.UNROLL, experts), np.float32),
+        np.zeros((1, 1, sampling.UNROLL, experts), np.float32),
         np.uint64(1),
         ids,
     )
@@ -104,19 +104,31 @@ def test_chosen_experts_are_distinct_however_uneven_the_weights(
 
 def test_powers_of_two_are_close() -> None:
     y = np.linspace(-59, 59, 997, dtype=np.float32)
-    loading = np.zeros((sampling.UNROLL, len(y)), np.float32)
-    weight = np.empty_like(y)
-    sampling.weigh(
-        np.zeros(sampling.UNROLL, np.float32), y, loading, np.empty(997, np.int32), weight
-    )
+    z, weight = np.zeros((1, sampling.UNROLL), np.float32), np.empty_like(y)
+    bits = np.empty(len(y), np.int32)
+    loading = np.zeros((1, sampling.UNROLL, len(y)), np.float32)
+    sampling.weigh(z, 0, y, loading, bits, bits.view(np.float32), weight)
     np.testing.assert_allclose(weight, np.exp2(y.astype(np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [8, 16])
+def test_logits_are_bias_plus_loadings_times_latent(rank: int) -> None:
+    rng = np.random.default_rng(rank)
+    z = rng.standard_normal((3, rank)).astype(np.float32)
+    bias = rng.standard_normal(20).astype(np.float32)
+    loading = rng.standard_normal((rank // sampling.UNROLL, sampling.UNROLL, 20))
+    bits, weight = np.empty(20, np.int32), np.empty(20, np.float32)
+    arrays = bias, loading.astype(np.float32), bits, bits.view(np.float32), weight
+    sampling.weigh(z, 2, *arrays)
+    logits = bias + z[2] @ loading.reshape(rank, 20)
+    np.testing.assert_allclose(np.log2(weight), logits, atol=1e-4)
 
 
 def test_inclusion_is_the_mean_of_what_is_chosen() -> None:
     rng = np.random.default_rng(3)
     z = rng.standard_normal((40_000, sampling.UNROLL)).astype(np.float32)
     bias = rng.normal(0, 1, (2, 20)).astype(np.float32)
-    loading = rng.normal(0, 1, (2, sampling.UNROLL, 20)).astype(np.float32)
+    loading = rng.normal(0, 1, (2, 1, sampling.UNROLL, 20)).astype(np.float32)
     ids = np.empty((len(z), 2, 3), np.uint8)
     sampling.choose(z, bias, loading, np.uint64(1), ids)
     chosen = np.array([np.bincount(ids[:, layer].ravel(), minlength=20) for layer in range(2)])
@@ -158,7 +170,7 @@ def test_experts_are_chosen_as_often_as_asked(experts: int, top_k: int) -> None:
     targets = marginals.draw_targets(np.ones(3), experts, top_k, 0.4, 2.5, rng)
     np.testing.assert_allclose(targets.sum(axis=1), top_k)
     z = rng.standard_normal((8000, sampling.UNROLL)).astype(np.float32)
-    loading = rng.normal(0, 1.5, (3, sampling.UNROLL, experts)).astype(np.float32)
+    loading = rng.normal(0, 1.5, (3, 1, sampling.UNROLL, experts)).astype(np.float32)
     bias = marginals.calibrate_biases(targets, z, loading, top_k, np.uint64(5))
     present = sampling.inclusion(z, bias, loading, top_k, np.uint64(77))
     off = np.abs(present - targets).sum(axis=1) / targets.sum(axis=1)
