@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """The text without line breaks, and without anything that a terminal would obey."""
+    words = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words
+    )
+
+
 def _brief(value: object, limit: int = 80) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "an enormous number"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -23,4 +34,4 @@ class InputError(ValueError):
         self.hint = hint
         got = "" if value is None else f"; got {_brief(value)}"
         tail = f" ({hint})" if hint else ""
-        super().__init__(" ".join(f"{field} {rule}{got}{tail}".split()))
+        super().__init__(one_line(f"{field} {rule}{got}{tail}"))

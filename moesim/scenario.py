@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from moesim.costs.step import EXCHANGES
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.policies.batching import Batching, ChunkedPrefill, PrefillFirst, Static
-from moesim.policies.load_balancing import LeastLoaded, LoadBalancing, by_name
-from moesim.spec import Spec
+from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
+from moesim.spec import Spec, by_policy
+from moesim.workload.arrivals import MAX_REQUESTS
 from moesim.workload.workload import Workload
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 MAX_NODES = 100_000  # values in one scenario file, aliases expanded
+MAX_DIGITS = 40
 
 
 class PrecisionSpec(Spec):
@@ -90,8 +93,7 @@ class FromFile(Spec):
 
 PlacementChoice = Annotated[
     Contiguous | RoundRobinPlacement | RandomPlacement | EPLB | FromFile,
-    Field(discriminator="policy"),
-    BeforeValidator(by_name),
+    by_policy("placement policy", Contiguous, RoundRobinPlacement, RandomPlacement, EPLB, FromFile),
 ]
 Exchange = Literal[
     "auto", "deepep", "deepep-normal", "deepep-low-latency", "allgather-reducescatter"
@@ -148,16 +150,29 @@ class EconomicsSpec(Spec):
     usd_per_gpu_hour: float | None = Field(None, ge=0.0, le=1000.0)
 
 
+def _warmup(value: object) -> object:
+    """One message for the three things allowed, where a union would report each on its own."""
+    if value in ("auto", "none") or (type(value) is int and 0 <= value <= MAX_REQUESTS):
+        return value
+    raise ValueError("must be auto, none or a number of requests")
+
+
 class MeasureSpec(Spec):
     """Which requests count. `auto`: all of a trace or closed loop, MSER-5 truncation otherwise."""
 
-    warmup: Literal["auto", "none"] | Annotated[int, Field(ge=0)] = "auto"
+    warmup: Annotated[Literal["auto", "none"] | int, BeforeValidator(_warmup)] = "auto"
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():  # a terminal would obey control characters
+        raise ValueError("must be one line of printable text")
+    return text
 
 
 class Scenario(Spec):
     """Everything a run depends on."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
     question: str = ""
     model: str
     precision: PrecisionSpec = PrecisionSpec()
@@ -191,36 +206,65 @@ class Scenario(Spec):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; a key written twice is an error instead of a silent overwrite."""
+    """Plain data only. A key written twice is an error instead of a silent overwrite; merge keys
+    (<<), which can multiply without end, are not read; 1e6 is a number, as in YAML 1.2.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise _misread("merge keys (<<) are not read", key_node)
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)):
                 if key in seen:
-                    raise yaml.YAMLError(f"the key {key!r} stands twice")
+                    raise _misread(f"the key {key!r} stands twice", key_node)
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        # Thousands of digits, or of base-60 places, take seconds to hours to convert.
+        if len(node.value) > MAX_DIGITS:
+            raise _misread(f"a number has more than {MAX_DIGITS} digits", node)
+        return int(super().construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
+
+def _misread(problem: str, node: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def read_yaml(text: str, field: str) -> Any:
     """Plain data from YAML text; InputError on syntax, duplicate keys or absurd size."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        data = yaml.load(text.removeprefix("\ufeff"), Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(field, f"is not valid YAML: {error}") from None
+        raise InputError(field, f"is not valid YAML: {_yaml_problem(error)}") from None
     pending, count = [data], 0
     while pending:
         count += 1
-        if count > MAX_NODES:
-            raise InputError(field, f"must hold at most {MAX_NODES} values")
         value = pending.pop()
         if isinstance(value, Mapping):
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)
+        if count + len(pending) > MAX_NODES:
+            raise InputError(field, f"must hold at most {MAX_NODES} values")
     return data
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        where = error.problem_mark
+        return f"line {where.line + 1}, column {where.column + 1}: {error.problem}"
+    return str(error)
 
 
 def load_scenario(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Scenario:

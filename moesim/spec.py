@@ -1,10 +1,14 @@
-"""What a scenario file is made of: frozen, closed records and choices tagged by one key."""
+"""What a scenario file is made of: frozen, closed records, and choices among them.
+
+A choice is written either as ``{key: {...}}`` (`one_of`) or as ``{policy: name, ...}``
+(`by_policy`); where nothing has to be set, the bare key or name is enough.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
 from pydantic import (
@@ -13,6 +17,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
@@ -25,6 +30,17 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flags_for_numbers(cls, data: object) -> object:
+        """Refuse true and false where a number is meant, which Python would read as 1 and 0."""
+        if isinstance(data, Mapping):
+            for name, value in data.items():
+                info = cls.model_fields.get(name) if isinstance(name, str) else None
+                if isinstance(value, bool) and info is not None and _is_number(info.annotation):
+                    raise broken_rule(name, "must be a number", value)
+        return data
 
     @classmethod
     def parse(cls, data: object, field: str = "") -> Self:
@@ -53,11 +69,7 @@ def tagged(data: object, choices: Mapping[str, type[Spec]], what: str) -> object
         raise ValueError(f"must name exactly one {what} of: {', '.join(choices)}")
     ((key, body),) = data.items()
     if key not in choices:
-        close = difflib.get_close_matches(str(key), choices, n=1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(
-            f"has no {what} {str(key)[:40]!r}{meant}; choose from: {', '.join(choices)}"
-        )
+        raise ValueError(_no_such(key, choices, what))
     try:
         return choices[key].model_validate(body if body is not None else {})
     except ValidationError as error:
@@ -111,6 +123,59 @@ def one_of(what: str, *choices: type[Spec]) -> OneOf:
     return OneOf(what, choices)
 
 
+class ByPolicy:
+    """Annotation of a union of Specs told apart by their field `policy`."""
+
+    def __init__(self, what: str, choices: tuple[type[Spec], ...]) -> None:
+        self.what = what
+        self.choices = {str(choice.model_fields["policy"].default): choice for choice in choices}
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda data: _by_policy(data, self.choices, self.what), handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, object]:
+        records = [handler(choice.__pydantic_core_schema__) for choice in self.choices.values()]
+        for record in records:
+            record["required"] = ["policy", *record.get("required", ())]
+        bare = [name for name, choice in self.choices.items() if not _required(choice)]
+        return {"anyOf": [{"enum": bare}, *records]}
+
+
+def by_policy(what: str, *choices: type[Spec]) -> ByPolicy:
+    """The annotation that makes a union a choice by `policy`; `what` names it in errors."""
+    return ByPolicy(what, choices)
+
+
+def _by_policy(data: object, choices: Mapping[str, type[Spec]], what: str) -> object:
+    if isinstance(data, tuple(choices.values())):
+        return data
+    listed = ", ".join(choices)
+    if isinstance(data, str):
+        if data not in choices:
+            raise ValueError(_no_such(data, choices, what))
+        data = {"policy": data}
+    if not isinstance(data, Mapping):
+        raise ValueError(f"must be a {what} ({listed}), or a mapping with its policy")
+    if "policy" not in data:
+        raise broken_rule("policy", f"is required; choose from: {listed}")
+    name = data["policy"]
+    if not isinstance(name, str) or name not in choices:
+        raise broken_rule("policy", _no_such(name, choices, what))
+    return choices[name].model_validate(data)
+
+
+def _no_such(name: object, choices: Mapping[str, type[Spec]], what: str) -> str:
+    close = difflib.get_close_matches(str(name)[:200], choices, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"has no {what} {str(name)[:40]!r}{meant}; choose from: {', '.join(choices)}"
+
+
 def broken_rule(field: str, rule: str, value: object = None) -> ValidationError:
     """What a validator of a whole record raises when the fault is in one `field` of it."""
     problem = InitErrorDetails(
@@ -119,6 +184,20 @@ def broken_rule(field: str, rule: str, value: object = None) -> ValidationError:
         input=value,
     )
     return ValidationError.from_exception_data(field, [problem])
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether the annotation lets a number in, and no flag."""
+    members = {annotation, *_members(annotation)}
+    return bool({int, float} & members) and bool not in members
+
+
+def _members(annotation: Any) -> set[Any]:
+    found: set[Any] = set()
+    for member in getattr(annotation, "__args__", ()):
+        if isinstance(member, Hashable):
+            found |= {member, *_members(member)}
+    return found
 
 
 def _required(cls: type[BaseModel]) -> bool:
@@ -182,6 +261,10 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
     hint = ""
     if isinstance(value, str) and kind.startswith(("int", "float")):
         hint = "write the number without quotes or unit"
+    if kind == "string_type" and not isinstance(value, Mapping | list | None):
+        hint = "put it in quotes"
+    if kind == "model_type":
+        rule = "must be a mapping of fields"
     if isinstance(value, Mapping | list):
         value = None if kind == "value_error" else value
     return InputError(field, rule, value, hint)

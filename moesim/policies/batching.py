@@ -13,10 +13,9 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from moesim.policies.load_balancing import by_name
-from moesim.spec import Spec
+from moesim.spec import Spec, by_policy
 from moesim.units import GIB
 
 MostTokens = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -52,8 +51,7 @@ class Static(Spec):
 
 Batching = Annotated[
     ChunkedPrefill | PrefillFirst | Static,
-    Field(discriminator="policy"),
-    BeforeValidator(by_name),
+    by_policy("batching policy", ChunkedPrefill, PrefillFirst, Static),
 ]
 
 

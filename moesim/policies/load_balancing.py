@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from moesim.spec import Spec
+from moesim.spec import Spec, by_policy
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,9 @@ class VllmScore(Spec):
         return _least(score, loads.number)
 
 
-def by_name(data: object) -> object:
-    """``least-loaded`` is short for ``{policy: least-loaded}``."""
-    return {"policy": data} if isinstance(data, str) else data
-
-
 LoadBalancing = Annotated[
     RoundRobin | Random | LeastLoaded | PowerOfTwo | PrefixAffinity | VllmScore,
-    Field(discriminator="policy"),
-    BeforeValidator(by_name),
+    by_policy(
+        "load balancing", RoundRobin, Random, LeastLoaded, PowerOfTwo, PrefixAffinity, VllmScore
+    ),
 ]
