@@ -150,9 +150,7 @@ def counted_steps(steps: pd.DataFrame, window_s: tuple[float, float]) -> NDArray
     return np.asarray(real & inside, dtype=np.bool_)
 
 
-def utilisation(
-    steps: pd.DataFrame, duration_s: float, stages: int = 1
-) -> dict[str, float | None]:
+def utilisation(steps: pd.DataFrame, duration_s: float, stages: int = 1) -> dict[str, float | None]:
     """How busy the deployment was over the whole run, as fractions.
 
     `gpu_busy`: time the pipeline stages of all replicas spend in steps with work, over
@@ -169,37 +167,6 @@ def utilisation(
         "gpu_busy": float(real["duration_s"].sum()) / available_s,
         "link_busy": exchange_s / available_s,
     }
-
-
-def slo_attainment(
-    requests: pd.DataFrame,
-    *,
-    ttft_s: float | None = None,
-    tpot_s: float | None = None,
-    e2e_s: float | None = None,
-) -> dict[str, Any]:
-    """The limits, and under `met` the share of requests within each and within all of them.
-
-    Over all requests but warm-up ones; a failed request meets nothing, one with a single output
-    token meets any TPOT. None where there is no limit or no request.
-    """
-    limits = {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2e_s": e2e_s}
-    measured = requests[~requests["warmup"].to_numpy(dtype=bool)]
-    completed = measured["status"].to_numpy() == "completed"
-    within_all = completed.copy()
-    met: dict[str, float | None] = {}
-    for column, limit in limits.items():
-        share = None
-        if limit is not None and len(measured):
-            # A comparison with NaN is false: what does not apply is not above the limit.
-            within = completed & ~(measured[column].to_numpy(np.float64) > limit)
-            within_all &= within
-            share = float(within.mean())
-        met[column.removesuffix("_s")] = share
-    met["all"] = None
-    if len(measured) and any(limit is not None for limit in limits.values()):
-        met["all"] = float(within_all.mean())
-    return {**limits, "met": met}
 
 
 def summarise(

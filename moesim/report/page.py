@@ -108,8 +108,10 @@ def _title(runs: Sequence[ReportedResult]) -> str:
 
 
 def _about(runs: Sequence[ReportedResult]) -> str:
+    asked = [getattr(run.scenario, "question", "") for run in runs]
+    question = f'<p class="question">{escape(str(asked[0]))}</p>' if asked[0] else ""
     what = "One simulated run" if len(runs) == 1 else f"{len(runs)} simulated runs"
-    return f'<p class="about">{what}. {_made_by(runs)}</p>'
+    return f'{question}<p class="about">{what}. {_made_by(runs)}</p>'
 
 
 def _made_by(runs: Sequence[ReportedResult]) -> str:

@@ -71,6 +71,7 @@ def _whole(value: float) -> str:
 
 
 OTHER_NUMBERS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
+    ("Requests that meet the objective", ("slo_attainment",), words.percent),
     ("Requests per second", ("throughput", "requests_per_s"), _number),
     ("Input tokens per second", ("throughput", "input_tokens_per_s"), _number),
     ("Output tokens per second", ("throughput", "output_tokens_per_s"), _number),

@@ -108,9 +108,10 @@ def pick(summary: Mapping[str, Any], *path: str) -> float | None:
 
 
 def headline(result: ReportedResult) -> list[str]:
-    """Three or four sentences groups: what was served, how it feels, what it costs."""
+    """Up to three paragraphs: what was served, how it feels to wait for it, what it costs."""
     summary = result.summary
-    return [part for part in (_served(summary), _felt(summary), _earned(summary)) if part]
+    felt = f"{_felt(summary)} {objective(result)}".strip()
+    return [part for part in (_served(summary), felt, _earned(summary)) if part]
 
 
 def _served(summary: Mapping[str, Any]) -> str:
@@ -170,19 +171,21 @@ def _felt(summary: Mapping[str, Any]) -> str:
         sentences.append(
             f"A whole answer takes {shown[0]} at the median and {shown[1]} at the 99th percentile."
         )
-    met = pick(summary, "slo", "met", "all")
-    if met is not None:
-        who = {1.0: "All requests meet", 0.0: "No request meets"}.get(
-            met, f"{percent(met)} of the requests meet"
-        )
-        sentences.append(f"{who} the objective ({_objective(summary)}).")
     return " ".join(sentences)
 
 
-def _objective(summary: Mapping[str, Any]) -> str:
+def objective(result: ReportedResult) -> str:
+    """How many requests meet the latency objective of the scenario; empty where it has none."""
+    met = pick(result.summary, "slo_attainment")
+    if met is None:
+        return ""
+    slo = getattr(result.scenario, "slo", None)
     limits = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("end to end", "e2e_s"))
-    known = [(name, pick(summary, "slo", key)) for name, key in limits]
-    return ", ".join(f"{name} at most {duration(value)}" for name, value in known if value)
+    known = [f"{name} at most {duration(getattr(slo, key))}" for name, key in limits
+             if getattr(slo, key, None)]  # fmt: skip
+    which = f" ({', '.join(known)})" if known else ""
+    meet = {1.0: "All requests meet", 0.0: "No request meets"}
+    return f"{meet.get(met) or percent(met) + ' of the requests meet'} the objective{which}."
 
 
 def _earned(summary: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moesim.report import write_report
-from tests.fixtures.fake_result import FakeResult, fake_result
+from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -183,7 +183,7 @@ def contrast(first: str, second: str) -> float:
 
 def test_hostile_names_run_nothing(browser: Any, tmp_path: Path, run: FakeResult) -> None:
     hostile = FakeResult(**{**vars(run), "name": HOSTILE, "notes": (HOSTILE,)})
-    hostile.scenario = {"name": HOSTILE}
+    hostile.scenario = FakeScenario({"name": HOSTILE}, question=HOSTILE)
     path = write_report([hostile, run], tmp_path / "report.html")
     tab, troubles = opened(browser, path)
     tab.hover('[data-chart="cost"] svg.marks .role-mark path')

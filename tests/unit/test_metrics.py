@@ -231,15 +231,3 @@ def test_a_dense_model_has_no_imbalance() -> None:
     table = three_and_a_failure()
     summary = metrics.summarise(table, steps, [], gpus=1, usd_per_gpu_hour=1.0, memory={}, seed=0)
     assert summary["expert_imbalance"]["max_over_mean"] == {"mean": None, "p99": None}
-
-
-def test_objectives_count_failures_but_not_what_does_not_apply() -> None:
-    table = three_and_a_failure()
-    one_token = {**THREE[1], "output_tokens": 1, "finish_s": 3.0, "status": "completed"}
-    table = request_table([*table.to_dict("records"), one_token])
-    attained = metrics.slo_attainment(table, ttft_s=2.0, tpot_s=0.9)
-    # Measured: TTFT 1, 3, none, 1; TPOT 1, 1, none, does not apply.
-    assert attained["met"] == {"ttft": 0.5, "tpot": 0.25, "e2e": None, "all": 0.25}
-    assert attained["ttft_s"] == 2.0
-    assert set(metrics.slo_attainment(table)["met"].values()) == {None}
-    assert metrics.slo_attainment(table.iloc[:0], ttft_s=1.0)["met"]["all"] is None
