@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
+import numpy as np
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -40,7 +42,8 @@ def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], 
 
     def decorate(plain: F) -> F:
         if os.environ.get("MOESIM_NO_JIT", "0") not in {"", "0"}:
-            return plain
+            # Unsigned integers wrap around (hashes need it); NumPy's scalars would warn.
+            return np.errstate(over="ignore")(plain)
         return cast(F, _jit(plain, options))
 
     return decorate if function is None else decorate(function)

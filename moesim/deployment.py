@@ -171,6 +171,14 @@ def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> 
         )
     # One set of step costs serves all replicas and stages: they must lie alike on the domains.
     domain_of = cluster.domains()[:needed].reshape(-1, sharding.stage_gpus)
+    shares = np.unique(np.unique(domain_of[0], return_counts=True)[1])
+    if shares.size > 1:
+        raise InputError(
+            "deployment.parallelism",
+            "must spread the GPUs of a stage evenly over scale-up domains of "
+            f"{cluster.scale_up_domain} GPUs; a stage has",
+            sharding.stage_gpus,
+        )
     if (domain_of - domain_of[:, :1] != domain_of[0] - domain_of[0, 0]).any():
         raise InputError(
             "deployment.parallelism",
@@ -266,7 +274,7 @@ def engine_rules(
         "ranks": deployment.sharding.attention_dp,
         "stages": deployment.sharding.pipeline,
         "max_running": deployment.max_requests,
-        "token_budget": deployment.token_budget,
+        "token_budget": deployment.token_budget or _most_step_tokens(scenario, deployment),
         "block_tokens": block_tokens,
         "block_bytes": round(memory.kv_full_bytes_per_token * block_tokens),
         "window_block_bytes": round(memory.kv_window_bytes_per_token * block_tokens),

@@ -119,7 +119,7 @@ def simulate(
         demand.concurrency,
     )
     env.run()
-    fleet.flush()
+    fleet.finish()
 
     failed = int((state.requests["finish_s"] != state.requests["finish_s"]).sum())
     if failed:

@@ -95,7 +95,7 @@ class RequestsView:
 
     @property
     def due_tokens(self) -> NDArray[np.int64]:
-        """Tokens to compute before the next output token."""
+        """Tokens to grant before the next output token; 0 where the last of them is in flight."""
         return self.prompt_tokens + self.generated_tokens - self.computed_tokens
 
 
@@ -115,4 +115,8 @@ class BatchingPolicy(Protocol):
     """A batching policy written in Python."""
 
     def __call__(self, view: RankView) -> Iterable[tuple[int, int]]:
-        """Grants (request, tokens to compute), in order; waiting requests are admitted by one."""
+        """Grants (request, tokens to compute), in order; waiting requests are admitted by one.
+
+        A grant that memory forbids is passed over. A running request that is granted 0 tokens is
+        preempted: it returns to the front of the queue and is computed again later.
+        """

@@ -26,6 +26,7 @@ class Loads:
     running: NDArray[np.int64]  # [n] requests, as of the last snapshot
     kv_used_fraction: NDArray[np.float64]  # [n] as of the last snapshot
     sent: NDArray[np.int64]  # [n] requests sent since the last snapshot
+    in_flight: NDArray[np.int64]  # [n] requests sent that have not ended, as of now
     prefix_blocks: NDArray[np.int64]  # [n] leading prompt blocks the candidate was sent before
     rng: np.random.Generator
 
@@ -117,7 +118,7 @@ class PrefixAffinity(Spec):
 class VllmScore(Spec):
     """vLLM's internal balancer over data-parallel ranks (v1 `DPLBAsyncMPClient`).
 
-    score = waiting + running + sent, plus waiting x 6 x max(0, KV use - 0.5).
+    score = max(in flight, waiting + running) + waiting x 6 x max(0, KV use - 0.5).
     """
 
     policy: Literal["vllm-score"] = "vllm-score"
@@ -125,7 +126,8 @@ class VllmScore(Spec):
 
     def choose(self, loads: Loads) -> int:
         pressure = np.maximum(0.0, loads.kv_used_fraction - 0.5)
-        score = loads.waiting + loads.running + loads.sent + loads.waiting * 6.0 * pressure
+        known = np.maximum(loads.in_flight, loads.waiting + loads.running)
+        score = known + loads.waiting * 6.0 * pressure
         return _least(score, loads.number)
 
 

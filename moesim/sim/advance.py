@@ -15,7 +15,8 @@ import numpy as np
 from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
-from moesim.sim.schedule import push_waiting, schedule
+from moesim.sim.queues import push_waiting
+from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
     EXTERNAL,

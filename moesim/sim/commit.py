@@ -1,4 +1,4 @@
-"""Ending a step: computed tokens are counted, output tokens handed out, finished requests leave."""
+"""Ending a step: output tokens are handed out, finished requests leave."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.sim.kvcache import release
+from moesim.sim.queues import tokens_due
 from moesim.sim.state import COMPLETED, DONE_FILLED
 
 
@@ -23,9 +24,9 @@ def commit(s: Any, record: Any, k: int) -> int:
         for i in range(s.batch_size[k, b, d]):
             r = s.batch_request[k, b, d, i]
             request = s.requests[r]
-            request.in_flight = 0
-            request.computed += s.batch_tokens[k, b, d, i]
-            if request.computed < request.prompt_tokens + request.generated:
+            request.in_flight -= 1
+            # No output token while chunks of the prompt are to come, or follow in later batches.
+            if request.in_flight > 0 or tokens_due(s, r) > 0:
                 continue
             if record.token_s.size > 0:
                 record.token_s[request.token_start + request.generated] = now

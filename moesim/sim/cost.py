@@ -46,7 +46,7 @@ def _attend(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
         r = s.batch_request[k, b, d, i]
         n = s.batch_tokens[k, b, d, i]
         request = s.requests[r]
-        computed = request.computed
+        computed = request.computed - n
         tokens += n
         kv_tokens += computed + n
         kv_window_tokens += min(computed + n, window + n)
@@ -184,7 +184,7 @@ def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> None:
         tokens += w.tokens[d]
         for i in range(s.batch_size[k, b, d]):
             request = s.requests[s.batch_request[k, b, d, i]]
-            if request.computed >= request.prompt_tokens and s.batch_tokens[k, b, d, i] == 1:
+            if request.computed > request.prompt_tokens and s.batch_tokens[k, b, d, i] == 1:
                 decoded += 1
     step.prefill_tokens = tokens - decoded
     step.decode_tokens = decoded

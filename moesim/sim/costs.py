@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.sim.state import row_dtype
+
 # How tokens reach their experts (field `exchange` of COSTS).
 NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY = range(5)
 
 # Rows of Costs.token_s.
 ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 
-COSTS = np.dtype(
+COSTS = row_dtype(
     [
         ("attention_tp", "i4"),
         ("full_layers", "i4"),
@@ -52,8 +54,7 @@ COSTS = np.dtype(
         ("step_s", "f8"),
         ("request_s", "f8"),
         ("prefill_step_s", "f8"),
-    ],
-    align=True,
+    ]
 )
 
 

@@ -27,16 +27,17 @@ def _walk(
     for i in range(s.batch_size[k, b, d]):
         r = s.batch_request[k, b, d, i]
         request = s.requests[r]
-        stop = request.computed + s.batch_tokens[k, b, d, i]
+        stop = request.computed
+        start = stop - s.batch_tokens[k, b, d, i]
         while request.routed < stop:
             decode = request.routed >= request.prompt_tokens
             limit = stop
             if not decode:
                 limit = min(stop, request.prompt_tokens)
             # Tokens found in the prefix cache are passed over, not computed.
-            counted = request.routed >= request.computed
+            counted = request.routed >= start
             if not counted:
-                limit = min(limit, request.computed)
+                limit = min(limit, start)
             row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
             if counted:

@@ -23,13 +23,28 @@ from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.costs import Costs, Work
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.replay import Routes
-from moesim.sim.schedule import apply_grant
-from moesim.sim.state import DONE_FILLED, NOBODY, STEPS_FILLED, Record, State
+from moesim.sim.schedule import (
+    NO_TOKENS,
+    NOT_HERE,
+    TOO_MANY_REQUESTS,
+    TOO_MANY_TOKENS,
+    apply_grant,
+)
+from moesim.sim.state import (
+    COMPLETED,
+    DONE_FILLED,
+    FAILED,
+    NOBODY,
+    STEPS_FILLED,
+    Record,
+    State,
+)
 
 BROKEN_RULES = {
-    -1: "named a request that is not waiting or running here, or already in this batch",
-    -2: "granted more tokens than are due",
-    -3: "admitted more requests than max_requests",
+    NOT_HERE: "must name requests that wait or run on this rank, each once in a batch",
+    TOO_MANY_TOKENS: "must not grant more tokens than are due",
+    TOO_MANY_REQUESTS: "must not let more requests run than max_requests",
+    NO_TOKENS: "may grant no tokens only to preempt a running request that is not in flight",
 }
 
 
@@ -123,19 +138,28 @@ class Fleet:
         for d in range(ranks):
             state.batch_size[k, b, d] = 0
             left = int(rules["token_budget"])
-            for request, tokens in self.policy(self._view(k * ranks + d, now)):
-                if not 0 <= request < state.requests.size or tokens < 1 or tokens > left:
-                    raise InputError(
-                        "batching policy",
-                        f"must grant between 1 and the {left} tokens left to a known request",
-                        (request, tokens),
-                    )
-                granted = apply_grant(state, k, b, d, int(request), int(tokens))
+            for grant in self.policy(self._view(k * ranks + d, now)):
+                request, tokens = _checked(grant, state.requests.size, left)
+                granted = apply_grant(state, k, b, d, request, tokens)
                 if granted < 0:
-                    raise InputError("batching policy", BROKEN_RULES[granted], (request, tokens))
+                    raise InputError("batching policy", BROKEN_RULES[granted], grant)
                 left -= granted
                 total += granted > 0
         launch(*self._parts, k, now, total)
+
+    def finish(self) -> None:
+        """Collect the last steps; InputError if a policy left requests behind."""
+        self.flush()
+        left = int((~np.isin(self.state.requests["status"], (COMPLETED, FAILED))).sum())
+        if left and self.policy is None:
+            raise AssertionError(f"{left} requests never ended")
+        if left:
+            raise InputError(
+                "batching policy",
+                "must let every request end; it gave no tokens to the last, in number",
+                left,
+                hint="grant a running request 0 tokens to preempt it where memory is short",
+            )
 
     def _view(self, g: int, now: float) -> RankView:
         state = self.state
@@ -153,7 +177,7 @@ class Fleet:
             token_budget=int(rules["token_budget"]),
             max_requests=int(rules["max_running"]),
             kv_free_tokens=free_bytes // block_bytes * int(rules["block_tokens"]),
-            running=self._requests_view(running[state.requests["in_flight"][running] == 0]),
+            running=self._requests_view(running),
             waiting=self._requests_view(np.array(waiting, np.int64)),
         )
 
@@ -167,3 +191,14 @@ class Fleet:
             generated_tokens=rows["generated"].astype(np.int64),
             arrival_s=rows["arrival_s"],
         )
+
+
+def _checked(grant: object, requests: int, left: int) -> tuple[int, int]:
+    """A policy's grant as (request, tokens), or InputError."""
+    whole = isinstance(grant, tuple) and len(grant) == 2
+    if whole and all(isinstance(number, int | np.integer) for number in grant):  # type: ignore[attr-defined]
+        request, tokens = int(grant[0]), int(grant[1])  # type: ignore[index]
+        if 0 <= request < requests and 0 <= tokens <= left:
+            return request, tokens
+    rule = f"must grant (request, tokens) with at most the {left} tokens left in the budget"
+    raise InputError("batching policy", rule, grant)

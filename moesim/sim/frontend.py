@@ -8,11 +8,12 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.errors import InputError
 from moesim.policies.load_balancing import LoadBalancer, Loads
 from moesim.sim.clock import at
 from moesim.sim.fleet import Fleet
 from moesim.sim.kvcache import blocks_of, bytes_of
-from moesim.sim.state import FAILED
+from moesim.sim.state import FAILED, STATIC
 
 
 class Balancer:
@@ -60,18 +61,20 @@ class Balancer:
         matched = np.zeros(n, np.int64)
         if self.seen.size and blocks.size:
             matched = np.logical_and.accumulate(self.seen[:, blocks], axis=1).sum(axis=1)
+        ranks = self.fleet.state.ranks[self.ranks_nm]
         loads = Loads(
             number=self.number,
             waiting=self.waiting,
             running=self.running,
             kv_used_fraction=self.kv_used_fraction,
             sent=self.sent,
+            in_flight=(ranks["waiting"] + ranks["running"]).sum(axis=1),
             prefix_blocks=matched,
             rng=self.rng,
         )
         chosen = self.policy.choose(loads)
         if not 0 <= chosen < n:
-            raise ValueError(f"load balancing chose candidate {chosen} of {n}")
+            raise InputError("load balancing", f"must choose a candidate from 0 to {n - 1}", chosen)
         self.number += 1
         self.sent[chosen] += 1
         if self.seen.size and blocks.size:
@@ -155,7 +158,10 @@ class FrontEnd:
     def _can_fit(self, request: int) -> bool:
         rules = self.fleet.state.rules[0]
         row = self.requests[request]
-        blocks = blocks_of(rules, int(row["prompt_tokens"]) + int(row["output_tokens"]))
+        # The last output token is never computed on.
+        blocks = blocks_of(rules, int(row["prompt_tokens"]) + int(row["output_tokens"]) - 1)
+        if rules["policy"] == STATIC and row["prompt_tokens"] > rules["token_budget"]:
+            return False  # a static batch computes a prompt in one step
         return bool(bytes_of(rules, blocks) <= rules["kv_capacity_bytes"])
 
     def _refresh(self, interval_s: float) -> Generator[simpy.Event, None, None]:

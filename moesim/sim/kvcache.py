@@ -116,25 +116,26 @@ def cached_prefix(s: Any, g: int, r: int) -> int:
 
 
 @inner
-def fits_whole(s: Any, g: int, r: int, found: int) -> bool:
-    """Whether rank g has room for all tokens of waiting request r, sharing `found` blocks."""
+def spare_bytes(s: Any, g: int, r: int, found: int, tokens: int) -> int:
+    """Bytes that rank g would have left with `tokens` tokens of waiting request r, sharing `found`
+    blocks; negative where they do not fit."""
     rules = s.rules[0]
     request = s.requests[r]
     size = prefix_block_bytes(rules)
-    need = bytes_of(rules, blocks_of(rules, request.prompt_tokens + request.generated))
+    need = bytes_of(rules, blocks_of(rules, tokens))
     room = s.ranks[g].kv_free_bytes + s.ranks[g].kv_idle_bytes
     for i in range(found):
         need -= size
         if s.prefix_refs[g, s.prefix_blocks[request.prefix_start + i]] == 0:
             room -= size
-    return need <= room
+    return room - need
 
 
 @inner
 def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
     """Let request r, which holds nothing, start from `count` cached prefix blocks.
 
-    Only after `fits_whole`: the windowed layers of shared blocks are the request's own.
+    Only where `spare_bytes` allows it: the windowed layers of shared blocks are the request's own.
     """
     rules = s.rules[0]
     request = s.requests[r]
@@ -155,13 +156,13 @@ def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
 
 
 @inner
-def publish_prefix(s: Any, g: int, r: int, tokens: int) -> None:
-    """Offer the whole prefix blocks among the first `tokens` tokens of request r to others."""
+def publish_prefix(s: Any, g: int, r: int) -> None:
+    """Offer the whole prefix blocks among the computed tokens of request r to others."""
     rules = s.rules[0]
     request = s.requests[r]
     if rules.prefix_block_tokens == 0:
         return
-    whole = min(request.prefix_count, tokens // rules.prefix_block_tokens)
+    whole = min(request.prefix_count, request.computed // rules.prefix_block_tokens)
     while request.shared < whole:
         block = s.prefix_blocks[request.prefix_start + request.shared]
         if s.prefix_refs[g, block] >= 0:

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 NOT_ARRIVED, WAITING, RUNNING, COMPLETED, FAILED = range(5)
 NOBODY = -1
 
-REQUEST = np.dtype(
+
+def row_dtype(fields: list[tuple[str, str]]) -> np.dtype[np.void]:
+    """An aligned structure whose fields are attributes, in compiled code and in plain Python."""
+    return np.dtype((np.record, np.dtype(fields, align=True)))
+
+
+REQUEST = row_dtype(
     [
         ("arrival_s", "f8"),  # when it reaches the front end
         ("scheduled_s", "f8"),  # start of the first step that computes for it
@@ -36,7 +42,7 @@ REQUEST = np.dtype(
         ("prompt_tokens", "i4"),
         ("output_tokens", "i4"),  # the truth; schedulers may read max_output_tokens only
         ("max_output_tokens", "i4"),
-        ("computed", "i4"),  # leading tokens whose keys and values are in the cache
+        ("computed", "i4"),  # leading tokens cached, or computed by the batches in flight
         ("routed", "i4"),  # leading tokens whose routing rows have been taken
         ("generated", "i4"),  # output tokens handed out
         ("blocks", "i4"),  # cache blocks held, shared prefix blocks included
@@ -48,12 +54,11 @@ REQUEST = np.dtype(
         ("rank", "i4"),
         ("domain", "u2"),
         ("status", "u1"),
-        ("in_flight", "u1"),
-    ],
-    align=True,
+        ("in_flight", "u1"),  # batches in flight that compute for it
+    ]
 )
 
-RANK = np.dtype(
+RANK = row_dtype(
     [
         ("kv_free_bytes", "i8"),  # held by nobody, not even by the prefix cache
         ("kv_idle_bytes", "i8"),  # cached prefix blocks that no running request holds
@@ -66,11 +71,10 @@ RANK = np.dtype(
         ("batch_size", "i4"),  # static batching: size of the batch under way
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
-    ],
-    align=True,
+    ]
 )
 
-REPLICA = np.dtype(
+REPLICA = row_dtype(
     [
         ("schedule_s", "f8"),  # when it may compose its next batch; inf while it has no reason to
         ("commit_s", "f8"),  # when its oldest batch in flight ends; inf without one
@@ -78,11 +82,10 @@ REPLICA = np.dtype(
         ("steps", "i8"),
         ("oldest", "i4"),  # slot of the oldest batch in flight
         ("in_flight", "i4"),
-    ],
-    align=True,
+    ]
 )
 
-STEP = np.dtype(
+STEP = row_dtype(
     [
         ("replica", "i4"),
         ("dummy", "i4"),
@@ -108,8 +111,7 @@ STEP = np.dtype(
         ("active_experts", "f8"),
         ("scale_up_bytes", "f8"),  # sent or received by the busiest GPU of the step
         ("scale_out_bytes", "f8"),
-    ],
-    align=True,
+    ]
 )
 
 STEP_PARTS = (
@@ -128,7 +130,7 @@ STEP_PARTS = (
 # How batches are composed (field `policy` of RULES).
 CHUNKED_PREFILL, PREFILL_FIRST, STATIC, EXTERNAL = range(4)
 
-RULES = np.dtype(
+RULES = row_dtype(
     [
         ("policy", "i4"),
         ("replicas", "i4"),
@@ -151,8 +153,7 @@ RULES = np.dtype(
         ("ratio_decay", "f8"),
         ("clip_output_tokens", "i4"),
         ("seed", "u8"),
-    ],
-    align=True,
+    ]
 )
 
 

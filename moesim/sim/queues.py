@@ -1,0 +1,136 @@
+"""Where a request is: in a rank's queue, among its running ones, in a batch.
+
+`s` is a State, `g = k * D + d` the attention rank, `r` a request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.compiled import inner
+from moesim.sim.kvcache import (
+    cached_prefix,
+    grow,
+    hold_prefix,
+    publish_prefix,
+    release,
+    spare_bytes,
+)
+from moesim.sim.state import NOBODY, RUNNING, WAITING
+
+
+@inner
+def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
+    """Queue request r at rank g, at the front if `first`."""
+    rank = s.ranks[g]
+    request = s.requests[r]
+    request.status = WAITING
+    request.rank = g
+    if first:
+        request.next = rank.head
+        rank.head = r
+        if rank.tail == NOBODY:
+            rank.tail = r
+    else:
+        request.next = NOBODY
+        if rank.tail == NOBODY:
+            rank.head = r
+        else:
+            s.requests[rank.tail].next = r
+        rank.tail = r
+    rank.waiting += 1
+
+
+@inner
+def remove_waiting(s: Any, g: int, r: int) -> None:
+    """Take request r out of rank g's queue, wherever it stands."""
+    rank = s.ranks[g]
+    before = NOBODY
+    if rank.head == r:
+        rank.head = s.requests[r].next
+    else:
+        before = rank.head
+        while s.requests[before].next != r:
+            before = s.requests[before].next
+        s.requests[before].next = s.requests[r].next
+    if rank.tail == r:
+        rank.tail = before
+    rank.waiting -= 1
+
+
+@inner
+def start_running(s: Any, g: int, r: int) -> None:
+    """Append request r, taken from the queue, to the running list of rank g."""
+    rank = s.ranks[g]
+    s.running[g, rank.running] = r
+    rank.running += 1
+    s.requests[r].status = RUNNING
+
+
+@inner
+def _drop_running(s: Any, g: int, position: int) -> None:
+    rank = s.ranks[g]
+    for i in range(position, rank.running - 1):
+        s.running[g, i] = s.running[g, i + 1]
+    rank.running -= 1
+
+
+@inner
+def preempt(s: Any, g: int, position: int, first: bool) -> None:
+    """Send a running request back to the queue; its keys and values are computed again later."""
+    r = s.running[g, position]
+    _drop_running(s, g, position)
+    release(s, g, r)
+    request = s.requests[r]
+    request.preemptions += 1
+    # Computing again must meet the same experts again: its rows are drawn anew from draw 0.
+    request.routed = 0
+    request.prompt_draws = 0
+    request.prompt_rows_left = 0
+    request.decode_draws = 0
+    request.decode_rows_left = 0
+    if s.ranks[g].chunked == r:
+        s.ranks[g].chunked = NOBODY
+    push_waiting(s, g, r, first)
+
+
+@inner
+def add_to_batch(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> None:
+    """Let request r compute `tokens` tokens in this batch."""
+    n = s.batch_size[k, b, d]
+    s.batch_request[k, b, d, n] = r
+    s.batch_tokens[k, b, d, n] = tokens
+    s.batch_size[k, b, d] = n + 1
+    request = s.requests[r]
+    request.in_flight += 1
+    request.computed += tokens
+    publish_prefix(s, k * s.rules[0].ranks + d, r)
+
+
+@inner
+def tokens_due(s: Any, r: int) -> int:
+    """Tokens request r has yet to be granted before its next output token."""
+    request = s.requests[r]
+    return request.prompt_tokens + request.generated - request.computed
+
+
+@inner
+def admit(s: Any, g: int, r: int, limit: int) -> int:
+    """Let waiting request r run with its prefix and blocks; tokens granted, 0 if it must wait.
+
+    As vLLM does by default (`scheduler_reserve_full_isl`), a request enters only if all the tokens
+    it has to compute fit into the free blocks, even where this step computes fewer.
+    """
+    request = s.requests[r]
+    found = cached_prefix(s, g, r)
+    if spare_bytes(s, g, r, found, request.prompt_tokens + request.generated) < 0:
+        return 0
+    if found > 0:
+        hold_prefix(s, g, r, found)
+    granted = min(tokens_due(s, r), limit)
+    grow(s, g, r, request.computed + granted)
+    if request.generated == 0 and request.preemptions == 0:
+        request.cached_tokens = request.computed
+    remove_waiting(s, g, r)
+    start_running(s, g, r)
+    return granted
