@@ -85,9 +85,8 @@ def deploy(scenario: Scenario) -> Deployment:
         precision,
         slots // sharding.expert_parallel if model.is_moe else None,
         cluster.gpu,
-        profile.memory,
+        _utilisation(scenario, profile),
         _engine_reserve(scenario, cluster, sharding, budget, profile),
-        scenario.deployment.kv_cache.utilisation,
         scenario.deployment.kv_cache.capacity_tokens,
     )
     # A request needs a block at least: more requests than blocks never run together.
@@ -205,6 +204,14 @@ def _limits(scenario: Scenario, cluster: Cluster) -> tuple[int, int]:
     budget = batching.token_budget or default_token_budget(engine, gpu.memory_bytes, gpu.name)
     requests = batching.max_requests or default_max_requests(engine, gpu.memory_bytes, gpu.name)
     return budget, requests
+
+
+def _utilisation(scenario: Scenario, profile: Profile) -> float:
+    """Share of the GPU's memory the engine touches: SGLang all of it, less its reserve."""
+    asked = scenario.deployment.kv_cache.utilisation
+    if asked is not None:
+        return asked
+    return profile.memory.utilisation if scenario.deployment.engine == "vllm" else 1.0
 
 
 def _engine_reserve(

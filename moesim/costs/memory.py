@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.costs.profile import MemoryProfile
 from moesim.errors import InputError
 from moesim.hardware import GPU
 from moesim.model import MoEModel
@@ -42,9 +41,8 @@ def plan_memory(
     precision: Precision,
     slots_per_rank: int | None,
     gpu: GPU,
-    memory: MemoryProfile,
+    utilisation: float,
     reserved_bytes: float,
-    utilisation: float | None,
     kv_capacity_tokens: int | None,
 ) -> MemoryPlan:
     """KV = utilisation x HBM - weights - reserve (vLLM's rule); InputError if nothing is left.
@@ -52,7 +50,7 @@ def plan_memory(
     `kv_capacity_tokens` overrides the rule, for engines whose capacity is known.
     """
     weights = weight_bytes_per_gpu(model, sharding, precision, slots_per_rank)
-    usable = gpu.memory_bytes * (memory.utilisation if utilisation is None else utilisation)
+    usable = gpu.memory_bytes * utilisation
     kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
     left = usable - weights["total"] - reserved_bytes
     if kv_capacity_tokens is not None:
