@@ -1,5 +1,74 @@
-"""moesim: what a Mixture-of-Experts model will do on a serving cluster, before it is rented."""
+"""moesim: what a Mixture-of-Experts model will do on a serving cluster, before it is rented.
+
+The names below load what they need when they are first used; `import moesim` loads nothing.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moesim.comparison import Comparison, compare
+    from moesim.errors import InputError
+    from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
+    from moesim.model import MoEModel, load_model
+    from moesim.placement.placement import Placement
+    from moesim.results import Result
+    from moesim.routing.trace import RoutingTrace
+    from moesim.scenario import Scenario, load_scenario
+    from moesim.simulation import simulate
+    from moesim.what_if import candidates
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Cluster": "hardware",
+    "Comparison": "comparison",
+    "GPU": "hardware",
+    "InputError": "errors",
+    "MoEModel": "model",
+    "Placement": "placement.placement",
+    "Result": "results",
+    "RoutingTrace": "routing.trace",
+    "Scenario": "scenario",
+    "candidates": "what_if",
+    "compare": "comparison",
+    "load_gpu": "hardware",
+    "load_model": "model",
+    "load_scenario": "scenario",
+    "make_cluster": "hardware",
+    "simulate": "simulation",
+}
+
+__all__ = [
+    "GPU",
+    "Cluster",
+    "Comparison",
+    "InputError",
+    "MoEModel",
+    "Placement",
+    "Result",
+    "RoutingTrace",
+    "Scenario",
+    "__version__",
+    "candidates",
+    "compare",
+    "load_gpu",
+    "load_model",
+    "load_scenario",
+    "make_cluster",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'moesim' has no attribute {name!r}")
+    value = getattr(import_module(f"moesim.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.metrics import counted_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_RESULTS = 6
 LABEL_LENGTH = 50

@@ -78,15 +78,18 @@ def default_tokens(model: MoEModel) -> int:
     return min(max(affordable, FEWEST_TOKENS), MOST_TOKENS)
 
 
-def default_trace(model: MoEModel, seed: int, tokens: int | None = None) -> RoutingTrace:
-    """A synthetic trace with the profile that fits the model; drawn once, then read from a cache.
+def default_trace(
+    model: MoEModel, seed: int, tokens: int | None = None, profile: RoutingProfile | None = None
+) -> RoutingTrace:
+    """A synthetic trace with the profile that fits the model, or another one; drawn once, then
+    read from a cache.
 
     Sequences of 384 tokens, half prompt and half output, one domain for each topic. The same model,
     seed and tokens give the same trace. Raises InputError for a dense model.
     """
     if not model.moe_layers:
         raise InputError("routing.trace", f"is of no use to {model.name}, a dense model")
-    profile = profile_for(model)
+    profile = profile or profile_for(model)
     wanted = default_tokens(model) if tokens is None else tokens
     path = _cache_path(profile, model, seed, wanted)
     try:

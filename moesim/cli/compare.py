@@ -1,0 +1,64 @@
+"""`moesim compare`: the same demand against several deployments."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moesim.cli.options import JsonOption, ReportOption, SetOption
+from moesim.cli.output import check_file, print_json, progress, warn
+from moesim.errors import InputError
+
+MOST_REPORTED = 6
+
+
+def compare(
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENARIO SCENARIO...",
+            help="Two or more; the first is what the others are compared with.",
+            show_default=False,
+        ),
+    ],
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+    report: ReportOption = None,
+) -> None:
+    """Simulate several deployments under the same demand and set them side by side."""
+    from moesim.deployment import deploy
+    from moesim.scenario import load_scenario
+
+    chosen = [load_scenario(name, changes or ()) for name in scenarios]
+    if len(chosen) < 2:
+        raise InputError("compare", "needs at least two scenarios", len(chosen))
+    if report is not None and len(chosen) > MOST_REPORTED:
+        raise InputError("--report", f"holds at most {MOST_REPORTED} deployments", len(chosen))
+    for scenario in chosen:
+        deploy(scenario)
+    check_file(report, "--report")
+
+    from moesim.comparison import Comparison
+    from moesim.simulation import simulate
+
+    results = []
+    for number, scenario in enumerate(chosen, start=1):
+        with progress(f"{number}/{len(chosen)} {scenario.name}") as tell:
+            results.append(simulate(scenario, progress=tell))
+    comparison = Comparison(tuple(results))
+    for name in comparison.unpaired:
+        warn(
+            f"{name} is asked something else than {results[0].name}: give both the same workload "
+            "and seed, or part of the difference is due to the demand"
+        )
+    if report is not None:
+        comparison.report(report)
+    if as_json:
+        print_json(comparison.to_json())
+        return
+    from moesim.cli.tables import print_comparison
+
+    print_comparison(comparison)
+    if report is not None:
+        print(f"Wrote {report}")

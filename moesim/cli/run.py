@@ -1,0 +1,84 @@
+"""`moesim run`: one scenario, simulated."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
+from moesim.cli.output import check_file, check_folder, print_json, progress
+
+if TYPE_CHECKING:
+    from moesim.results import Result
+
+
+class ChartFormat(StrEnum):
+    PNG = "png"
+    SVG = "svg"
+
+
+def run(
+    scenario: ScenarioArgument,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write requests.parquet, steps.parquet, itl_s.npy, summary.json, scenario.yaml.",
+            show_default=False,
+        ),
+    ] = None,
+    report: ReportOption = None,
+    charts: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write every chart as a picture.", show_default=False),
+    ] = None,
+    chart_format: Annotated[
+        ChartFormat, typer.Option("--format", help="Of the pictures.")
+    ] = ChartFormat.PNG,
+) -> None:
+    """Simulate a scenario: latency, throughput, cost, and where the time goes."""
+    from moesim.deployment import deploy
+    from moesim.scenario import load_scenario
+
+    chosen = load_scenario(scenario, changes or ())
+    deploy(chosen)
+    check_folder(out, "--out")
+    check_file(report, "--report")
+    check_folder(charts, "--charts")
+
+    from moesim.simulation import simulate
+
+    with progress(chosen.name) as tell:
+        result = simulate(chosen, progress=tell)
+    written = _write(result, out, report, charts, chart_format)
+    if as_json:
+        print_json(result.summary)
+        return
+    from moesim.cli.tables import print_run
+
+    print_run(result)
+    for path in written:
+        print(f"Wrote {path}")
+
+
+def _write(
+    result: Result,
+    out: Path | None,
+    report: Path | None,
+    charts: Path | None,
+    chart_format: ChartFormat,
+) -> list[Path]:
+    if out is not None:
+        result.save(out)
+    if report is not None:
+        result.report(report)
+    if charts is not None:
+        from moesim.report.export import export_charts
+
+        export_charts([result], charts, ("svg",) if chart_format == "svg" else ("png",))
+    return [path for path in (out, report, charts) if path is not None]

@@ -1,0 +1,204 @@
+"""Results as text and tables on a terminal; display units appear here, as in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moesim.cli.output import console, print_notes, table
+from moesim.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moesim.comparison import Comparison, Difference
+    from moesim.results import Result
+    from moesim.what_if import Candidate
+
+LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("end to end", "e2e_s"))
+STATISTICS = ("mean", "p50", "p90", "p99")
+NOTHING = "-"
+
+Path = tuple[str, ...]
+Show = Callable[[float], str]
+
+
+def print_run(result: Result) -> None:
+    """What one run says: sentences, latencies, the other figures, how far to trust them."""
+    from moesim.report.words import headline
+
+    out = console()
+    out.print(one_line(result.name), style="bold")
+    for sentence in headline(result):
+        out.print(one_line(sentence), soft_wrap=not out.is_terminal)
+    out.print(table(["", *STATISTICS], _latency_rows(result.summary)))
+    for name, text in _lines(result.summary):
+        out.print(f"{name:<12} {text}", soft_wrap=True)
+    print_notes(out, result.notes)
+
+
+def _latency_rows(summary: Mapping[str, Any]) -> Iterable[list[str]]:
+    from moesim.report.words import pick, significant, time_unit
+
+    for name, key in LATENCIES:
+        values = [pick(summary, key, statistic) for statistic in STATISTICS]
+        most = max((value for value in values if value is not None), default=0.0)
+        unit, size = time_unit(most) if most else ("s", 1.0)
+        cells = [NOTHING if v is None else significant(v / size, 3) for v in values]
+        yield [f"{name}, {unit}", *cells]
+
+
+def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    from moesim.report.words import gigabytes, money, percent, pick, significant
+
+    def number(*path: str, digits: int = 3) -> str:
+        value = pick(summary, *path)
+        return NOTHING if value is None else significant(value, digits)
+
+    yield (
+        "Throughput",
+        f"{number('throughput', 'requests_per_s')} requests, "
+        f"{number('throughput', 'input_tokens_per_s')} input tokens and "
+        f"{number('throughput', 'output_tokens_per_s')} output tokens per second "
+        f"({number('throughput', 'output_tokens_per_s_per_gpu')} per GPU)",
+    )
+    yield (
+        "Cost",
+        f"{money(pick(summary, 'cost', 'usd_per_million_output_tokens'))} per million output "
+        f"tokens, {money(pick(summary, 'cost', 'usd_per_million_total_tokens'))} per million "
+        f"tokens in and out, {money(pick(summary, 'cost', 'usd_per_hour'))} per hour",
+    )
+    weights = pick(summary, "memory", "weights_bytes_per_gpu")
+    capacity = pick(summary, "memory", "kv_capacity_tokens")
+    if weights is not None and capacity is not None:
+        yield (
+            "Memory",
+            f"{gigabytes(weights)} of weights per GPU, keys and values of {capacity:,.0f} tokens",
+        )
+    if pick(summary, "expert_imbalance", "max_over_mean", "mean") is not None:
+        yield (
+            "Imbalance",
+            "busiest rank over the mean: "
+            f"{number('expert_imbalance', 'max_over_mean', 'mean')} on average, "
+            f"{number('expert_imbalance', 'max_over_mean', 'p99')} at p99 of steps",
+        )
+    busy, links = (pick(summary, "utilisation", key) for key in ("gpu_busy", "link_busy"))
+    if busy is not None and links is not None:
+        yield ("Use", f"GPUs in a step {percent(busy)}, links in an exchange {percent(links)}")
+
+
+def _figures() -> tuple[tuple[str, Path, Show], ...]:
+    from moesim.report.words import duration, money, significant
+
+    def time(value: float) -> str:
+        return duration(value, 3)
+
+    def plain(value: float) -> str:
+        return significant(value, 3)
+
+    latencies = tuple(
+        (f"{name}, {statistic}", (key, statistic), time)
+        for name, key in LATENCIES
+        for statistic in ("mean", "p50", "p99")
+    )
+    cost = ("cost", "usd_per_million_output_tokens")
+    return (
+        *latencies,
+        ("output tokens/s", ("throughput", "output_tokens_per_s"), plain),
+        ("output tokens/s per GPU", ("throughput", "output_tokens_per_s_per_gpu"), plain),
+        ("expert imbalance, mean", ("expert_imbalance", "max_over_mean", "mean"), plain),
+        ("GPUs", ("gpus",), lambda value: f"{value:.0f}"),
+        ("per million output tokens", cost, money),
+        ("completed", ("requests", "completed"), lambda value: f"{value:,.0f}"),
+        ("failed", ("requests", "failed"), lambda value: f"{value:,.0f}"),
+    )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Deployments side by side, then what differs from the first, with its interval."""
+    from moesim.report.source import labels
+    from moesim.report.words import comparison as sentences
+    from moesim.report.words import pick
+
+    out = console()
+    names = labels(comparison.results)
+    rows = []
+    for name, path, show in _figures():
+        values = [pick(result.summary, *path) for result in comparison.results]
+        rows.append([name, *(NOTHING if value is None else show(value) for value in values)])
+    out.print(table(["", *names], rows))
+    for name, differences in zip(names[1:], comparison.differences, strict=True):
+        _print_differences(out, f"{name}, less {names[0]}", differences)
+    for sentence in sentences(comparison.results):
+        out.print(one_line(sentence), soft_wrap=not out.is_terminal)
+    _print_shared_notes(out, names, comparison.results)
+
+
+def _print_differences(out: Console, title: str, differences: Sequence[Difference]) -> None:
+    from moesim.report.words import significant, time_unit
+
+    rows = []
+    for each in differences:
+        parts = each.difference_s, each.low_s, each.high_s
+        most = max(abs(part) for part in parts)
+        unit, size = time_unit(most) if most else ("s", 1.0)
+        shown = [f"{'+' if part > 0 else ''}{significant(part / size, 3)}" for part in parts]
+        name = next(name for name, key in LATENCIES if key == each.metric)
+        rows.append([f"{name}, {each.statistic}, {unit}", *shown])
+    paired = all(each.paired for each in differences)
+    counted = max((each.requests for each in differences), default=0)
+    how = f"{counted:,} requests, {'paired' if paired else 'not paired'}"
+    out.print(table(["", "difference", "95 % from", "to"], rows, f"{title} ({how})"))
+
+
+def print_placements(candidates: Sequence[Candidate], results: Sequence[Result]) -> None:
+    """Placements by how even they are on held-out routing, and by what they did to latency."""
+    from moesim.report.words import duration, pick, significant
+
+    def time(result: Result, *path: str) -> str:
+        return duration(pick(result.summary, *path), 3)
+
+    out = console()
+    scores = []
+    for candidate in candidates:
+        score = candidate.score
+        ratios = score.load_mean, score.load_worst, score.batch_mean
+        experts = score.active_busiest, score.active_mean
+        numbers = [*(significant(value, 3) for value in (*ratios, *experts))]
+        scores.append([candidate.scenario.name, *numbers])
+    tokens = candidates[0].score.batch_tokens
+    header = [
+        "placement",
+        "load",
+        "load, worst layer",
+        "load in a batch",
+        "experts, busiest rank",
+        "experts, mean rank",
+    ]
+    title = (
+        "On routing that the placement has not seen: load of the busiest rank over the mean, "
+        f"distinct experts read for a decode batch of {tokens} tokens"
+    )
+    out.print(table(header, scores, title))
+    latencies = [
+        [
+            result.name,
+            *(time(result, key, p) for key in ("ttft_s", "tpot_s") for p in ("p50", "p99")),
+            time(result, "e2e_s", "p99"),
+            significant(pick(result.summary, "throughput", "output_tokens_per_s_per_gpu") or 0, 3),
+        ]
+        for result in results
+    ]
+    header = ["placement", "TTFT p50", "p99", "TPOT p50", "p99", "end to end p99", "tokens/s/GPU"]
+    out.print(table(header, latencies, "Simulated"))
+    _print_shared_notes(out, [result.name for result in results], results)
+
+
+def _print_shared_notes(out: Console, names: Sequence[str], results: Sequence[Result]) -> None:
+    """Each note once; one that not all results share names its deployment."""
+    shown: list[str] = []
+    for name, result in zip(names, results, strict=True):
+        for note in result.notes:
+            shared = all(note in other.notes for other in results)
+            shown.append(note if shared else f"{name}: {note}")
+    print_notes(out, dict.fromkeys(shown))
