@@ -108,8 +108,9 @@ def _title(runs: Sequence[ReportedResult]) -> str:
 
 
 def _about(runs: Sequence[ReportedResult]) -> str:
-    asked = [getattr(run.scenario, "question", "") for run in runs]
-    question = f'<p class="question">{escape(str(asked[0]))}</p>' if asked[0] else ""
+    asked = {str(getattr(run.scenario, "question", "")) for run in runs}
+    shared = asked.pop() if len(asked) == 1 else ""
+    question = f'<p class="question">{escape(shared)}</p>' if shared else ""
     what = "One simulated run" if len(runs) == 1 else f"{len(runs)} simulated runs"
     return f'{question}<p class="about">{what}. {_made_by(runs)}</p>'
 

@@ -94,6 +94,8 @@ def gigabytes(size_bytes: float) -> str:
 def percent(share: float) -> str:
     if share and share < 0.0095:
         return f"{significant(100 * share, 1)} %"
+    if 0.99 < share < 1:  # 99.9 % is not all
+        return f"{min(99.9, 100 * share):.1f} %"
     return f"{100 * share:.0f} %"
 
 
@@ -253,11 +255,11 @@ def each(results: Sequence[ReportedResult], *path: str) -> Known:
 
 
 def spread(what: str, known: Known, show: Callable[[float], str]) -> str:
-    """'<what> ranges from 0.3 s (a) to 2.1 s (b)'; '<what> is 0.3 s' where all show the same."""
+    """'<what> ranges from 0.3 s (a) to 2.1 s (b)'; '<what> is 0.3 s for all' where it is."""
     values = [(value, name) for name, value in known if value is not None]
     if not values:
         return what
     (low, least), (high, most) = min(values), max(values)
     if show(low) == show(high):
-        return f"{what} is {show(low)}"
+        return f"{what} is {show(low)}" + (" for all" if len(values) > 1 else "")
     return f"{what} ranges from {show(low)} ({least}) to {show(high)} ({most})"

@@ -227,6 +227,25 @@ def test_ratios_in_words(ratio: float, shown: str) -> None:
     assert words.ratio_words(ratio) == shown
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0 %"), (0.003, "0.3 %"), (0.42, "42 %"), (0.9996, "99.9 %"), (1, "100 %")],
+)
+def test_nearly_all_is_not_all(share: float, shown: str) -> None:
+    assert words.percent(share) == shown
+
+
+def test_spread_names_both_ends() -> None:
+    known = [("a", 0.3), ("b", None), ("c", 2.1)]
+    assert words.spread("The wait", known, words.duration) == (
+        "The wait ranges from 300 ms (a) to 2.1 s (c)"
+    )
+    assert words.spread("The wait", [("a", 1.0), ("b", 1.001)], words.duration) == (
+        "The wait is 1.0 s for all"
+    )
+    assert words.spread("The wait", [("a", None)], words.duration) == "The wait"
+
+
 def test_headline_says_what_the_summary_holds(run: FakeResult) -> None:
     text = " ".join(words.headline(run))
     half, most = words.durations(run.summary["ttft_s"]["p50"], run.summary["ttft_s"]["p99"])
