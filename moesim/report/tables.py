@@ -88,7 +88,7 @@ OTHER_NUMBERS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     ("Time the GPUs are in a step", ("utilisation", "gpu_busy"), words.percent),
     ("Time the links carry an exchange", ("utilisation", "link_busy"), words.percent),
     ("Weights per GPU", ("memory", "weights_bytes_per_gpu"), words.gigabytes),
-    ("KV cache, tokens per attention rank", ("memory", "kv_capacity_tokens"), _whole),
+    ("KV cache, tokens per replica", ("memory", "kv_capacity_tokens"), _whole),
 )
 
 

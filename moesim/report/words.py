@@ -33,8 +33,10 @@ ASSUMPTIONS = (
 )
 
 NOT_MODELLED = (
-    "tokenisation, HTTP handling and the client's network",
+    "the client's network, and tokenisation beyond a fixed time per request",
+    "overlap of exchange with compute (two-batch overlap), and prefill kept apart from decode",
     "speculative decoding and multi-token prediction",
+    "rebalancing of experts while serving, and other transfers on the links of the exchange",
     "thermal throttling, clock variation and other tenants on the same GPUs or links",
     "hardware faults, restarts and weight loading",
     "the quality of the answers: precision and placement change speed here, never text",
