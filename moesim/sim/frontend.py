@@ -12,8 +12,7 @@ from moesim.errors import InputError
 from moesim.policies.load_balancing import LoadBalancer, Loads
 from moesim.sim.clock import at
 from moesim.sim.fleet import Fleet
-from moesim.sim.kvcache import blocks_of, bytes_of
-from moesim.sim.state import FAILED, STATIC
+from moesim.sim.state import FAILED, STATIC, State
 
 
 class Balancer:
@@ -102,6 +101,7 @@ class FrontEnd:
         self.concurrency = concurrency
         self.arrived = 0
         self.requests = fleet.state.requests
+        self.fits = _fits(fleet.state)
         if concurrency:
             fleet.on_completion = self._replace
             env.process(self._fill(concurrency))
@@ -146,7 +146,7 @@ class FrontEnd:
 
     def _hand_on(self, request: int) -> None:
         """Choose replica and rank; refuse what could never fit."""
-        if not self._can_fit(request):
+        if not self.fits[request]:
             self.requests[request]["status"] = FAILED
             if self.concurrency:
                 self._start_next()
@@ -154,15 +154,6 @@ class FrontEnd:
         k = self.over_replicas.choose(request)
         d = self.over_ranks[k].choose(request)
         self.fleet.enqueue(request, int(self.over_ranks[k].ranks_nm[d, 0]))
-
-    def _can_fit(self, request: int) -> bool:
-        rules = self.fleet.state.rules[0]
-        row = self.requests[request]
-        # The last output token is never computed on.
-        blocks = blocks_of(rules, int(row["prompt_tokens"]) + int(row["output_tokens"]) - 1)
-        if rules["policy"] == STATIC and row["prompt_tokens"] > rules["token_budget"]:
-            return False  # a static batch computes a prompt in one step
-        return bool(bytes_of(rules, blocks) <= rules["kv_capacity_bytes"])
 
     def _refresh(self, interval_s: float) -> Generator[simpy.Event, None, None]:
         """Take snapshots at a fixed interval while requests still come."""
@@ -173,3 +164,16 @@ class FrontEnd:
                     balancer.refresh()
             tick += 1
             yield at(self.env, tick * interval_s)
+
+
+def _fits(state: State) -> NDArray[np.bool_]:
+    """[N] whether each request could be computed on a rank that has nothing else to do."""
+    rules, requests = state.rules[0], state.requests
+    prompt = requests["prompt_tokens"].astype(np.int64)
+    # The last output token is handed out but never computed on.
+    blocks = -(-(prompt + requests["output_tokens"] - 1) // rules["block_tokens"])
+    windowed = np.minimum(blocks, rules["window_blocks"]) * rules["window_block_bytes"]
+    fits = blocks * rules["block_bytes"] + windowed <= rules["kv_capacity_bytes"]
+    if rules["policy"] == STATIC:  # which computes a prompt in one step
+        fits &= prompt <= rules["token_budget"]
+    return np.asarray(fits)

@@ -172,13 +172,12 @@ def build_routes(
     first = trace.sequence_start_S1[:-1].astype(np.int64)
     rows = np.diff(trace.sequence_start_S1).astype(np.int64)
     prompt = trace.prompt_tokens_S.astype(np.int64)
-    told_apart = bool((prompt > 0).any() and (prompt < rows).any())
-    both = (prompt > 0) & (prompt < rows) if told_apart else rows > 0
-    if not told_apart:
+    usable = (prompt > 0) & (prompt < rows)
+    prompt_piece, decode_piece = (first, prompt), (first + prompt, rows - prompt)
+    if not usable.any():  # no sequence tells prompt and output apart
+        usable = rows > 0
         prompt_piece, decode_piece = (first, rows), (first, rows)
-    else:
-        prompt_piece, decode_piece = (first, prompt), (first + prompt, rows - prompt)
-    order, starts = _by_domain(trace, both, domain_names)
+    order, starts = _by_domain(trace, usable, domain_names)
     return Routes(
         slots_TLK=slots_TLK,
         counts_ALP=counts,
