@@ -33,7 +33,8 @@ def existing_file(path: str | os.PathLike[str], max_bytes: float, field: str = "
     except (OSError, ValueError) as error:
         raise InputError(name, f"cannot be read: {error}", str(source)) from error
     if not found:
-        raise InputError(name, "must be an existing file", None if name == str(source) else path)
+        shown = None if name == str(source) else str(source)
+        raise InputError(name, "must be an existing file", shown)
     if size > max_bytes:
         raise InputError(name, f"must be at most {max_bytes:.0f} bytes", size)
     return source

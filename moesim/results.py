@@ -169,6 +169,21 @@ class Result:
             met = met & (table[column].fillna(0.0) <= limit).to_numpy()
         return float(met.mean()) if met.size else None
 
+    def __repr__(self) -> str:
+        requests = self.summary["requests"]
+        done = f"{requests['completed']} of {requests['submitted']} requests completed"
+        return f"<moesim.Result {self.name!r}: {done} on {self.gpus} GPUs>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from html import escape
+
+        from moesim.report import tables
+
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        shown = f"{tables.latency_table(self)}{tables.other_table(self)}"
+        return f"<h4>{escape(self.name)}</h4>{shown}<ul>{notes}</ul>"
+
     def save(self, folder: str | Path) -> None:
         """Write requests.parquet, steps.parquet, summary.json and scenario.yaml into `folder`."""
         import yaml

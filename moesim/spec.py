@@ -240,6 +240,33 @@ def _known_fields(cls: type[BaseModel]) -> set[str]:
     return names
 
 
+_BOUNDS = ("ge", "gt", "le", "lt")
+_RULES = {  # pydantic's kinds of error, in the words of the other refusals
+    "model_type": "must be a mapping of fields",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+}
+
+
+def _rule(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    if kind in _RULES:
+        bounds = {name: f"{bound:.12g}" for name, bound in context.items() if name in _BOUNDS}
+        return _RULES[kind].format(**bounds)
+    text = message.removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:] or "is not valid"
+    return f"must{text.removeprefix('input should')}" if text.startswith("input should") else text
+
+
 def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> InputError:
     """The first problem of a pydantic error as one InputError, with the likely slip if it shows."""
     problem = error.errors(include_url=False)[0]
@@ -254,17 +281,12 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
         )
     if kind == "missing":
         return InputError(field, "is required")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    rule = message[0].lower() + message[1:] if message else "is not valid"
-    if rule.startswith("input should"):
-        rule = "must" + rule.removeprefix("input should")
-    hint = ""
+    rule, hint = _rule(kind, str(problem["msg"]), problem.get("ctx", {})), ""
     if isinstance(value, str) and kind.startswith(("int", "float")):
         hint = "write the number without quotes or unit"
     if kind == "string_type" and not isinstance(value, Mapping | list | None):
         hint = "put it in quotes"
-    if kind == "model_type":
-        rule = "must be a mapping of fields"
-    if isinstance(value, Mapping | list):
-        value = None if kind == "value_error" else value
+    named = isinstance(value, str) and value in rule
+    if named or (isinstance(value, Mapping | list) and kind == "value_error"):
+        value = None
     return InputError(field, rule, value, hint)

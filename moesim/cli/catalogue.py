@@ -10,8 +10,6 @@ from moesim.cli.output import console, print_json, print_notes, table
 if TYPE_CHECKING:
     from moesim.hardware import GPU
 
-LABELS = {"published": "", "rumoured": "rumoured", "assumed": "assumed", "generic": "generic"}
-
 
 def models(as_json: JsonOption = False) -> None:
     """Models: parameters, bytes to host them, bytes of keys and values per token."""
@@ -23,7 +21,7 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    header = ["model", "total", "active", "experts", "weights in", "to host", "KV per token", ""]
+    header = ["model", "total", "active", "experts", "weights in", "to host", "KV per token"]
     shown = [
         [
             row["name"],
@@ -33,12 +31,12 @@ def models(as_json: JsonOption = False) -> None:
             row["native_precision"],
             f"{significant(row['hosting_bytes'] / GB, 3)} GB",
             f"{significant(row['kv_bytes_per_token'] / KB, 3)} kB",
-            LABELS[row["status"]],
+            row["status"],
         ]
         for row in rows
     ]
     out = console()
-    out.print(table(header, shown))
+    out.print(table([*header, "status"], shown))
     unpublished = [row for row in rows if row["status"] in ("rumoured", "assumed")]
     print_notes(out, (f"{row['name']} is {row['status']}: {row['note']}" for row in unpublished))
     print_notes(out, (f"{name} cannot be modelled: {why}." for name, why in NOT_MODELLED.items()))
@@ -115,7 +113,8 @@ def gpus(as_json: JsonOption = False) -> None:
         for card in cards
     ]
     out = console()
-    out.print(table(header, shown, "GPUs: dense TFLOP/s; links per GPU and direction"))
+    out.print("GPUs: dense TFLOP/s; links per GPU and direction")
+    out.print(table(header, shown))
     links = [load_fabric(name) for name in fabric_names("scale-out")]
     fabrics = [
         [
@@ -128,7 +127,8 @@ def gpus(as_json: JsonOption = False) -> None:
         for link in links
     ]
     header = ["fabric", "bandwidth", "latency", "reached", "trust"]
-    out.print(table(header, fabrics, "Fabrics between nodes"))
+    out.print("Fabrics between nodes")
+    out.print(table(header, fabrics))
     print_notes(out, ["prices are rental prices of their date; `--json` has dates and sources"])
 
 

@@ -35,18 +35,13 @@ def console() -> Console:
     return Console(width=None if known else WIDE, highlight=False, markup=False, emoji=False)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> Table:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table with names at the left and numbers at the right; cells are shown as they are."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=Text(one_line(title)) if title else None,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(header):
         made.add_column(Text(one_line(name)), justify="right" if position else "left")
     for row in rows:

@@ -148,7 +148,8 @@ def _print_differences(out: Console, title: str, differences: Sequence[Differenc
     paired = all(each.paired for each in differences)
     counted = max((each.requests for each in differences), default=0)
     how = f"{counted:,} requests, {'paired' if paired else 'not paired'}"
-    out.print(table(["", "difference", "95 % from", "to"], rows, f"{title} ({how})"))
+    out.print(one_line(f"{title} ({how}):"), soft_wrap=True)
+    out.print(table(["", "difference", "95 % from", "to"], rows))
 
 
 def print_placements(candidates: Sequence[Candidate], results: Sequence[Result]) -> None:
@@ -175,11 +176,12 @@ def print_placements(candidates: Sequence[Candidate], results: Sequence[Result])
         "experts, busiest rank",
         "experts, mean rank",
     ]
-    title = (
-        "On routing that the placement has not seen: load of the busiest rank over the mean, "
-        f"distinct experts read for a decode batch of {tokens} tokens"
+    out.print(
+        "On routing that the placement has not seen: load of the busiest rank over the mean; "
+        f"distinct experts read for a decode batch of {tokens} tokens.",
+        soft_wrap=not out.is_terminal,
     )
-    out.print(table(header, scores, title))
+    out.print(table(header, scores))
     latencies = [
         [
             result.name,
@@ -190,7 +192,8 @@ def print_placements(candidates: Sequence[Candidate], results: Sequence[Result])
         for result in results
     ]
     header = ["placement", "TTFT p50", "p99", "TPOT p50", "p99", "end to end p99", "tokens/s/GPU"]
-    out.print(table(header, latencies, "Simulated"))
+    out.print("Simulated:")
+    out.print(table(header, latencies))
     _print_shared_notes(out, [result.name for result in results], results)
 
 

@@ -97,8 +97,8 @@ def test_one_key_chooses(arrivals: object, expected: Spec) -> None:
         ),
         (
             study(demand={"arrivals": "all_at_once", "requests": "12 thousand"}),
-            "demand.requests must be a valid integer, unable to parse string as an integer; "
-            "got '12 thousand' (write the number without quotes or unit)",
+            "demand.requests must be a whole number; got '12 thousand' "
+            "(write the number without quotes or unit)",
         ),
         (
             study(demand={"arrivals": {"poison": {"rate_per_s": 1}}}),
