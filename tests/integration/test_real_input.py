@@ -1,0 +1,96 @@
+"""The main job on real input: a public hour of requests, real routing, a real model's shape.
+
+gpt-oss-20b on eight H100s serves all requests of Azure's conversation trace at their own arrival
+times; each token takes its experts, at every layer, from recorded decodes of the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moesim.results import Result
+from moesim.routing.importers import import_npz
+from moesim.simulation import simulate
+
+REQUESTS = 19_366
+PROMPT_TOKENS = 22_361_870  # sums of the trace's columns
+OUTPUT_TOKENS = 4_088_665
+GIB = 2**30
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def scenario(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    trace = tmp_path_factory.mktemp("routing") / "gpt-oss-20b.safetensors"
+    import_npz(
+        sorted((shared_data / "routing").glob("gptoss_20b_ids_*.npz")),
+        model="gpt-oss-20b",
+        phase="decode",
+        index=shared_data / "routing" / "gptoss_20b_index.json",
+    ).save(trace)
+    requests = shared_data / "workloads" / "AzureLLMInferenceTrace_conv.csv"
+    return {
+        "name": "an hour of conversations on gpt-oss-20b",
+        "model": "gpt-oss-20b",
+        "cluster": {"gpu": "h100-sxm"},
+        "deployment": {"parallelism": {"attention_tp": 8, "expert_parallel": 8}},
+        "routing": {"trace": str(trace)},
+        "workload": {"arrivals": "replay", "trace": str(requests)},
+    }
+
+
+@pytest.fixture(scope="module")
+def result(scenario: dict[str, object]) -> Result:
+    return simulate(scenario)
+
+
+def test_every_request_is_accounted_for(result: Result) -> None:
+    assert result.summary["requests"] == {
+        "submitted": REQUESTS,
+        "completed": REQUESTS,
+        "failed": 0,
+        "warmup": 0,
+    }
+
+
+def test_tokens_are_conserved(result: Result) -> None:
+    preempted = int(result.requests["preemptions"].sum())
+    assert preempted == 0
+    assert int(result.requests["prompt_tokens"].sum()) == PROMPT_TOKENS
+    assert int(result.requests["output_tokens"].sum()) == OUTPUT_TOKENS
+    assert int(result.steps["prefill_tokens"].sum()) == PROMPT_TOKENS
+    # The prompt's last position gives the first output token; the last token is never computed.
+    assert int(result.steps["decode_tokens"].sum()) == OUTPUT_TOKENS - REQUESTS
+    assert np.isfinite(result.raw.token_s).all()
+
+
+def test_every_token_s_experts_are_counted_at_every_layer(result: Result) -> None:
+    tokens = PROMPT_TOKENS + OUTPUT_TOKENS - REQUESTS
+    assert result.raw.routed_ids == tokens * 24 * 4
+    assert result.raw.rank_tokens_LR.sum() == tokens * 24 * 4
+    np.testing.assert_array_equal(result.raw.rank_tokens_LR.sum(axis=1), tokens * 4)
+
+
+def test_the_same_seed_gives_the_same_bytes(result: Result, scenario: dict[str, object]) -> None:
+    again = simulate(scenario)
+    assert again.raw.requests.tobytes() == result.raw.requests.tobytes()
+    assert again.raw.steps.tobytes() == result.raw.steps.tobytes()
+    assert again.raw.token_s.tobytes() == result.raw.token_s.tobytes()
+
+
+def test_memory_stays_below_4_gib(scenario: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(json.dumps(scenario), encoding="utf-8")
+    command = [sys.executable, "-m", "moesim", "run", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert json.loads(done.stdout)["requests"]["completed"] == REQUESTS
+    # KiB on Linux; the largest child so far, which bounds this one.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 4 * GIB
