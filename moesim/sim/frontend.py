@@ -107,13 +107,10 @@ class FrontEnd:
             env.process(self._fill(concurrency))
         else:
             env.process(self.run())
-        intervals = {
-            balancer.policy.snapshot_interval_s
-            for balancer in (over_replicas, *over_ranks)
-            if len(balancer.ranks_nm) > 1
-        } - {0.0}
-        for interval_s in intervals:
-            env.process(self._refresh(interval_s))
+        choosing = [b for b in (over_replicas, *over_ranks) if len(b.ranks_nm) > 1]
+        for interval_s in {b.policy.snapshot_interval_s for b in choosing} - {0.0}:
+            looking = [b for b in choosing if b.policy.snapshot_interval_s == interval_s]
+            env.process(self._refresh(interval_s, looking))
 
     def run(self) -> Generator[simpy.Event, None, None]:
         """Wait for each request's arrival, tokenise it, hand it on; until none is left."""
@@ -155,13 +152,14 @@ class FrontEnd:
         d = self.over_ranks[k].choose(request)
         self.fleet.enqueue(request, int(self.over_ranks[k].ranks_nm[d, 0]))
 
-    def _refresh(self, interval_s: float) -> Generator[simpy.Event, None, None]:
+    def _refresh(
+        self, interval_s: float, balancers: list[Balancer]
+    ) -> Generator[simpy.Event, None, None]:
         """Take snapshots at a fixed interval while requests still come."""
         tick = 0
         while self.arrived < self.requests.size:
-            for balancer in (self.over_replicas, *self.over_ranks):
-                if balancer.policy.snapshot_interval_s == interval_s:
-                    balancer.refresh()
+            for balancer in balancers:
+                balancer.refresh()
             tick += 1
             yield at(self.env, tick * interval_s)
 
