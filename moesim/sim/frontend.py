@@ -108,7 +108,7 @@ class FrontEnd:
         else:
             env.process(self.run())
         choosing = [b for b in (over_replicas, *over_ranks) if len(b.ranks_nm) > 1]
-        for interval_s in {b.policy.snapshot_interval_s for b in choosing} - {0.0}:
+        for interval_s in sorted({b.policy.snapshot_interval_s for b in choosing} - {0.0}):
             looking = [b for b in choosing if b.policy.snapshot_interval_s == interval_s]
             env.process(self._refresh(interval_s, looking))
 
