@@ -19,6 +19,12 @@ def _brief(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _cut(text: str, limit: int) -> str:
+    """Both ends of a text that is too long: a path says most at its end, a rule at its start."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
 class InputError(ValueError):
     """Input that moesim refuses before anything runs.
 
@@ -32,6 +38,7 @@ class InputError(ValueError):
         self.rule = rule
         self.value = value
         self.hint = hint
+        field, rule, hint = _cut(field, 200), _cut(rule, 400), _cut(hint, 300)
         got = "" if value is None else f"; got {_brief(value)}"
         tail = f" ({hint})" if hint else ""
         super().__init__(one_line(f"{field} {rule}{got}{tail}"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from moesim.costs.step import EXCHANGES
 from moesim.errors import InputError
 from moesim.files import read_text
+from moesim.plain_yaml import read_yaml
 from moesim.policies.batching import Batching, ChunkedPrefill, PrefillFirst, Static
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.spec import Spec, by_policy
@@ -20,8 +19,6 @@ from moesim.workload.arrivals import MAX_REQUESTS
 from moesim.workload.workload import Workload
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
-MAX_NODES = 100_000  # values in one scenario file, aliases expanded
-MAX_DIGITS = 40
 
 
 class PrecisionSpec(Spec):
@@ -205,68 +202,6 @@ class Scenario(Spec):
         return choice, choice
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only. A key written twice is an error instead of a silent overwrite; merge keys
-    (<<), which can multiply without end, are not read; 1e6 is a number, as in YAML 1.2.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise _misread("merge keys (<<) are not read", key_node)
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float, bool)):
-                if key in seen:
-                    raise _misread(f"the key {key!r} stands twice", key_node)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: Any) -> int:
-        # Thousands of digits, or of base-60 places, take seconds to hours to convert.
-        if len(node.value) > MAX_DIGITS:
-            raise _misread(f"a number has more than {MAX_DIGITS} digits", node)
-        return int(super().construct_yaml_int(node))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
-)
-
-
-def _misread(problem: str, node: Any) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def read_yaml(text: str, field: str) -> Any:
-    """Plain data from YAML text; InputError on syntax, duplicate keys or absurd size."""
-    try:
-        data = yaml.load(text.removeprefix("\ufeff"), Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(field, f"is not valid YAML: {_yaml_problem(error)}") from None
-    pending, count = [data], 0
-    while pending:
-        count += 1
-        value = pending.pop()
-        if isinstance(value, Mapping):
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-        if count + len(pending) > MAX_NODES:
-            raise InputError(field, f"must hold at most {MAX_NODES} values")
-    return data
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        where = error.problem_mark
-        return f"line {where.line + 1}, column {where.column + 1}: {error.problem}"
-    return str(error)
-
-
 def load_scenario(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """A scenario from a YAML file or by the name of a shipped one, with `a.b=c` overrides applied.
 
@@ -296,7 +231,7 @@ def scenario_names() -> tuple[str, ...]:
 def find_scenario(name_or_path: str | Path) -> Path:
     """The file of a scenario; InputError names the closest shipped ones."""
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
         return path
     names = scenario_names()
     if str(name_or_path) in names:
@@ -310,6 +245,13 @@ def find_scenario(name_or_path: str | Path) -> Path:
         str(name_or_path),
         f"did you mean {', '.join(close)}?" if close else f"`moesim scenarios` lists {len(names)}",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        return False
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -332,6 +274,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     places = (
         ("model",),
         ("routing", "trace"),
+        ("workload", "trace"),
         ("workload", "trace", "file"),
         ("deployment", "placement", "file"),
         ("deployment", "profile"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import Field
 
 from moesim.errors import InputError
 from moesim.files import read_text
+from moesim.plain_yaml import read_yaml
 from moesim.spec import Spec
 
 Fraction = Field(gt=0.0, le=1.0)
@@ -80,10 +80,7 @@ def load_profile(name_or_path: str, field: str = "deployment.profile") -> Profil
         text = read_text(name_or_path, max_bytes=4e6, field=field)
     else:
         raise InputError(field, f"must be one of {', '.join(names)} or a .yaml file", name_or_path)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(field, f"is not valid YAML: {error}") from error
+    data = read_yaml(text, field)
     if isinstance(data, dict) and hasattr(data.get("date"), "isoformat"):
         data["date"] = data["date"].isoformat()
     return Profile.parse(data, field)
