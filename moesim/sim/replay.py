@@ -24,7 +24,7 @@ PREFIX_ROWS = 256  # rows of a block of the running sums
 class Routes(NamedTuple):
     """A routing trace placed on physical slots."""
 
-    slots_TLK: NDArray[Any]  # uint8 or uint16
+    slots_TLK: NDArray[np.uint16]
     counts_ALP: NDArray[np.uint32]  # counts of all rows before block a; empty without MoE layers
     touches_ALX: NDArray[np.uint32]  # tokens that touch rank x < R or domain x - R; may be empty
     prompt_first_Q: NDArray[np.int64]

@@ -155,7 +155,8 @@ def build_routes(
     `ids_TLK` are the trace's experts for the model's own MoE layers; `domain_names` are the
     demand's domains (empty: all sequences are one domain).
     """
-    slots_TLK = place_rows(ids_TLK, placement)
+    # One type whatever the number of slots: another would compile the whole engine again.
+    slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
     scalars = costs.scalars[0]
     blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
     layers, slots = placement.slot_expert_LP.shape
@@ -195,7 +196,7 @@ def no_routes() -> Routes:
     """The routes of a dense model: none."""
     nothing = np.zeros(0, np.int64)
     return Routes(
-        slots_TLK=np.zeros((0, 0, 1), np.uint8),
+        slots_TLK=np.zeros((0, 0, 1), np.uint16),
         counts_ALP=np.zeros((0, 0, 0), np.uint32),
         touches_ALX=np.zeros((0, 0, 0), np.uint32),
         prompt_first_Q=nothing,

@@ -1,0 +1,70 @@
+"""Every shipped scenario says what it asks, fits its machines and runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from moesim.deployment import deploy
+from moesim.scenario import find_scenario, load_scenario, scenario_names
+from moesim.simulation import simulate
+
+# The studies that the documentation promises, by what their names begin with.
+STUDIES = {
+    "deepseek-v3-one-node",
+    "deepseek-v3-two-nodes",
+    "mixtral-8x7b-chat",
+    "mixtral-8x22b",
+    "dbrx",
+    "gpt-oss-120b-one-gpu",
+    "gpt-oss-120b-eight-gpus",
+    "ep-against-tp-ep",
+    "ep-against-tp-tp",
+    "moe-against-dense-moe",
+    "moe-against-dense-same-active",
+    "moe-against-dense-same-total",
+    "gpt-4-rumoured",
+    "placement-contiguous",
+    "placement-eplb",
+    "demo",
+}
+
+
+def test_all_studies_ship() -> None:
+    assert set(scenario_names()) >= STUDIES
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_it_opens_with_the_question_it_answers(name: str) -> None:
+    assert find_scenario(name).read_text(encoding="utf-8").startswith("# ")
+    assert load_scenario(name).question.endswith("?")
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_it_fits_its_machines(name: str) -> None:
+    deployment = deploy(load_scenario(name))
+    assert deployment.memory.kv_capacity_tokens > 100_000
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_it_runs(name: str) -> None:
+    result = simulate(load_scenario(name, ["workload.requests=30"]))
+    assert result.summary["requests"]["completed"] == 30
+    assert result.notes[0] == "datasheet x assumed fractions, not calibrated"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("deepseek-v3-one-node", "deepseek-v3-two-nodes"),
+        ("deepseek-v3-two-copies", "deepseek-v3-two-nodes"),
+        ("gpt-oss-120b-one-gpu", "gpt-oss-120b-eight-gpus"),
+        ("ep-against-tp-ep", "ep-against-tp-tp"),
+        ("moe-against-dense-moe", "moe-against-dense-same-active"),
+        ("moe-against-dense-moe", "moe-against-dense-same-total"),
+        ("placement-contiguous", "placement-eplb"),
+    ],
+)
+def test_scenarios_meant_to_be_compared_meet_the_same_demand(one: str, other: str) -> None:
+    first, second = load_scenario(one), load_scenario(other)
+    assert first.workload == second.workload
+    assert first.seed == second.seed
