@@ -1,0 +1,185 @@
+"""Expert compute by hand, balance where routing is even, and counting against NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from moesim.placement.placement import Placement
+from moesim.sim.costs import NORMAL
+from moesim.sim.replay import PREFIX_ROWS, Routes, count_rows, touch_rows
+from moesim.sim.setup import build_costs, build_routes
+from tests.fixtures.engine import (
+    Harness,
+    contiguous,
+    linear_costs,
+    make_demand,
+    make_trace,
+)
+
+# Three tokens; layer 0 chooses (0 1) (0 2) (0 3), layer 1 (2 3) (2 3) (0 2).
+ROWS = [[[0, 1], [2, 3]], [[0, 2], [2, 3]], [[0, 3], [0, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("flop_s", "experts_s", "wait_s"),
+    [
+        # Reading weights binds. Layer 0: GPU 0 has 2 active experts and 4 pairs, GPU 1 2 and 2:
+        # 24 and 22. Layer 1: 1 active and 1 pair, 2 and 5: 11 and 25.
+        (2e-3, 23e-3 + 18e-3, 1e-3 + 7e-3),
+        # Computing binds. Tiles of 4 tokens: layer 0 has 2 and 2, layer 1 1 and 2, of 40 each.
+        (10e-3, 80e-3 + 60e-3, 0.0 + 20e-3),
+    ],
+)
+def test_a_tiny_step_by_hand(flop_s: float, experts_s: float, wait_s: float) -> None:
+    costs = linear_costs(
+        per_token_s=1e-3,
+        per_step_s=0.5,
+        layers=2,
+        ranks=2,
+        expert_weight_s=10e-3,
+        expert_pair_s=1e-3,
+        expert_flop_s=flop_s,
+        expert_kernel_s=0.25,
+        tile_shift=2,
+    )
+    run = Harness(costs=costs, trace=make_trace(ROWS, 4)).run(make_demand([3], [1]))
+    step = run.steps[0]
+    assert step["experts_s"] == pytest.approx(experts_s + 2 * 0.25, rel=1e-12)
+    assert step["expert_imbalance_s"] == pytest.approx(wait_s, rel=1e-12)
+    assert step["duration_s"] == pytest.approx(0.5 + 3e-3 + experts_s + 0.5 + wait_s, rel=1e-12)
+    # Busiest over mean pairs: 4 of 3 in layer 0, 5 of 3 in layer 1.
+    assert step["imbalance"] == pytest.approx(1.5, rel=1e-12)
+    assert step["imbalance_max"] == pytest.approx(5 / 3, rel=1e-12)
+    assert step["active_experts"] == (4 + 3) / 2
+    assert run.record.rank_tokens_LR.tolist() == [[4, 2], [1, 5]]
+    assert run.record.rank_active_LR.tolist() == [[2, 2], [1, 2]]
+
+
+def test_the_step_waits_for_the_busiest_rank_in_every_layer() -> None:
+    """All tokens of layer 0 on rank 0, of layer 1 on rank 1: maxima of layers add up, not sums."""
+    trace = make_trace([[[0], [3]]] * 4, 4)
+    costs = linear_costs(layers=2, ranks=2, expert_pair_s=1e-3)
+    step = Harness(costs=costs, trace=trace).run(make_demand([4], [1])).steps[0]
+    assert step["duration_s"] == pytest.approx(8e-3)
+    assert step["experts_s"] == pytest.approx(4e-3)
+    assert step["expert_imbalance_s"] == pytest.approx(4e-3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_even_routing_on_an_even_placement_has_no_imbalance(ranks: int) -> None:
+    """Token t chooses experts 2 t and 2 t + 1 (mod 8) in layer 0, others in turn further up."""
+    t, layer, k = np.indices((64, 3, 2))
+    trace = make_trace((2 * t + k + 2 * layer) % 8, 8)
+    costs = linear_costs(
+        layers=3,
+        ranks=ranks,
+        expert_weight_s=1.7e-5,
+        expert_pair_s=1.3e-6,
+        expert_flop_s=0.9e-6,
+    )
+    run = Harness({"token_budget": 16}, costs, trace).run(make_demand([64, 32, 16], [1, 1, 1]))
+    assert len(run.steps) == 7
+    assert (run.steps["imbalance"] == 1.0).all()
+    assert (run.steps["imbalance_max"] == 1.0).all()
+    assert (run.steps["expert_imbalance_s"] == 0.0).all()
+    assert (run.steps["active_experts"] == 8.0).all()
+    assert (run.record.rank_tokens_LR == (64 + 32 + 16) * 2 / ranks).all()
+
+
+def routes_of(
+    ids_TLK: NDArray[Any], placement: Placement, domain_of_rank: list[int]
+) -> tuple[Routes, Any]:
+    experts = int(placement.slot_expert_LP.max()) + 1
+    step_costs = linear_costs(
+        layers=ids_TLK.shape[1], domain_of_rank=domain_of_rank, prefill_exchange=NORMAL
+    )
+    costs = build_costs(step_costs, placement.slots, np.arange(2, dtype=np.int32))
+    trace = make_trace(ids_TLK, experts)
+    return build_routes(trace, trace.ids_TLK, placement, costs, ()), costs
+
+
+def numpy_counts(slots_TLK: NDArray[Any], slots: int) -> NDArray[np.int64]:
+    """[T + 1, L, P] how often the rows before each row choose each slot."""
+    chosen = (slots_TLK[..., None] == np.arange(slots)).sum(axis=2)
+    return np.concatenate([np.zeros_like(chosen[:1]), np.cumsum(chosen, axis=0)])
+
+
+def numpy_touches(
+    slots_TLK: NDArray[Any], per_rank: int, domain_of_rank: list[int]
+) -> NDArray[np.int64]:
+    """[T + 1, L, R + domains] rows before each row that go to each rank, and to each domain."""
+    rank_TLK = slots_TLK // per_rank
+    ranks = len(domain_of_rank)
+    to_rank = (rank_TLK[..., None] == np.arange(ranks)).any(axis=2)
+    domain_TLK = np.array(domain_of_rank)[rank_TLK]
+    to_domain = (domain_TLK[..., None] == np.arange(max(domain_of_rank) + 1)).any(axis=2)
+    touched = np.concatenate([to_rank, to_domain], axis=2).astype(np.int64)
+    return np.concatenate([np.zeros_like(touched[:1]), np.cumsum(touched, axis=0)])
+
+
+def every_range(rows: int) -> list[tuple[int, int]]:
+    """Ranges long enough for running sums: all, in steps that meet every block edge, and some."""
+    starts = sorted({*range(0, rows, 13), *range(0, rows, PREFIX_ROWS // 2)})
+    stops = sorted({*range(rows, 0, -11), *range(0, rows, PREFIX_ROWS // 2), rows})
+    return [(a, b) for a in starts for b in stops if b > a]
+
+
+@pytest.mark.parametrize("rows", [2 * PREFIX_ROWS, 700, 900])
+def test_running_sums_count_like_counting(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    ids = rng.permuted(np.tile(np.arange(8), (rows, 2, 1)), axis=2)[..., :3].astype(np.uint8)
+    slot_expert = np.stack([rng.permutation([*range(8), 0, 5, 5, 2]) for _ in range(2)])
+    domain_of_rank = [0, 0, 1, 1]
+    routes, costs = routes_of(ids, Placement(slot_expert.astype(np.int32), 4), domain_of_rank)
+    assert routes.counts_ALP.shape[0] == routes.touches_ALX.shape[0] == rows // PREFIX_ROWS + 1
+    counts = numpy_counts(routes.slots_TLK, 12)
+    touches = numpy_touches(routes.slots_TLK, 3, domain_of_rank)
+    counted, touched = np.zeros((2, 12), np.int32), np.zeros((2, 6), np.int32)
+    mark = np.zeros(6, np.int64)
+    for start, stop in every_range(rows):
+        counted[:], touched[:] = 0, 0
+        count_rows(routes, start, stop - start, counted)
+        touch_rows(
+            routes, start, stop - start, costs.rank_of_slot, costs.domain_of_rank, touched, mark
+        )
+        assert (counted == counts[stop] - counts[start]).all(), (start, stop)
+        assert (touched == touches[stop] - touches[start]).all(), (start, stop)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    tokens=st.lists(st.integers(1, 700), min_size=1, max_size=6),
+    top_k=st.integers(1, 4),
+    ranks=st.sampled_from([1, 2, 4]),
+)
+@settings(max_examples=15)
+def test_every_token_is_counted_once_for_each_layer_and_choice(
+    seed: int, tokens: list[int], top_k: int, ranks: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.permuted(np.tile(np.arange(8), (1500, 2, 1)), axis=2)[..., :top_k]
+    costs = linear_costs(1e-3, layers=2, ranks=ranks)
+    run = Harness({"token_budget": 300}, costs, make_trace(ids, 8, [400, 1100])).run(
+        make_demand(tokens, rng.integers(1, 9, len(tokens)))
+    )
+    computed = int((run.steps["prefill_tokens"] + run.steps["decode_tokens"]).sum())
+    assert (run.record.rank_tokens_LR.sum(axis=1) == computed * top_k).all()
+
+
+def test_a_replica_of_an_expert_shares_its_tokens() -> None:
+    """All tokens choose expert 0; with a copy on each of two ranks both work, and none is lost."""
+    trace = make_trace(np.zeros((1000, 1, 1)), 2)
+    costs = linear_costs(1e-3, layers=1, ranks=2)
+    single = Harness(costs=costs, trace=trace).run(make_demand([1000], [1]))
+    assert single.record.rank_tokens_LR.tolist() == [[1000, 0]]
+    copies = Placement(np.array([[0, 1, 0, 1]], np.int32), 2)
+    shared = Harness(costs=costs, trace=trace, placement=copies).run(make_demand([1000], [1]))
+    assert shared.record.rank_tokens_LR.sum() == 1000
+    assert abs(shared.record.rank_tokens_LR[0, 0] - 500) <= 1
+    assert contiguous(1, 2, 2).slots == 2
