@@ -12,7 +12,7 @@ them singly would promise too much. It speaks for this demand; another seed is a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class Difference:
     paired: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Finished runs; the first is what the others are compared with."""
 
@@ -74,10 +74,10 @@ class Comparison:
             raise InputError("compare", "needs at least two scenarios", len(self.results))
 
     @cached_property
-    def unpaired(self) -> tuple[str, ...]:
-        """Names of the deployments whose demand is not the first one's."""
+    def unpaired(self) -> tuple[Result, ...]:
+        """The deployments whose demand is not the first one's."""
         first, *others = self.results
-        return tuple(other.name for other in others if not same_demand(first, other))
+        return tuple(other for other in others if not same_demand(first, other))
 
     @cached_property
     def differences(self) -> tuple[tuple[Difference, ...], ...]:
@@ -108,7 +108,14 @@ class Comparison:
         """Write the self-contained HTML report; it holds at most six deployments."""
         from moesim.report.page import write_report
 
-        write_report(self.results, path)
+        note = f"not asked the same as {self.results[0].name}: part of the difference is the demand's"
+        write_report(
+            [
+                replace(result, notes=(*result.notes, note)) if result in self.unpaired else result
+                for result in self.results
+            ],
+            path,
+        )
 
     def charts(self) -> dict[str, Any]:
         """Altair charts by name; each shows itself in a notebook."""

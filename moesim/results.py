@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RawRun:
     """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times."""
 
@@ -35,7 +35,7 @@ class RawRun:
     ranks_per_replica: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """One simulated scenario.
 

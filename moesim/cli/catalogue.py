@@ -174,9 +174,7 @@ def scenarios(as_json: JsonOption = False) -> None:
         return
     out = console()
     shown = [[row["name"], row["question"] or row["model"]] for row in rows]
-    made = table(["scenario", "question"], shown)
-    made.columns[1].justify = "left"
-    out.print(made)
+    out.print(table(["scenario", "question"], shown, numbers=False))
     out.print("Run one: moesim run NAME", soft_wrap=True)
 
 

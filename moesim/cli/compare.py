@@ -47,10 +47,10 @@ def compare(
         with progress(f"{number}/{len(chosen)} {scenario.name}") as tell:
             results.append(simulate(scenario, progress=tell))
     comparison = Comparison(tuple(results))
-    for name in comparison.unpaired:
+    for result in comparison.unpaired:
         warn(
-            f"{name} is asked something else than {results[0].name}: give both the same workload "
-            "and seed, or part of the difference is due to the demand"
+            f"{result.name} is not asked the same as {results[0].name}: without the same workload "
+            "and seed, part of the difference is the demand's"
         )
     if report is not None:
         comparison.report(report)

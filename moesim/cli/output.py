@@ -35,15 +35,15 @@ def console() -> Console:
     return Console(width=None if known else WIDE, highlight=False, markup=False, emoji=False)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table with names at the left and numbers at the right; cells are shown as they are."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> Table:
+    """A table of names, then numbers or texts; cells are shown as they are."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(header):
-        made.add_column(Text(one_line(name)), justify="right" if position else "left")
+        made.add_column(Text(one_line(name)), justify="right" if numbers and position else "left")
     for row in rows:
         made.add_row(*(Text(one_line(cell)) for cell in row))
     return made
@@ -114,7 +114,7 @@ def progress(what: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar = Bar(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
     task = bar.add_task(one_line(what) + _first_time(), total=None)
     start = Timer(SILENT_S, bar.start)
     start.daemon = True

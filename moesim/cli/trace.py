@@ -111,7 +111,7 @@ def _print_info(told: dict[str, Any]) -> None:
         ["router weights", "yes" if told["weights"] else "no"],
         *([name, text] for name, text in told["provenance"].items() if name != "model"),
     ]
-    out.print(table(["routing trace", ""], facts))
+    out.print(table(["routing trace", ""], facts, numbers=False))
     domains = sorted(told["domains"].items(), key=lambda item: -item[1])
     out.print(table(["domain", "sequences"], [[name, f"{n:,}"] for name, n in domains[:20]]))
     if len(domains) > 20:
