@@ -38,7 +38,11 @@ class InputError(ValueError):
         self.rule = rule
         self.value = value
         self.hint = hint
-        field, rule, hint = _cut(field, 200), _cut(rule, 400), _cut(hint, 300)
-        got = "" if value is None else f"; got {_brief(value)}"
+        # Its parts, not its text: SimPy and pickle build an error again from these.
+        super().__init__(field, rule, value, hint)
+
+    def __str__(self) -> str:
+        field, rule, hint = _cut(self.field, 200), _cut(self.rule, 400), _cut(self.hint, 300)
+        got = "" if self.value is None else f"; got {_brief(self.value)}"
         tail = f" ({hint})" if hint else ""
-        super().__init__(one_line(f"{field} {rule}{got}{tail}"))
+        return one_line(f"{field} {rule}{got}{tail}")

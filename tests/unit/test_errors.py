@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,3 +50,11 @@ def test_a_long_value_is_cut() -> None:
 @given(field=st.text(), rule=st.text(), value=st.text(), hint=st.text())
 def test_is_always_one_line(field: str, rule: str, value: str, hint: str) -> None:
     assert len(str(InputError(field, rule, value, hint)).splitlines()) <= 1
+
+
+def test_can_be_built_again_from_its_parts() -> None:
+    """As pickle does between processes, and SimPy where a process raised it."""
+    error = InputError("seed", "must not be negative", -1, "drop the sign")
+    for again in (type(error)(*error.args), pickle.loads(pickle.dumps(error))):
+        assert str(again) == str(error) == "seed must not be negative; got -1 (drop the sign)"
+        assert (again.field, again.value) == ("seed", -1)
