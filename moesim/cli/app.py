@@ -92,6 +92,6 @@ def _explain(error: Exception) -> tuple[int, str]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "moesim"
         return REFUSED, f"{str(format_message()).rstrip('.')} (see: {command} --help)"
-    if isinstance(error, OSError) and error.filename is not None:
-        return DEFECT, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return DEFECT, f"{error.filename or 'output'}: {error.strerror}"
     return DEFECT, f"{type(error).__name__}: {error} (a defect of moesim; --debug shows where)"
