@@ -100,8 +100,8 @@ def test_several_preempted_in_a_step_keep_their_order() -> None:
     assert [2, 3] in queues
 
 
-def test_nobody_enters_in_a_step_that_preempted() -> None:
-    """b loses 12 tokens' room; c, small enough for what is left, still waits a step."""
+def test_nobody_overtakes_a_preempted_request() -> None:
+    """b is preempted at t = 5; c, who came before and would fit, waits behind it."""
     rules = {**BLOCK_4, "kv_capacity_bytes": 24}
     run = Harness(rules, SECOND).run(make_demand([8, 8, 1], [9, 9, 1], [0, 0, 4.5]))
     # b, prepended, does not fit until t = 9, and c stands behind it.

@@ -71,6 +71,16 @@ def test_a_held_block_is_never_evicted() -> None:
     assert run.requests["preemptions"].tolist() == [0, 0]
 
 
+def test_a_block_found_in_the_cache_is_held_from_then_on() -> None:
+    """b finds a's blocks idle and decodes on them; c, which needs the room, waits for b to end."""
+    rules = {**BLOCK, "kv_capacity_bytes": 24}
+    prefixes: list[list[int]] = [[0, 1], [0, 1], []]
+    demand = make_demand([9, 9, 16], [1, 8, 1], [0, 50, 50.5], None, prefixes, 4)
+    run = Harness(rules, linear_costs(per_step_s=1.0)).run(demand)
+    assert run.requests["cached_tokens"].tolist() == [0, 8, 0]
+    assert run.requests["scheduled_s"].tolist() == [0, 50, 58]
+
+
 def test_two_who_compute_the_same_block_keep_one_copy() -> None:
     """Their chunks interleave, so neither finds the other's block; the second gives up its own."""
     rules = {**BLOCK, "token_budget": 6}
