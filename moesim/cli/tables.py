@@ -73,7 +73,8 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if weights is not None and capacity is not None:
         yield (
             "Memory",
-            f"{gigabytes(weights)} of weights per GPU, keys and values of {capacity:,.0f} tokens per replica",
+            f"{gigabytes(weights)} of weights per GPU, "
+            f"keys and values of {capacity:,.0f} tokens per replica",
         )
     if pick(summary, "expert_imbalance", "max_over_mean", "mean") is not None:
         yield (

@@ -12,9 +12,18 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from moesim.spec import Spec, by_policy
+
+
+def _sane(interval_s: float) -> float:
+    if 0.0 < interval_s < 1e-3:  # a run would do nothing but look
+        raise ValueError("must be 0 (a fresh look at every request) or at least 0.001")
+    return interval_s
+
+
+Interval = Annotated[float, Field(ge=0.0, le=60.0), AfterValidator(_sane)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class RoundRobin(Spec):
     """Candidates in turn."""
 
     policy: Literal["round-robin"] = "round-robin"
-    snapshot_interval_s: float = 0.0
+    snapshot_interval_s: Interval = 0.0
 
     def choose(self, loads: Loads) -> int:
         return loads.number % loads.waiting.size
@@ -62,7 +71,7 @@ class Random(Spec):
     """A candidate at random."""
 
     policy: Literal["random"] = "random"
-    snapshot_interval_s: float = 0.0
+    snapshot_interval_s: Interval = 0.0
 
     def choose(self, loads: Loads) -> int:
         return int(loads.rng.integers(loads.waiting.size))
@@ -72,7 +81,7 @@ class LeastLoaded(Spec):
     """Fewest requests (waiting and running in the snapshot, and sent since)."""
 
     policy: Literal["least-loaded"] = "least-loaded"
-    snapshot_interval_s: float = Field(0.1, ge=0.0, le=60.0)
+    snapshot_interval_s: Interval = 0.1
 
     def choose(self, loads: Loads) -> int:
         return _least(loads.waiting + loads.running + loads.sent, loads.number)
@@ -82,7 +91,7 @@ class PowerOfTwo(Spec):
     """The less loaded of two candidates drawn at random (Mitzenmacher 2001)."""
 
     policy: Literal["power-of-two"] = "power-of-two"
-    snapshot_interval_s: float = Field(0.1, ge=0.0, le=60.0)
+    snapshot_interval_s: Interval = 0.1
 
     def choose(self, loads: Loads) -> int:
         n = loads.waiting.size
@@ -102,7 +111,7 @@ class PrefixAffinity(Spec):
     """
 
     policy: Literal["prefix-affinity"] = "prefix-affinity"
-    snapshot_interval_s: float = Field(0.1, ge=0.0, le=60.0)
+    snapshot_interval_s: Interval = 0.1
     balance_requests: int = Field(32, ge=0)
     balance_ratio: float = Field(1.5, ge=1.0)
 
@@ -122,7 +131,7 @@ class VllmScore(Spec):
     """
 
     policy: Literal["vllm-score"] = "vllm-score"
-    snapshot_interval_s: float = Field(0.1, ge=0.0, le=60.0)
+    snapshot_interval_s: Interval = 0.1
 
     def choose(self, loads: Loads) -> int:
         pressure = np.maximum(0.0, loads.kv_used_fraction - 0.5)

@@ -46,6 +46,11 @@ class Balancer:
         self.kv_used_fraction = 1.0 - free / capacity
         self.sent[:] = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether the snapshot shows a request anywhere."""
+        return bool((self.waiting + self.running).any())
+
     def choose(self, request: int) -> int:
         """The candidate for a request."""
         n = len(self.ranks_nm)
@@ -161,6 +166,10 @@ class FrontEnd:
             for balancer in balancers:
                 balancer.refresh()
             tick += 1
+            if not self.concurrency and not any(balancer.busy for balancer in balancers):
+                # Idle queues look the same until the next request, which may be days away.
+                next_s = float(self.requests["arrival_s"][self.arrived]) + self.delay_s
+                tick = max(tick, int(next_s // interval_s))
             yield at(self.env, tick * interval_s)
 
 

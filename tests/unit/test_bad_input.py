@@ -160,6 +160,14 @@ SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"deployment__placement": {"policy": "file", "file": "absent.json"}},
         ("deployment.placement.file must be an existing file",),
     ),
+    "a look at the queues every nanosecond": (
+        {"deployment__load_balancing": {"policy": "round-robin", "snapshot_interval_s": 1e-9}},
+        ("deployment.load_balancing.snapshot_interval_s must be 0", "1e-09"),
+    ),
+    "a look before the start": (
+        {"deployment__rank_balancing": {"policy": "random", "snapshot_interval_s": -1}},
+        ("deployment.rank_balancing.snapshot_interval_s must be at least 0", "-1"),
+    ),
     "more memory than there is": (
         {"deployment__kv_cache": {"utilisation": 1.5}},
         ("deployment.kv_cache.utilisation must be", "1.5"),
@@ -643,6 +651,13 @@ def test_junk_anywhere_is_read_or_refused(place: str, value: Any) -> None:
         deploy(read)
         if (read.workload.requests or 0) <= 1000:
             draw_demand(read.workload, DemandStreams.from_seed(read.seed))
+
+
+def test_a_request_a_year_takes_no_year(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing ticks while nobody asks: 10^10 looks at idle queues would take days."""
+    changes = {"workload__arrivals": {"deterministic": {"rate_per_s": 3e-8}}, "seed": 1}
+    assert main(["run", written(tmp_path, scenario(**changes)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"]["completed"] == 10
 
 
 # As a process
