@@ -43,7 +43,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = 
 
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(header):
-        made.add_column(Text(one_line(name)), justify="right" if numbers and position else "left")
+        made.add_column(
+            Text(one_line(name)),
+            justify="right" if numbers and position else "left",
+            no_wrap=position == 0,  # a name is to be copied
+            overflow="fold",
+        )
     for row in rows:
         made.add_row(*(Text(one_line(cell)) for cell in row))
     return made
