@@ -10,41 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from moesim.attention import Attention, LinearAttention, SparseIndex
+
 Status = Literal["published", "rumoured", "assumed", "generic"]
 Part = Literal["attention", "dense", "shared", "router", "head"]
 Split = Literal["columns", "rows", "qkv", "whole"]
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One layer's attention. `gqa` covers multi-head and multi-query attention too.
-
-    For `mla` (multi-head latent attention) `head_dim` is nope + rope, `kv_heads` equals `heads`
-    and the cache holds `kv_lora_rank + rope_head_dim` values per token; for `gqa` the five
-    MLA fields are 0 except `v_head_dim`, which equals `head_dim`.
-    """
-
-    kind: Literal["gqa", "mla"]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    bias: bool
-    qk_norm: bool
-    sinks: bool
-    q_lora_rank: int
-    kv_lora_rank: int
-    rope_head_dim: int
-    nope_head_dim: int
-    v_head_dim: int
-    output_bias: bool = False
-    qk_norm_weights: int = 0  # weights of the query and key norms together, in one layer
-
-    @property
-    def cached_values_per_token(self) -> int:
-        """Values that one token adds to the KV cache in one layer, before any sharding."""
-        if self.kind == "mla":
-            return self.kv_lora_rank + self.rope_head_dim
-        return 2 * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -111,8 +81,9 @@ class MoEModel:
 
     `window_of_layer[i]` is 0 for full attention, else the sliding or chunked window in tokens.
     `moe_layers` is empty for a dense model. `shared_width` is the width of all shared experts
-    together. `published_total` and `published_active` are what the authors print; the computed
-    figures are `parameters()`.
+    together. `index` is there where attention is sparse, `linear` where some layers keep a state
+    instead of a cache. `published_total` and `published_active` are what the authors print; the
+    computed figures are `parameters()`.
     """
 
     name: str
@@ -144,6 +115,8 @@ class MoEModel:
     published_active: float | None
     norm_bias: bool = False
     head_bias: bool = False
+    index: SparseIndex | None = None
+    linear: LinearAttention | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -156,6 +129,12 @@ class MoEModel:
         return tuple(layer for layer in range(self.layers) if layer not in routed)
 
     @property
+    def softmax_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that attend to cached keys, windowed ones included."""
+        linear = frozenset(self.linear.layers) if self.linear else frozenset()
+        return tuple(layer for layer in range(self.layers) if layer not in linear)
+
+    @property
     def expert_weights(self) -> int:
         """Parameters of one routed expert of one layer, without biases."""
         return 3 * self.hidden * self.expert_width
@@ -165,12 +144,14 @@ class MoEModel:
         """Bias values of one routed expert of one layer."""
         return 2 * self.expert_width + self.hidden if self.expert_bias else 0
 
-    @property
-    def norm_weights_per_layer(self) -> int:
-        """Weights of all normalisations of one layer."""
-        attention = self.attention
-        latent = attention.q_lora_rank + attention.kv_lora_rank
-        return 2 * self.hidden * self._norm_terms + attention.qk_norm_weights + latent
+    def norm_weights(self, layer: int) -> int:
+        """Weights of all normalisations of one layer, and of what else is no matrix there."""
+        of, weights = self.attention, 2 * self.hidden * self._norm_terms
+        if self.linear and layer in self.linear.layers:
+            return weights + self.linear.small_weights
+        if self.index and layer in self.index.layers:
+            weights += 2 * self.index.head_dim  # a layer norm of the index keys, with bias
+        return weights + of.qk_norm_weights + of.q_lora_rank + of.kv_lora_rank
 
     @property
     def final_norm_weights(self) -> int:
@@ -193,7 +174,7 @@ class MoEModel:
             embedding=self.vocab * self.hidden,
             head=0 if self.tied_embeddings else of_part["head"],
             attention=of_part["attention"] + sinks,
-            norms=self.norm_weights_per_layer * self.layers + self.final_norm_weights,
+            norms=sum(map(self.norm_weights, range(self.layers))) + self.final_norm_weights,
             router=of_part["router"],
             routed_experts=expert * self.experts * len(self.moe_layers),
             shared_experts=of_part["shared"],
@@ -209,8 +190,9 @@ def linear_shapes(model: MoEModel) -> tuple[LinearShape, ...]:
     into queries and outputs in decode. Per token both cost 2 x heads x kv_lora x (nope + v) FLOP
     and read the same weights.
     """
-    hidden, every, routed = model.hidden, tuple(range(model.layers)), model.moe_layers
-    shapes = [*_attention_shapes(model, every)]
+    hidden, routed = model.hidden, model.moe_layers
+    shapes = [*_attention_shapes(model, model.softmax_layers), *_index_shapes(model)]
+    shapes += _linear_attention_shapes(model)
     shapes += _mlp_shapes("mlp", "dense", hidden, model.dense_width, model.dense_layers)
     if model.is_moe:
         bias = model.router_bias
@@ -230,7 +212,7 @@ def _attention_shapes(model: MoEModel, every: tuple[int, ...]) -> list[LinearSha
         "o", "attention", of.heads * of.v_head_dim, hidden, "rows", of.output_bias, every
     )
     if of.kind == "gqa":
-        width = (of.heads + 2 * of.kv_heads) * of.head_dim
+        width = (of.query_heads + 2 * of.kv_heads) * of.head_dim
         return [LinearShape("qkv", "attention", hidden, width, "qkv", of.bias, every), out]
     query_in = of.q_lora_rank or hidden
     shapes = []
@@ -246,6 +228,36 @@ def _attention_shapes(model: MoEModel, every: tuple[int, ...]) -> list[LinearSha
         LinearShape("kv_b", "attention", of.kv_lora_rank, expanded, "columns", False, every),
     ]
     return [*shapes, out]
+
+
+def _index_shapes(model: MoEModel) -> list[LinearShape]:
+    """The indexer of sparse attention; every GPU has it whole (DeepSeek-V3.2 `Indexer`)."""
+    index = model.index
+    if index is None:
+        return []
+    query = (model.attention.q_lora_rank, index.heads * index.head_dim)
+    return [
+        LinearShape(name, "attention", inputs, outputs, "whole", False, index.layers)
+        for name, inputs, outputs in (
+            ("index_q", *query),
+            ("index_k", model.hidden, index.head_dim),
+            ("index_weights", model.hidden, index.heads),
+        )
+    ]
+
+
+def _linear_attention_shapes(model: MoEModel) -> list[LinearShape]:
+    """Queries, keys, values, gate, decay and rate of the delta rule in one projection."""
+    of = model.linear
+    if of is None:
+        return []
+    width = 2 * of.key_width + 2 * of.value_width + 2 * of.value_heads
+    return [
+        LinearShape("linear_in", "attention", model.hidden, width, "columns", False, of.layers),
+        LinearShape(
+            "linear_out", "attention", of.value_width, model.hidden, "rows", False, of.layers
+        ),
+    ]
 
 
 def _mlp_shapes(

@@ -286,6 +286,7 @@ def engine_rules(
         "block_bytes": round(memory.kv_full_bytes_per_token * block_tokens),
         "window_block_bytes": round(memory.kv_window_bytes_per_token * block_tokens),
         "window_blocks": -(-memory.window // block_tokens),
+        "state_bytes": round(memory.state_bytes_per_request),
         "kv_capacity_bytes": int(memory.kv_bytes),
         "prefix_block_tokens": prefix,
         "dummy_interval": 16 if vllm and deployment.sharding.attention_dp > 1 else 0,

@@ -10,16 +10,22 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from moesim.architecture import (
-    Attention,
     LinearShape,
     MoEModel,
     ParameterCount,
     Status,
     linear_shapes,
 )
+from moesim.attention import Attention
 from moesim.errors import InputError
 from moesim.files import read_text
-from moesim.hf_config import MAX_CONFIG_BYTES, Fields, model_from_config, parse_json_object
+from moesim.hf_config import (
+    MAX_CONFIG_BYTES,
+    Fields,
+    model_from_config,
+    parse_json_object,
+    sidecar_precision,
+)
 from moesim.precision import WEIGHT_FORMATS
 from moesim.presets import preset_names, read_preset
 
@@ -105,7 +111,13 @@ def _from_file(path: Path) -> MoEModel:
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     if "moesim" in values:
         return _from_parts(values, name, where)
-    return model_from_config(values, name, where, source=where)
+    model = model_from_config(values, name, where, source=where)
+    # ModelOpt writes the quantisation beside the config of the model it quantised.
+    sidecar = path.with_name(path.name.replace("config.json", "hf_quant_config.json"))
+    if model.native_precision != "bf16" or sidecar == path or not sidecar.is_file():
+        return model
+    found = parse_json_object(read_text(sidecar, MAX_CONFIG_BYTES, str(sidecar)), str(sidecar))
+    return replace(model, native_precision=sidecar_precision(Fields(found, str(sidecar))))
 
 
 def _from_parts(values: dict[str, Any], name: str, where: str) -> MoEModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.architecture import MoEModel, Part, linear_shapes
 from moesim.precision import Compute, Precision, WeightFormat
@@ -47,7 +47,10 @@ class AttentionWork:
     FLOP are per pair of a new token and a token it attends to. MLA expands keys and values in
     prefill and attends to the latent itself in decode, so the two differ. `layers_full` and
     `layers_sliding` count layers of the whole replica; a token of a sliding layer attends to at
-    most `window` tokens.
+    most `window` tokens. Sparse attention is both: attention proper reads at most `window` chosen
+    tokens in `layers_sliding`, and the indexer scores every token in `layers_full`, with FLOP and
+    bytes of its own (`index_*`, else 0). Linear attention costs `linear_flops_per_token`, and
+    reads and writes `state_bytes_per_request`, in each of `layers_linear`.
     """
 
     flops_per_pair_prefill: float
@@ -56,6 +59,11 @@ class AttentionWork:
     layers_full: int
     layers_sliding: int
     window: int
+    index_flops_per_pair: float = 0.0
+    index_bytes_per_token: float = 0.0
+    layers_linear: int = 0
+    linear_flops_per_token: float = 0.0
+    state_bytes_per_request: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,15 +108,33 @@ def attention_work(model: MoEModel, sharding: Sharding, precision: Precision) ->
     if attention.kind == "mla":
         scores = attention.kv_lora_rank + attention.rope_head_dim
         decode = 2.0 * heads * (scores + attention.kv_lora_rank)
-    sliding = sum(window > 0 for window in model.window_of_layer)
-    return AttentionWork(
+    work = AttentionWork(
         flops_per_pair_prefill=prefill,
         flops_per_pair_decode=decode,
         kv_bytes_per_token=kv_bytes_per_layer(model, sharding.attention_tp, precision),
-        layers_full=model.layers - sliding,
-        layers_sliding=sliding,
+        layers_full=sum(model.window_of_layer[layer] == 0 for layer in model.softmax_layers),
+        layers_sliding=sum(window > 0 for window in model.window_of_layer),
         window=max(model.window_of_layer),
     )
+    if model.linear is not None:
+        share = 1.0 / sharding.attention_tp
+        work = replace(
+            work,
+            layers_linear=len(model.linear.layers),
+            linear_flops_per_token=model.linear.flops_per_token * share,
+            state_bytes_per_request=model.linear.state_bytes * share,
+        )
+    if model.index is not None:
+        work = replace(
+            work,
+            flops_per_pair_prefill=decode,
+            layers_full=len(model.index.layers),
+            layers_sliding=model.layers,
+            window=model.index.top_k,
+            index_flops_per_pair=2.0 * model.index.heads * model.index.head_dim,
+            index_bytes_per_token=model.index.key_bytes,
+        )
+    return work
 
 
 def expert_work(model: MoEModel, sharding: Sharding, precision: Precision) -> ExpertWork:

@@ -45,12 +45,14 @@ class KVBytes:
     """KV cache bytes that one token adds on one GPU of the worst pipeline stage.
 
     `full` sums its full-attention layers, `sliding` its windowed layers, which keep at most
-    `window` tokens (0 where there is no such layer).
+    `window` tokens (0 where there is no such layer). `state` is what its linear-attention layers
+    keep of a request, however long.
     """
 
     full: float
     sliding: float
     window: int
+    state: float = 0.0
 
 
 def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None) -> None:
@@ -105,6 +107,10 @@ def _check_attention(model: MoEModel, tp: int) -> None:
     if attention.kind == "gqa" and kv_heads % tp and tp % kv_heads:
         rule = f"must divide num_key_value_heads ({kv_heads}) or be a multiple of it"
         raise InputError(field, rule, tp)
+    linear = model.linear
+    if linear and (linear.key_heads % tp or linear.value_heads % tp):
+        rule = f"must divide the linear-attention heads ({linear.key_heads}, {linear.value_heads})"
+        raise InputError(field, rule, tp)
     for what, width in (("dense MLP", model.dense_width), ("shared expert", model.shared_width)):
         if width % tp:
             raise InputError(field, f"must divide the {what} width ({width})", tp)
@@ -131,8 +137,9 @@ def rank_features(model: MoEModel, shape: LinearShape, tp: int) -> tuple[int, in
     if shape.split == "rows":
         return _share(shape.in_features, tp), shape.out_features
     if shape.split == "qkv":
-        heads, kv_heads = _share(model.attention.heads, tp), _share(model.attention.kv_heads, tp)
-        return shape.in_features, (heads + 2 * kv_heads) * model.attention.head_dim
+        of = model.attention
+        heads, kv_heads = _share(of.query_heads, tp), _share(of.kv_heads, tp)
+        return shape.in_features, (heads + 2 * kv_heads) * of.head_dim
     return shape.in_features, shape.out_features
 
 
@@ -176,7 +183,7 @@ def _stage_bytes(model: MoEModel, tp: int, precision: Precision, layers: range) 
     first, last = layers.start == 0, layers.stop == model.layers
     wide = BF16.bytes_per_parameter
     embedding = _share(model.vocab, tp) * model.hidden * precision.embedding.bytes_per_parameter
-    norms = model.norm_weights_per_layer * len(layers) + last * model.final_norm_weights
+    norms = sum(map(model.norm_weights, layers)) + last * model.final_norm_weights
     sinks = _share(model.attention.heads, tp) * len(layers) if model.attention.sinks else 0
     of_part = {"attention": sinks * wide, "dense": 0.0, "shared": 0.0, "router": 0.0, "head": 0.0}
     for shape in linear_shapes(model):
@@ -218,14 +225,26 @@ def kv_bytes_per_layer(model: MoEModel, attention_tp: int, precision: Precision)
 def kv_bytes_per_token_per_gpu(
     model: MoEModel, sharding: Sharding, precision: Precision
 ) -> KVBytes:
-    """KV cache bytes of one token on one GPU of the pipeline stage that stores most."""
+    """KV cache bytes of one token on one GPU of the pipeline stage that stores most.
+
+    The index keys of sparse attention are in `full`: they grow with the request and are whole on
+    every GPU. Linear-attention states are split over attention_tp by heads.
+    """
     per_layer = kv_bytes_per_layer(model, sharding.attention_tp, precision)
-    counts = []
+    index, linear = model.index, model.linear
+    softmax = frozenset(model.softmax_layers)
+    stages = []
     for layers in stage_layers(model.layers, sharding.pipeline):
         sliding = sum(model.window_of_layer[layer] > 0 for layer in layers)
-        counts.append((len(layers) - sliding, sliding))
-    full, sliding = max(counts)
-    return KVBytes(full * per_layer, sliding * per_layer, max(model.window_of_layer))
+        full = (sum(layer in softmax for layer in layers) - sliding) * per_layer
+        if index is not None:
+            full += _count(index.layers, layers) * index.key_bytes
+        state = 0.0
+        if linear is not None:
+            state = _count(linear.layers, layers) * linear.state_bytes / sharding.attention_tp
+        stages.append((full, sliding * per_layer, state))
+    full, sliding_bytes, state = max(stages)
+    return KVBytes(full, sliding_bytes, max(model.window_of_layer), state)
 
 
 def _share(whole: int, parts: int) -> int:

@@ -24,11 +24,13 @@ class MemoryPlan:
     kv_full_bytes_per_token: float
     kv_window_bytes_per_token: float
     window: int
+    state_bytes_per_request: float = 0.0
 
     @property
     def kv_capacity_tokens(self) -> int:
         """Tokens of one long sequence that fit (windows hold at most their length)."""
-        left = self.kv_bytes - self.window * self.kv_window_bytes_per_token
+        left = self.kv_bytes - self.state_bytes_per_request
+        left -= self.window * self.kv_window_bytes_per_token
         if self.kv_full_bytes_per_token > 0 and left > 0:
             return int(left / self.kv_full_bytes_per_token)
         per_token = self.kv_full_bytes_per_token + self.kv_window_bytes_per_token
@@ -54,9 +56,9 @@ def plan_memory(
     kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
     left = usable - weights["total"] - reserved_bytes
     if kv_capacity_tokens is not None:
-        left = kv_capacity_tokens * (kv.full + kv.sliding)
+        left = kv_capacity_tokens * (kv.full + kv.sliding) + kv.state
     per_token = kv.full + kv.sliding
-    if left < per_token * 16:
+    if left < per_token * 16 + kv.state:
         raise InputError(
             "deployment.parallelism",
             f"must leave memory for keys and values: weights {weights['total'] / GB:.1f} GB and "
@@ -72,4 +74,5 @@ def plan_memory(
         kv_full_bytes_per_token=kv.full,
         kv_window_bytes_per_token=kv.sliding,
         window=kv.window,
+        state_bytes_per_request=kv.state,
     )

@@ -17,7 +17,7 @@ from moesim.costs.profile import Profile
 from moesim.costs.roofline import elementwise_s, linear_s
 from moesim.hardware import Cluster
 from moesim.model import MoEModel
-from moesim.operators import attention_work, expert_work, linear_operators
+from moesim.operators import AttentionWork, attention_work, expert_work, linear_operators
 from moesim.precision import Precision
 from moesim.sharding import Sharding
 
@@ -69,15 +69,19 @@ def build_step_costs(
     attention = attention_work(model, sharding, precision)
     # Attention computes in bf16 whatever the weights are stored in.
     attention_flops_per_s = cluster.gpu.flops("bf16") * compute.prefill_attention_flops_fraction
+    # Reading and computing states runs at the rates of attention.
+    bytes_per_s = cluster.gpu.memory_bytes_per_s * compute.decode_attention_bytes_fraction
+    parts["attention"] += (
+        attention.layers_linear * tokens * attention.linear_flops_per_token / attention_flops_per_s
+    )
     rates: dict[str, float | int] = {
         "attention_tp": sharding.attention_tp,
         "full_layers": attention.layers_full,
         "window_layers": attention.layers_sliding,
         "window": attention.window,
-        "prefill_pair_s": attention.flops_per_pair_prefill / attention_flops_per_s,
-        "decode_pair_s": attention.flops_per_pair_decode / attention_flops_per_s,
-        "kv_token_s": attention.kv_bytes_per_token
-        / (cluster.gpu.memory_bytes_per_s * compute.decode_attention_bytes_fraction),
+        **_pair_rates(attention, attention_flops_per_s, bytes_per_s),
+        "linear_layers": attention.layers_linear,
+        "state_request_s": 2.0 * attention.state_bytes_per_request / bytes_per_s,
         "attention_kernel_s": compute.kernel_s,
         "gather_base_s": gather.base_s,
         "gather_token_s": gather.byte_s * hidden_bytes,
@@ -110,6 +114,26 @@ def build_step_costs(
         stage_share=stage_share,
         domain_of_rank=domain_of_rank[:: sharding.moe_tp].copy(),
     )
+
+
+def _pair_rates(
+    attention: AttentionWork, flops_per_s: float, bytes_per_s: float
+) -> dict[str, float]:
+    """Seconds per query-key pair and per cached token, in full and in windowed layers."""
+    proper = {
+        "prefill_pair_s": attention.flops_per_pair_prefill / flops_per_s,
+        "decode_pair_s": attention.flops_per_pair_decode / flops_per_s,
+        "kv_token_s": attention.kv_bytes_per_token / bytes_per_s,
+    }
+    full = proper
+    if attention.index_flops_per_pair:
+        index_s = attention.index_flops_per_pair / flops_per_s
+        full = {
+            "prefill_pair_s": index_s,
+            "decode_pair_s": index_s,
+            "kv_token_s": attention.index_bytes_per_token / bytes_per_s,
+        }
+    return {**full, **{f"window_{name}": value for name, value in proper.items()}}
 
 
 def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:

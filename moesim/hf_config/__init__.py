@@ -1,6 +1,6 @@
 """MoEModel from a Hugging Face config.json.
 
-Anything that moesim cannot cost (linear attention, an unknown quantisation) is refused rather
+Anything that moesim cannot cost (a layer kind or quantisation it does not know) is refused rather
 than ignored.
 """
 
@@ -23,6 +23,7 @@ __all__ = [
     "model_from_config",
     "native_precision",
     "parse_json_object",
+    "sidecar_precision",
 ]
 
 MAX_PARAMETERS = 1e14
@@ -62,7 +63,8 @@ def native_precision(fields: Fields) -> str:
     if not fields.has("quantization_config"):
         return "bf16"
     given = fields.nested("quantization_config")
-    method = given.text("quant_method").lower()
+    producer = given.nested("producer", required=False).text("name", default="")
+    method = given.text("quant_method", default=producer).lower()
     found: str | None = None
     if method in ("fp8", "mxfp4"):
         found = method
@@ -79,6 +81,15 @@ def native_precision(fields: Fields) -> str:
             method,
             "remove quantization_config and set the scenario's precision",
         )
+    return found
+
+
+def sidecar_precision(fields: Fields) -> str:
+    """The weight format of a ModelOpt checkpoint's hf_quant_config.json."""
+    given = fields.nested("quantization")
+    found = {"NVFP4": "nvfp4", "FP8": "fp8"}.get(given.text("quant_algo"))
+    if found is None:
+        raise given.error("quant_algo", "must be NVFP4 or FP8", given.values["quant_algo"])
     return found
 
 

@@ -1,12 +1,14 @@
-"""The families that begin with dense layers and have shared experts: DeepSeek, Kimi-K2, GLM-4.5."""
+"""The families that begin with dense layers and have shared experts: DeepSeek, Kimi-K2, GLM."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from moesim.architecture import Attention, MoEModel
+from moesim.architecture import MoEModel
+from moesim.attention import Attention, SparseIndex
 from moesim.hf_config.fields import Fields
 from moesim.hf_config.parts import (
+    MAX_CONTEXT,
     MAX_EXPERTS,
     MAX_HEAD_DIM,
     MAX_HEADS,
@@ -24,7 +26,10 @@ from moesim.hf_config.parts import (
 
 
 def deepseek(fields: Fields, family: str) -> MoEModel:
-    """DeepSeek-V2 and V3 and Kimi-K2: multi-head latent attention, leading dense layers."""
+    """DeepSeek-V2, V3, V3.2, Kimi-K2 and GLM-5: latent attention, leading dense layers.
+
+    V3.2 and GLM-5 attend to the tokens that an indexer chooses.
+    """
     hidden, layers = hidden_size(fields), layer_count(fields)
     heads = fields.integer("num_attention_heads", MAX_HEADS)
     nope = fields.integer("qk_nope_head_dim", MAX_HEAD_DIM)
@@ -55,8 +60,26 @@ def deepseek(fields: Fields, family: str) -> MoEModel:
     if not grouped:
         mlps = replace(mlps, groups=1, topk_groups=1)
     windows = (0,) * layers
-    return assemble(
+    model = assemble(
         fields, family, attention, mlps, windows, hidden=hidden, max_context=context_length(fields)
+    )
+    if family in ("deepseek_v32", "glm_moe_dsa"):
+        return replace(model, index=_sparse_index(fields, layers, compressed))
+    return model
+
+
+def _sparse_index(fields: Fields, layers: int, compressed: bool) -> SparseIndex:
+    """The indexer; from GLM-5.2 on, layers of type `shared` reuse the choice of one before them."""
+    if not compressed:
+        raise fields.error("q_lora_rank", "is what the indexer's queries are made of")
+    kinds = fields.choice_per_layer("indexer_types", layers, ("full", "shared"))
+    if kinds is not None and kinds[0] != "full":
+        raise fields.error("indexer_types", "must begin with full", kinds[0])
+    return SparseIndex(
+        heads=fields.integer("index_n_heads", MAX_HEADS),
+        head_dim=fields.integer("index_head_dim", MAX_HEAD_DIM),
+        top_k=fields.integer("index_topk", MAX_CONTEXT),
+        layers=tuple(i for i in range(layers) if kinds is None or kinds[i] == "full"),
     )
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from moesim.architecture import MoEModel
 from moesim.hf_config.deepseek import deepseek, glm4_moe
 from moesim.hf_config.fields import Fields
+from moesim.hf_config.hybrid import qwen3_5
 from moesim.hf_config.parts import (
     MAX_CONTEXT,
     MAX_EXPERTS,
@@ -259,7 +260,9 @@ FAMILIES: Mapping[str, Callable[[Fields, str], MoEModel]] = MappingProxyType(
         "dbrx": _dbrx,
         "deepseek_v2": deepseek,
         "deepseek_v3": deepseek,
+        "deepseek_v32": deepseek,
         "glm4_moe": glm4_moe,
+        "glm_moe_dsa": deepseek,
         "gpt_oss": _gpt_oss,
         "kimi_k2": deepseek,
         "llama": _llama,
@@ -274,6 +277,10 @@ FAMILIES: Mapping[str, Callable[[Fields, str], MoEModel]] = MappingProxyType(
         "qwen2": _qwen,
         "qwen2_moe": _qwen,
         "qwen3": _qwen,
+        "qwen3_5": qwen3_5,
+        "qwen3_5_moe": qwen3_5,
+        "qwen3_5_moe_text": qwen3_5,
+        "qwen3_5_text": qwen3_5,
         "qwen3_moe": _qwen,
     }
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.architecture import Attention, MoEModel
+from moesim.architecture import MoEModel
+from moesim.attention import Attention
 from moesim.hf_config.fields import Fields
 
 MAX_LAYERS = 1_000

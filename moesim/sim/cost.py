@@ -63,9 +63,11 @@ def _attend(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
     compute_s = prefill_pairs * cost.prefill_pair_s + decode_pairs * cost.decode_pair_s
     w.attention_s[d, 0] = max(compute_s, kv_tokens * cost.kv_token_s)
     compute_s = (
-        prefill_window_pairs * cost.prefill_pair_s + decode_window_pairs * cost.decode_pair_s
+        prefill_window_pairs * cost.window_prefill_pair_s
+        + decode_window_pairs * cost.window_decode_pair_s
     )
-    w.attention_s[d, 1] = max(compute_s, kv_window_tokens * cost.kv_token_s)
+    w.attention_s[d, 1] = max(compute_s, kv_window_tokens * cost.window_kv_token_s)
+    w.attention_s[d, 2] = s.batch_size[k, b, d] * cost.state_request_s
     return prefill
 
 
@@ -92,6 +94,7 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
             padded = max(padded, s.ranks[k * ranks + d].batch_size)
     full_s = 0.0
     window_s = 0.0
+    state_s = 0.0
     mean_s = 0.0
     linear_s = 0.0
     dense_s = 0.0
@@ -100,14 +103,20 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
         n = max(padded, w.tokens[d])
         full_s = max(full_s, w.attention_s[d, 0])
         window_s = max(window_s, w.attention_s[d, 1])
+        state_s = max(state_s, w.attention_s[d, 2])
         mean_s += (
-            w.attention_s[d, 0] * cost.full_layers + w.attention_s[d, 1] * cost.window_layers
+            w.attention_s[d, 0] * cost.full_layers
+            + w.attention_s[d, 1] * cost.window_layers
+            + w.attention_s[d, 2] * cost.linear_layers
         ) / ranks
         linear_s = max(linear_s, c.token_s[ATTENTION_LINEAR, n])
         dense_s = max(dense_s, c.token_s[DENSE, n])
         reduce_s = max(reduce_s, c.token_s[ALL_REDUCED, n])
-    slowest_s = full_s * cost.full_layers + window_s * cost.window_layers
-    kernels_s = cost.attention_kernel_s * (cost.full_layers + cost.window_layers)
+    slowest_s = (
+        full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
+    )
+    attention_layers = cost.full_layers + cost.window_layers + cost.linear_layers
+    kernels_s = cost.attention_kernel_s * attention_layers
     head_s = c.head_s[most_requests]
     layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
     for stage in range(rules.stages):

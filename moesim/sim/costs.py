@@ -28,6 +28,12 @@ COSTS = row_dtype(
         ("prefill_pair_s", "f8"),  # per query-key pair and layer
         ("decode_pair_s", "f8"),
         ("kv_token_s", "f8"),  # reading one cached token of one layer
+        # The same in layers with a window; sparse attention's full pass is its indexer's.
+        ("window_prefill_pair_s", "f8"),
+        ("window_decode_pair_s", "f8"),
+        ("window_kv_token_s", "f8"),
+        ("linear_layers", "i4"),
+        ("state_request_s", "f8"),  # reading and writing one request's state of one layer
         ("attention_kernel_s", "f8"),  # per layer
         ("expert_weight_s", "f8"),  # reading the weights of one active expert
         ("expert_pair_s", "f8"),  # moving activations of one token-expert pair
@@ -74,7 +80,7 @@ class Costs(NamedTuple):
 class Work(NamedTuple):
     """Scratch of one step."""
 
-    attention_s: NDArray[np.float64]  # [D, 2] per layer: full, windowed
+    attention_s: NDArray[np.float64]  # [D, 3] per layer: full, windowed, linear
     tokens: NDArray[np.int64]  # [D]
     requests: NDArray[np.int64]  # [D]
     counts_LP: NDArray[np.int32]

@@ -180,7 +180,8 @@ def _fits(state: State) -> NDArray[np.bool_]:
     # The last output token is handed out but never computed on.
     blocks = -(-(prompt + requests["output_tokens"] - 1) // rules["block_tokens"])
     windowed = np.minimum(blocks, rules["window_blocks"]) * rules["window_block_bytes"]
-    fits = blocks * rules["block_bytes"] + windowed <= rules["kv_capacity_bytes"]
+    bytes_needed = rules["state_bytes"] + blocks * rules["block_bytes"] + windowed
+    fits = bytes_needed <= rules["kv_capacity_bytes"]
     if rules["policy"] == STATIC:  # which computes a prompt in one step
         fits &= prompt <= rules["token_budget"]
     return np.asarray(fits)

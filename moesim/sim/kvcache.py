@@ -24,8 +24,11 @@ def blocks_of(rules: Any, tokens: int) -> int:
 
 @hot
 def bytes_of(rules: Any, blocks: int) -> int:
-    """Bytes of `blocks` blocks of one request over all layers of a rank."""
-    return blocks * rules.block_bytes + min(blocks, rules.window_blocks) * rules.window_block_bytes
+    """Bytes of a request with `blocks` blocks over all layers of a rank, its state included."""
+    if blocks == 0:
+        return 0
+    windowed = min(blocks, rules.window_blocks) * rules.window_block_bytes
+    return rules.state_bytes + blocks * rules.block_bytes + windowed
 
 
 @inner
@@ -135,7 +138,7 @@ def spare_bytes(s: Any, g: int, r: int, found: int, tokens: int) -> int:
 def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
     """Let request r, which holds nothing, start from `count` cached prefix blocks.
 
-    Only where `spare_bytes` allows it: the windowed layers of shared blocks are the request's own.
+    Only where `spare_bytes` allows it: windowed layers and state are the request's own.
     """
     rules = s.rules[0]
     request = s.requests[r]
@@ -150,9 +153,9 @@ def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
     request.shared = count
     request.computed = tokens
     request.blocks = tokens // rules.block_tokens
-    windowed = min(request.blocks, rules.window_blocks) * rules.window_block_bytes
-    make_room(s, g, windowed)
-    s.ranks[g].kv_free_bytes -= windowed
+    own = bytes_of(rules, request.blocks) - count * size
+    make_room(s, g, own)
+    s.ranks[g].kv_free_bytes -= own
 
 
 @inner

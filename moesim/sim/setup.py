@@ -114,7 +114,7 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
     width = expert_ranks + _domains(costs)
     per_rank = (layers, expert_ranks)
     return Work(
-        attention_s=np.zeros((ranks, 2)),
+        attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
         requests=np.zeros(ranks, np.int64),
         counts_LP=np.zeros((layers, slots), np.int32),

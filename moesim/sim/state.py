@@ -145,6 +145,7 @@ RULES = row_dtype(
         ("block_bytes", "i8"),  # of the layers with full attention
         ("window_block_bytes", "i8"),  # of the layers with a window
         ("window_blocks", "i8"),
+        ("state_bytes", "i8"),  # of a request, in the layers with linear attention
         ("kv_capacity_bytes", "i8"),  # per attention rank
         ("prefix_block_tokens", "i4"),  # 0 = no prefix caching
         ("dummy_interval", "i4"),  # idle data-parallel replicas step on to a multiple of this

@@ -50,6 +50,7 @@ SECOND_COUNT = {
     "qwen1.5-moe-a2.7b": (14.32, 2.69, 196_608, 8.65, 16.78),
     "gpt-oss-20b": (20.91, 4.19, 24_576, 24.88, 26.54),
     "gpt-oss-120b": (116.79, 5.71, 36_864, 24.88, 26.54),
+    "kimi-k2.5": (1026.41, 32.86, 70_272, 44.04, 101.12),
     "minimax-m2": (228.69, 11.03, 253_952, 14.16, 44.04),
     "llama-4-scout": (107.77, 17.17, 196_608, 125.83, 62.91),
     "llama-4-maverick": (400.71, 17.18, 196_608, 125.83, 62.91),
@@ -66,6 +67,7 @@ def test_every_promised_model_ships() -> None:
     promised = set(EXACT_TOTAL) | set(SECOND_COUNT)
     promised |= {"gpt-4-rumoured", "gemini-1.5-assumed", "generic-moe-400b-a30b"}
     promised |= {"generic-dense-30b", "generic-dense-400b"}
+    promised |= {"qwen3.5-397b-a17b", "glm-5"}  # test_model_attention.py
     assert promised == set(model_names())
 
 

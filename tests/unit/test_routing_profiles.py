@@ -83,7 +83,7 @@ def test_default_traces_fit_every_shipped_model_and_a_few_seconds() -> None:
         if model.moe_layers:
             work = profiles.default_tokens(model) * len(model.moe_layers) * (model.experts + 100)
             assert work <= profiles.EXPERTS_WEIGHED
-            assert profiles.default_tokens(model) >= 16_384
+            assert profiles.default_tokens(model) >= 12_288
 
 
 def test_a_default_trace_is_the_models_and_is_drawn_once(

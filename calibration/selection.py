@@ -1,0 +1,95 @@
+"""Which measured runs are scored, and the peer's predictions of them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.ledger import band
+from calibration.runs.labels import LabelledRun
+from calibration.runs.rows import SiliconRun
+from moesim.errors import InputError
+from moesim.files import read_text
+
+TENSOR_PARALLEL = (1, 2, 4, 8)
+MAX_FILE_BYTES = 50e6
+
+
+def scored(
+    labelled: Iterable[LabelledRun],
+    *,
+    inferencex: bool = True,
+    repaired: bool = True,
+    flagged: bool = False,
+    data_parallel: bool = False,
+) -> tuple[SiliconRun, ...]:
+    """The runs of a ledger, each measurement once: of its copies the first that is selected.
+
+    `inferencex` takes that benchmark's runs only, `repaired` the ones whose labels were wrong too,
+    `flagged` also those that a rule excludes, `data_parallel` also attention data parallelism.
+    """
+    chosen, seen = [], set()
+    for each in labelled:
+        run = each.run
+        values = (run.ttft_s, run.tpot_s)
+        if (
+            (inferencex and not run.from_inferencex)
+            or (each.repair and not repaired)
+            or (each.excluded and not flagged)
+            or (run.parallel.attention_dp > 1 and not data_parallel)
+            or run.parallel.tp not in TENSOR_PARALLEL
+            or run.concurrency is None
+            or values in seen
+        ):
+            continue
+        seen.add(values)
+        chosen.append(run)
+    return tuple(chosen)
+
+
+def sample(runs: Sequence[SiliconRun], size: int, seed: int = 0) -> tuple[SiliconRun, ...]:
+    """About `size` runs, from every engine x model x GPU x concurrency band by its share, but at
+    least one of each; the same ones for the same seed, in the order given."""
+    if size < 1:
+        raise InputError("--sample", "must be at least 1", size)
+    strata: dict[tuple[str, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        key = (run.engine, run.model, run.gpu, band(run.concurrency or 1))
+        strata.setdefault(key, []).append(index)
+    rng = np.random.default_rng(seed)
+    kept: list[int] = []
+    for members in strata.values():
+        take = max(1, round(size * len(members) / len(runs)))
+        kept += rng.permutation(members)[:take].tolist()
+    return tuple(runs[index] for index in sorted(kept))
+
+
+def read_peer(path: Path) -> Mapping[str, tuple[float, float]]:
+    """(TTFT, TPOT) in seconds by run id, from a table of AIConfigurator's predictions: columns id,
+    aic_status, aic_predicted_ttft_ms, aic_predicted_tpot_ms. Rows it failed on are left out."""
+    reader = csv.DictReader(read_text(path, MAX_FILE_BYTES).splitlines())
+    found = {}
+    try:
+        for row in reader:
+            if row["aic_status"] == "OK":
+                ttft, tpot = row["aic_predicted_ttft_ms"], row["aic_predicted_tpot_ms"]
+                found[row["id"]] = (float(ttft) / 1e3, float(tpot) / 1e3)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path.name} line {reader.line_num}", f"cannot be read: {error}"
+        ) from None
+    return found
+
+
+def arrays(
+    runs: Sequence[SiliconRun], predictions: Mapping[str, tuple[float, float]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(predicted, measured), each [N, 2]: TTFT and TPOT; NaN without a prediction."""
+    missing = (np.nan, np.nan)
+    predicted_N2 = np.array([predictions.get(run.id, missing) for run in runs], dtype=np.float64)
+    measured_N2 = np.array([(run.ttft_s, run.tpot_s) for run in runs], dtype=np.float64)
+    return predicted_N2.reshape(-1, 2), measured_N2.reshape(-1, 2)

@@ -1,0 +1,141 @@
+"""Scores, folds and anchors by hand, and the peer's published errors from its own predictions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibration.ledger import (
+    anchored,
+    band,
+    halves,
+    leave_one_out,
+    log_slope,
+    median_factors,
+    score,
+    slices,
+)
+from calibration.prediction_store import PredictionStore, prediction_key, validate
+from calibration.runs.labels import label_runs
+from calibration.runs.rows import Parallelism, SiliconRun, read_runs
+from calibration.selection import arrays, read_peer, sample, scored
+from moesim.errors import InputError
+from tests.calibration.test_labels import RUN
+
+
+def test_score_by_hand() -> None:
+    found = score(np.array([1.1, 0.5, np.nan, 3.0]), np.array([1.0, 1.0, 1.0, 2.0]))
+    assert (found.rows, found.predicted, found.coverage) == (4, 3, 0.75)
+    assert found.mape == pytest.approx((0.1 + 0.5 + 0.5) / 3)
+    assert found.median_ape == pytest.approx(0.5)
+    assert found.bias == pytest.approx(1.1)
+    assert np.isnan(score(np.array([np.nan]), np.array([1.0])).mape)
+
+
+def test_bands() -> None:
+    assert [band(c) for c in (1, 8, 9, 32, 33, 128, 129)] == [
+        *("<=8", "<=8", "9-32", "9-32"),
+        *("33-128", "33-128", ">128"),
+    ]
+
+
+def test_folds_cut_through_no_group() -> None:
+    keys = ["a", "b", "a", "c", "b"]
+    folds = list(leave_one_out(keys))
+    assert [key for key, _, _ in folds] == ["a", "b", "c"]
+    for key, fit_N, scored_N in folds:
+        assert [each == key for each in keys] == scored_N.tolist()
+        assert (fit_N ^ scored_N).all()
+    with pytest.raises(ValueError, match="two groups"):
+        next(leave_one_out(["a", "a"]))
+    first_N, second_N = halves(keys)
+    assert (first_N ^ second_N).all()
+    assert first_N[0] == first_N[2]
+    assert first_N[1] == first_N[4]
+
+
+def test_anchors_scale_a_sweep_from_its_low_end() -> None:
+    """Factor of sweep s: geometric mean of 2 and 8; sweep t has no anchor, 9 to 15 scores none."""
+    keys = ["s", "s", "s", "s", "t"]
+    concurrency = np.array([4, 8, 12, 16, 32])
+    scaled = anchored(keys, concurrency, np.ones(5), np.array([2.0, 8.0, 1.0, 5.0, 1.0]))
+    assert np.isnan(scaled[[0, 1, 2, 4]]).all()
+    assert scaled[3] == pytest.approx(4.0)
+
+
+def test_median_factors_come_from_other_sweeps() -> None:
+    cells, sweeps = ["x", "x", "x", "y"], ["s", "s", "t", "u"]
+    scaled = median_factors(cells, sweeps, np.ones(4), np.array([2.0, 4.0, 10.0, 7.0]))
+    assert scaled[:3].tolist() == [10.0, 10.0, 3.0]
+    assert np.isnan(scaled[3])
+
+
+def test_slope_of_the_bias() -> None:
+    concurrency = np.array([1, 10, 100])
+    assert log_slope(concurrency, 1.0 / concurrency, np.ones(3)) == pytest.approx(-1.0)
+    assert np.isnan(log_slope(np.array([4, 4]), np.ones(2), np.ones(2)))
+
+
+def test_a_measurement_is_scored_once_and_samples_cover_every_stratum() -> None:
+    copy = replace(RUN, id="copy")
+    wide = replace(RUN, id="wide", tpot_s=0.02, parallel=Parallelism(1, 8, 1, 8))
+    runs = [RUN, copy, wide]
+    assert [run.id for run in scored(label_runs(runs))] == ["a"]
+    assert [run.id for run in scored(label_runs(runs), data_parallel=True)] == ["a", "wide"]
+    many = [replace(RUN, id=str(i), concurrency=2**i) for i in range(10)]
+    few = sample(many, 4)
+    assert {band(run.concurrency or 0) for run in few} == {"<=8", "9-32", "33-128", ">128"}
+    assert few == sample(many, 4)
+
+
+def predict_half(run: SiliconRun) -> tuple[float, float]:
+    if run.id == "refused":
+        raise InputError("model", "cannot be run")
+    return run.ttft_s / 2, run.tpot_s / 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_validation_is_resumed(tmp_path: Path, processes: int) -> None:
+    path = tmp_path / "predictions.jsonl"
+    runs = [RUN, replace(RUN, id="b", ttft_s=0.4), replace(RUN, id="refused")]
+    keys = {run.id: prediction_key(run.id, "profile", "1") for run in runs}
+
+    def key_of(run: SiliconRun) -> str:
+        return keys[run.id]
+
+    first = validate(predict_half, runs, PredictionStore(path), key_of, processes, quiet=True)
+    assert first == {"a": (0.05, 0.005), "b": (0.2, 0.005)}
+    path.write_text(path.read_text("utf-8") + '{"key": "torn', "utf-8")
+    store = PredictionStore(path)
+    assert len(store.known) == 3
+    store.add("new", RUN, (1.0, 2.0), "")
+    assert PredictionStore(path).known["new"] == (1.0, 2.0)
+    # Nothing is predicted again: a function that would fail is never called.
+    again = validate(None, runs, PredictionStore(path), key_of, processes, quiet=True)  # type: ignore[arg-type]
+    assert again == first
+
+
+def test_the_peer_scores_as_it_was_published(aic_package: Path, shared_data: Path) -> None:
+    """AIConfigurator 0.12 on InferenceX rows: 35.4 / 28.8 % of TTFT on vLLM, 26.1 / 16.9 % of TPOT
+    on all; dense rows 47.5 / 45.1 and 20.1 / 12.9 (independent count of 2026-11-21)."""
+    labelled = label_runs(read_runs(aic_package / "systems"))
+    peer = read_peer(shared_data / "silicon" / "aic_predictions.csv")
+    runs = scored(labelled, repaired=False)
+    predicted, measured = arrays(runs, peer)
+    ttft = slices(runs, predicted[:, 0], measured[:, 0], lambda run: run.engine)
+    assert ttft["vllm"].mape == pytest.approx(0.354, abs=0.001)
+    assert ttft["vllm"].median_ape == pytest.approx(0.288, abs=0.001)
+    assert ttft["sglang"].mape == pytest.approx(0.539, abs=0.005)
+    assert ttft["trtllm"].mape == pytest.approx(0.556, abs=0.005)
+    tpot = score(predicted[:, 1], measured[:, 1])
+    assert (tpot.mape, tpot.median_ape) == (
+        pytest.approx(0.261, abs=0.001),
+        pytest.approx(0.169, abs=0.001),
+    )
+    dense = [each.run for each in labelled if not each.run.is_moe and not each.copy_of]
+    predicted, measured = arrays(dense, peer)
+    assert score(predicted[:, 0], measured[:, 0]).mape == pytest.approx(0.475, abs=0.001)
+    assert score(predicted[:, 1], measured[:, 1]).mape == pytest.approx(0.201, abs=0.001)
