@@ -1,0 +1,248 @@
+"""Plant faults in a copy of the engine and see that the test named for each fails.
+
+    python tests/tools/plant_faults.py            all faults, about three minutes
+    python tests/tools/plant_faults.py NAME...    some of them
+
+The copy runs as plain Python (MOESIM_NO_JIT=1), so nothing is compiled. First the tests must pass
+without any fault. docs/planted-faults.md says what each fault would have meant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which stands exactly once in `file`, becomes `new`; `test` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+FAULTS = (
+    Fault(
+        "blocks-freed-twice",
+        "moesim/sim/kvcache.py",
+        "    s.ranks[g].kv_free_bytes += own\n",
+        "    s.ranks[g].kv_free_bytes += 2 * own\n",
+        "tests/oracles/test_kvcache.py::test_a_windowed_layer_stops_growing_at_its_window",
+    ),
+    Fault(
+        "held-prefix-evicted",
+        "moesim/sim/kvcache.py",
+        """        if s.prefix_refs[g, block] == 0:
+            _unlink_idle(s, g, block)
+            s.ranks[g].kv_idle_bytes -= size
+        s.prefix_refs[g, block] += 1
+    tokens =""",
+        """        s.prefix_refs[g, block] += 1
+    tokens =""",
+        "tests/oracles/test_kvcache.py::test_a_block_found_in_the_cache_is_held_from_then_on",
+    ),
+    Fault(
+        "most-recent-evicted-first",
+        "moesim/sim/kvcache.py",
+        "        block = rank.idle_head\n",
+        "        block = rank.idle_tail\n",
+        "tests/oracles/test_kvcache.py::"
+        "test_the_least_recently_used_block_goes_first_and_leaves_before_stems",
+    ),
+    Fault(
+        "one-token-too-many-due",
+        "moesim/sim/queues.py",
+        "    return request.prompt_tokens + request.generated - request.computed\n",
+        "    return request.prompt_tokens + request.generated - request.computed + 1\n",
+        "tests/oracles/test_queueing.py::"
+        "test_a_closed_batch_takes_its_tokens_however_it_is_batched",
+    ),
+    Fault(
+        "preempted-goes-to-the-back",
+        "moesim/sim/schedule.py",
+        "        preempt(s, g, last, True)\n",
+        "        preempt(s, g, last, False)\n",
+        "tests/oracles/test_batching.py::"
+        "test_the_last_running_request_is_preempted_and_returns_to_the_front",
+    ),
+    Fault(
+        "retracts-who-has-most-output",
+        "moesim/sim/sglang.py",
+        "s.requests[r].generated < least.generated or",
+        "s.requests[r].generated > least.generated or",
+        "tests/oracles/test_batching.py::"
+        "test_retraction_keeps_who_has_most_output_and_sends_the_rest_to_the_back",
+    ),
+    Fault(
+        "token-before-its-last-chunk",
+        "moesim/sim/commit.py",
+        "if request.in_flight > 0 or tokens_due(s, r) > 0:",
+        "if tokens_due(s, r) > 0:",
+        "tests/oracles/test_pipeline.py::"
+        "test_chunks_of_one_prompt_follow_each_other_through_the_stages",
+    ),
+    Fault(
+        "mean-instead-of-slowest-rank",
+        "moesim/sim/experts.py",
+        "    return slowest_s + cost.expert_kernel_s\n",
+        "    return mean_s + cost.expert_kernel_s\n",
+        "tests/oracles/test_experts.py::test_the_step_waits_for_the_busiest_rank_in_every_layer",
+    ),
+    Fault(
+        "attention-mean-instead-of-slowest",
+        "moesim/sim/cost.py",
+        "        full_s = max(full_s, w.attention_s[d, 0])\n",
+        "        full_s += w.attention_s[d, 0] / ranks\n",
+        "tests/oracles/test_batching.py::"
+        "test_a_step_lasts_as_long_as_its_slowest_rank_in_each_part",
+    ),
+    Fault(
+        "first-choice-counted-only",
+        "moesim/sim/replay.py",
+        """    for t in range(start, stop):
+        for layer in range(layers):
+            for j in range(top_k):
+""",
+        """    for t in range(start, stop):
+        for layer in range(layers):
+            for j in range(1):
+""",
+        "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
+    ),
+    Fault(
+        "running-sums-keep-the-rows-before",
+        "moesim/sim/replay.py",
+        "a * PREFIX_ROWS, row, -1, layers, top_k, counts_LP",
+        "a * PREFIX_ROWS, a * PREFIX_ROWS, -1, layers, top_k, counts_LP",
+        "tests/oracles/test_experts.py::test_running_sums_count_like_counting",
+    ),
+    Fault(
+        "tiles-not-filled-up",
+        "moesim/sim/experts.py",
+        "            tiles += (n + tile) >> cost.tile_shift\n",
+        "            tiles += n >> cost.tile_shift\n",
+        "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
+    ),
+    Fault(
+        "copies-per-rank-not-per-node",
+        "moesim/sim/exchange.py",
+        "                    copies = w.source_LX[layer, ranks + domain] / tp\n",
+        "                    first = domain * width\n"
+        "                    copies = w.source_LX[layer, first : first + width].sum() / tp\n",
+        "tests/oracles/test_exchange.py::"
+        "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
+    ),
+    Fault(
+        "sends-to-itself",
+        "moesim/sim/exchange.py",
+        "            if r // tp == d:\n",
+        "            if r < 0:\n",
+        "tests/oracles/test_exchange.py::test_low_latency_mode_sends_every_token_to_every_expert",
+    ),
+    Fault(
+        "combine-as-small-as-dispatch",
+        "moesim/sim/exchange.py",
+        "    combine_s = base + byte_s * cost.combine_bytes\n",
+        "    combine_s = base + byte_s * sent_bytes\n",
+        "tests/oracles/test_exchange.py::"
+        "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
+    ),
+    Fault(
+        "other-experts-when-computed-again",
+        "moesim/sim/queues.py",
+        "    request.prompt_draws = 0\n",
+        "",
+        "tests/oracles/test_routing_replay.py::test_computing_again_meets_the_same_experts",
+    ),
+    Fault(
+        "cached-tokens-keep-their-rows",
+        "moesim/sim/experts.py",
+        "            counted = request.routed >= start\n",
+        "            counted = True\n",
+        "tests/oracles/test_routing_replay.py::"
+        "test_tokens_found_in_the_prefix_cache_take_no_expert_but_pass_their_rows",
+    ),
+    Fault(
+        "snapshot-never-refreshed",
+        "moesim/sim/frontend.py",
+        "                balancer.refresh()\n",
+        "                balancer.number += 0\n",
+        "tests/oracles/test_front_end.py::test_a_stale_view_counts_what_was_sent_since",
+    ),
+    Fault(
+        "leaps-past-the-horizon",
+        "moesim/sim/advance.py",
+        "        if t > now and t >= horizon:\n",
+        "        if t > now and t >= horizon + 0.5:\n",
+        "tests/oracles/test_front_end.py::"
+        "test_who_arrives_at_the_very_end_of_a_step_is_in_the_next",
+    ),
+    Fault(
+        "closed-loop-starts-two-for-one",
+        "moesim/sim/frontend.py",
+        "        for _ in done:\n            self._start_next()\n",
+        "        for _ in done:\n            self._start_next()\n            self._start_next()\n",
+        "tests/oracles/test_batching.py::test_a_closed_loop_keeps_its_number_in_flight",
+    ),
+)
+
+
+def copy_project(folder: Path) -> None:
+    """What the tests need of the project, without anything compiled."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    for name in ("moesim", "tests", "scenarios"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def run_tests(folder: Path, tests: list[str]) -> int:
+    """pytest's exit status: 0 all passed, 1 some failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "MOESIM_NO_JIT": "1", "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    return done.returncode
+
+
+def caught(fault: Fault) -> bool:
+    """Whether the fault's test fails in a copy of the project that has the fault."""
+    with tempfile.TemporaryDirectory(prefix="moesim-fault-") as name:
+        folder = Path(name)
+        copy_project(folder)
+        path = folder / fault.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(fault.old) != 1:
+            raise ValueError(f"{fault.name}: its text does not stand exactly once in {fault.file}")
+        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        return run_tests(folder, [fault.test]) == 1
+
+
+def main(names: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not names or fault.name in names]
+    with tempfile.TemporaryDirectory(prefix="moesim-fault-") as name:
+        copy_project(Path(name))
+        if run_tests(Path(name), sorted({fault.test for fault in chosen})) != 0:
+            print("the tests fail without any fault")
+            return 1
+    missed = 0
+    for fault in chosen:
+        found = caught(fault)
+        missed += not found
+        print(f"{'caught' if found else 'MISSED'}  {fault.name}  by {fault.test}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} faults caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
