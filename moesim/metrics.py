@@ -150,21 +150,23 @@ def counted_steps(steps: pd.DataFrame, window_s: tuple[float, float]) -> NDArray
     return np.asarray(real & inside, dtype=np.bool_)
 
 
-def utilisation(steps: pd.DataFrame, duration_s: float, stages: int = 1) -> dict[str, float | None]:
+def utilisation(
+    steps: pd.DataFrame, duration_s: float, replicas: int = 1, stages: int = 1
+) -> dict[str, float | None]:
     """How busy the deployment was over the whole run, as fractions.
 
-    `gpu_busy`: time the pipeline stages of all replicas spend in steps with work, over
-    replicas x `stages` x `duration_s`.
+    `gpu_busy`: time the pipeline stages of all replicas compute or exchange, the engine's host
+    time left out, over `replicas` x `stages` x `duration_s`.
     `link_busy`: time those steps spend in exchanges between GPUs (dispatch, combine, all-reduce,
     pipeline), over the same. Both None where there is no time or no step.
     """
     real = steps[~steps["dummy"].to_numpy(dtype=bool)]
-    available_s = duration_s * steps["replica"].nunique() * stages
+    available_s = duration_s * replicas * stages
     if available_s <= 0:
         return {"gpu_busy": None, "link_busy": None}
     exchange_s = float(real[list(EXCHANGE_PARTS)].to_numpy(np.float64).sum())
     return {
-        "gpu_busy": float(real["duration_s"].sum()) / available_s,
+        "gpu_busy": float((real["duration_s"] - real["overhead_s"]).sum()) / available_s,
         "link_busy": exchange_s / available_s,
     }
 
@@ -178,6 +180,7 @@ def summarise(
     usd_per_gpu_hour: float | None,
     memory: Mapping[str, object],
     seed: int,
+    replicas: int = 1,
     stages: int = 1,
 ) -> dict[str, Any]:
     """The object that ``moesim run --json`` prints; JSON-serialisable, None where nothing applies.
@@ -225,7 +228,7 @@ def summarise(
         "expert_imbalance": {
             "max_over_mean": {"mean": imbalance["mean"], "p99": imbalance["p99"]},
         },
-        "utilisation": utilisation(steps, duration_s, stages),
+        "utilisation": utilisation(steps, duration_s, replicas, stages),
         "cost": _cost(gpus, usd_per_gpu_hour, window_s, output_tokens, input_tokens),
         "memory": dict(memory),
         "seed": seed,

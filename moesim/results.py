@@ -151,6 +151,7 @@ class Result:
             usd_per_gpu_hour=self.usd_per_gpu_hour,
             memory=self.memory,
             seed=self.scenario.seed,
+            replicas=self.scenario.deployment.replicas,
             stages=self.scenario.deployment.parallelism.pipeline,
         )
         summary["slo_attainment"] = self._slo_attainment()

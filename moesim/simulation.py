@@ -15,13 +15,13 @@ from moesim.costs.memory import MemoryPlan
 from moesim.deployment import (
     check_placement,
     deploy,
-    engine_rules,
-    graph_tokens,
     place,
-    rank_balancing,
+    placement_notes,
+    run_rules,
     step_costs,
 )
 from moesim.economics import gpu_hour_price
+from moesim.engine import graph_tokens, rank_balancing
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
@@ -39,6 +39,7 @@ from moesim.sim.setup import (
     no_routes,
 )
 from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.streams import stream
 from moesim.workload.demand import DemandStreams, draw_demand
 
 # Token times are kept exactly up to this many output tokens (8 bytes each).
@@ -74,6 +75,7 @@ def simulate(
         notes += more
         if placement is None:
             placement = place(scenario, deployment, trace, ids_TLK)
+            notes += placement_notes(scenario)
         check_placement(placement, deployment)
         compiled_costs = build_costs(costs, placement.slots, graph_tokens(costs.head_s.size - 1))
         routes = build_routes(trace, ids_TLK, placement, compiled_costs, demand.domains)
@@ -81,7 +83,7 @@ def simulate(
         compiled_costs = build_costs(costs, 1, graph_tokens(costs.head_s.size - 1))
         routes = no_routes()
 
-    rules = engine_rules(scenario, deployment, demand, external=batching is not None)
+    rules = run_rules(scenario, deployment, demand, external=batching is not None)
     state = build_state(rules, demand)
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
@@ -94,9 +96,6 @@ def simulate(
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
     if progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
-    streams = [
-        np.random.default_rng(child) for child in np.random.SeedSequence(scenario.seed).spawn(8)[4:]
-    ]
     prefix_count = state.prefix_refs.shape[1]
     numbers = np.arange(replicas * ranks).reshape(replicas, ranks)
     over_replicas = Balancer(
@@ -104,10 +103,16 @@ def simulate(
         fleet,
         numbers,
         prefix_count,
-        streams[0],
+        stream(scenario.seed, "replica choice"),
     )
     over_ranks = [
-        Balancer(rank_balancing(scenario), fleet, row[:, None], prefix_count, streams[1])
+        Balancer(
+            rank_balancing(scenario),
+            fleet,
+            row[:, None],
+            prefix_count,
+            stream(scenario.seed, "rank choice"),
+        )
         for row in numbers
     ]
     FrontEnd(
@@ -121,10 +126,11 @@ def simulate(
     env.run()
     fleet.finish()
 
-    failed = int((state.requests["finish_s"] != state.requests["finish_s"]).sum())
+    failed = int(np.isnan(state.requests["finish_s"]).sum())
     if failed:
         notes.append(
-            f"{failed} requests failed: prompt and output exceed the KV capacity of a rank"
+            f"{failed} requests failed: longer than the model's context "
+            f"({deployment.model.max_context} tokens) or than a rank's KV cache holds"
         )
     steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
     return Result(

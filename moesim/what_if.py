@@ -26,6 +26,7 @@ from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
+from moesim.streams import stream
 
 POLICIES = ("contiguous", "round-robin", "random", "eplb")
 FIT_FRACTION = 0.5
@@ -97,7 +98,7 @@ def candidates(
     )
     first = _first_held_out(trace)
     load_LE = load_from_trace(ids_TLK[trace.sequence_start_S1[first] :], model.experts)
-    rng = np.random.default_rng(np.random.SeedSequence(scenario.seed).spawn(9)[8])
+    rng = stream(scenario.seed, "what-if batches")
     tokens = batch_tokens or TOKENS_PER_RANK * scenario.deployment.parallelism.attention_dp
     batches_DBLK = ids_TLK[_decode_rows(trace, first, tokens, rng)]
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from hypothesis import settings
 settings.register_profile("moesim", deadline=None, derandomize=True, database=None)
 settings.load_profile("moesim")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+# Real traces and measurements: their licences or sizes keep them out of the repository.
+SHARED_DATA = Path(
+    os.environ.get("MOESIM_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real traces and measurements that are not part of the repository; skips where absent."""
     if not SHARED_DATA.is_dir():
-        pytest.skip("needs the real traces in ../shared/data")
+        pytest.skip("needs real traces; MOESIM_TEST_DATA names their folder")
     return SHARED_DATA

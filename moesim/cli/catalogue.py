@@ -21,22 +21,27 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    header = ["model", "total", "active", "experts", "weights in", "to host", "KV per token"]
+    header = ["model", "total", "active", "experts", "format", "GB", "KV kB", "status"]
     shown = [
         [
             row["name"],
-            f"{significant(row['total_parameters'] / 1e9, 3)}B",
-            f"{significant(row['active_parameters'] / 1e9, 3)}B",
-            f"{row['top_k']} of {row['experts']}" if row["experts"] else "dense",
+            significant(row["total_parameters"] / 1e9, 3),
+            significant(row["active_parameters"] / 1e9, 3),
+            f"{row['top_k']}/{row['experts']}" if row["experts"] else "dense",
             row["native_precision"],
-            f"{significant(row['hosting_bytes'] / GB, 3)} GB",
-            f"{significant(row['kv_bytes_per_token'] / KB, 3)} kB",
+            significant(row["hosting_bytes"] / GB, 3),
+            significant(row["kv_bytes_per_token"] / KB, 3),
             row["status"],
         ]
         for row in rows
     ]
     out = console()
-    out.print(table([*header, "status"], shown))
+    out.print(
+        "Parameters in billions, in all and active for a token; GB to host the weights in their "
+        "published format; kB of keys and values per token of context, in bf16.",
+        soft_wrap=not out.is_terminal,
+    )
+    out.print(table(header, shown))
     unpublished = [row for row in rows if row["status"] in ("rumoured", "assumed")]
     print_notes(out, (f"{row['name']} is {row['status']}: {row['note']}" for row in unpublished))
     print_notes(out, (f"{name} cannot be modelled: {why}." for name, why in NOT_MODELLED.items()))
@@ -85,36 +90,29 @@ def gpus(as_json: JsonOption = False) -> None:
     if as_json:
         print_json([_gpu(card) for card in cards])
         return
-    header = [
-        "GPU",
-        "memory",
-        "bandwidth",
-        *("bf16", "fp8", "fp4"),
-        "scale-up",
-        "domain",
-        "NIC",
-        "power",
-        "per hour",
-        "trust",
-    ]
+    header = ["GPU", "mem GB", "TB/s", "bf16", "fp8", "fp4", "link GB/s", "of"]
     shown = [
         [
             card.name,
-            f"{significant(card.memory_bytes / GB, 3)} GB",
-            f"{significant(card.memory_bytes_per_s / TB, 3)} TB/s",
+            significant(card.memory_bytes / GB, 3),
+            significant(card.memory_bytes_per_s / TB, 3),
             *(_teraflops(card.flops_per_s.get(kind), TERA) for kind in ("bf16", "fp8", "fp4")),
-            f"{significant(card.scale_up_bytes_per_s / GB, 3)} GB/s",
+            significant(card.scale_up_bytes_per_s / GB, 3),
             f"{card.scale_up_domain}",
-            f"{significant(card.nic_bytes_per_s / GB, 3)} GB/s",
-            f"{card.power_w:,.0f} W",
+            significant(card.nic_bytes_per_s / GB, 3),
+            f"{card.power_w:,.0f}",
             money(card.usd_per_gpu_hour),
             card.trust,
         ]
         for card in cards
     ]
     out = console()
-    out.print("GPUs: dense TFLOP/s; links per GPU and direction")
-    out.print(table(header, shown))
+    out.print(
+        "GPUs: memory and its bandwidth; dense TFLOP/s; scale-up link per direction and how many "
+        "GPUs it joins; network card; W; price per hour; trust in the source.",
+        soft_wrap=not out.is_terminal,
+    )
+    out.print(table([*header, "NIC GB/s", "W", "price", ""], shown))
     links = [load_fabric(name) for name in fabric_names("scale-out")]
     fabrics = [
         [

@@ -23,6 +23,11 @@ class Group:
     scale_out: Link
 
     @property
+    def latency_s(self) -> float:
+        """Latency of the longest way between two GPUs of the group."""
+        return (self.scale_out if self.domains > 1 else self.scale_up).latency_s
+
+    @property
     def gpus_per_domain(self) -> float:
         """GPUs of the group in each scale-up domain."""
         return self.gpus / self.domains

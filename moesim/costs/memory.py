@@ -9,8 +9,7 @@ from moesim.hardware import GPU
 from moesim.model import MoEModel
 from moesim.precision import Precision
 from moesim.sharding import Sharding, kv_bytes_per_token_per_gpu, weight_bytes_per_gpu
-
-GB = 1e9
+from moesim.units import GB
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,13 @@ def plan_memory(
 ) -> MemoryPlan:
     """KV = utilisation x HBM - weights - reserve (vLLM's rule); InputError if nothing is left.
 
-    `kv_capacity_tokens` overrides the rule, for engines whose capacity is known.
+    `kv_capacity_tokens` takes less than the rule leaves: what one long sequence of so many takes.
     """
     weights = weight_bytes_per_gpu(model, sharding, precision, slots_per_rank)
     usable = gpu.memory_bytes * utilisation
     kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
     left = usable - weights["total"] - reserved_bytes
-    if kv_capacity_tokens is not None:
-        left = kv_capacity_tokens * (kv.full + kv.sliding) + kv.state
-    per_token = kv.full + kv.sliding
-    if left < per_token * 16 + kv.state:
+    if left < (kv.full + kv.sliding) * 16 + kv.state:
         raise InputError(
             "deployment.parallelism",
             f"must leave memory for keys and values: weights {weights['total'] / GB:.1f} GB and "
@@ -66,6 +62,17 @@ def plan_memory(
             f"{gpu.name}",
             hint="use more GPUs per replica, a smaller weight format, or a larger GPU",
         )
+    if kv_capacity_tokens is not None:
+        windowed = min(kv_capacity_tokens, kv.window) * kv.sliding
+        asked = kv_capacity_tokens * kv.full + windowed + kv.state
+        if asked > left:
+            raise InputError(
+                "deployment.kv_cache.capacity_tokens",
+                f"must fit the {left / GB:.1f} GB that weights and reserve leave; "
+                f"{asked / GB:.1f} GB are asked for by",
+                kv_capacity_tokens,
+            )
+        left = asked
     return MemoryPlan(
         weights_bytes={part: size for part, size in weights.items() if part != "total"},
         reserved_bytes=reserved_bytes,

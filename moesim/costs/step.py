@@ -19,14 +19,14 @@ from moesim.hardware import Cluster
 from moesim.model import MoEModel
 from moesim.operators import AttentionWork, attention_work, expert_work, linear_operators
 from moesim.precision import Precision
-from moesim.sharding import Sharding
+from moesim.sharding import Sharding, stage_layers
 
 EXCHANGES = ("none", "all-reduce", "allgather-reducescatter", "deepep-normal", "deepep-low-latency")
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Times per unit of work of one replica; field names as in moesim.sim.cost.COSTS."""
+    """Times per unit of work of one replica; field names as in moesim.sim.cost_tables.COSTS."""
 
     rates: dict[str, float | int]
     token_s: NDArray[np.float64]  # [3, n + 1]: attention GEMMs, dense parts, all-reduces
@@ -90,11 +90,9 @@ def build_step_costs(
         "reduce_up_bytes": reduces * reduce.up_bytes * hidden_bytes,
         "reduce_out_bytes": reduces * reduce.out_bytes * hidden_bytes,
         "up_byte_s": 1.0 / cluster.scale_up.effective_bytes_per_s,
-        "out_byte_s": 1.0 / cluster.scale_out.effective_bytes_per_s,
-        "normal_base_s": network.normal_base_s
-        + (cluster.scale_out if expert_group.domains > 1 else cluster.scale_up).latency_s,
-        "low_latency_base_s": network.low_latency_base_s
-        + (cluster.scale_out if expert_group.domains > 1 else cluster.scale_up).latency_s,
+        "out_byte_s": 1.0 / expert_group.scale_out.effective_bytes_per_s,
+        "normal_base_s": network.normal_base_s + expert_group.latency_s,
+        "low_latency_base_s": network.low_latency_base_s + expert_group.latency_s,
         **_message_bytes(model, precision, network.message_header_bytes),
         **_expert_rates(model, sharding, precision, cluster, profile),
         **_pipeline_rates(cluster, sharding, hidden_bytes),
@@ -142,8 +140,10 @@ def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:
 
 
 def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:
+    """The first `gpus` GPUs; domains of one node (bridged pairs) are joined by the node's bus."""
     domains = len(set(domain_of_rank[:gpus].tolist()))
-    return Group(gpus, domains, cluster.scale_up, cluster.scale_out)
+    between = cluster.in_node if cluster.node_of(gpus - 1) == 0 else cluster.scale_out
+    return Group(gpus, domains, cluster.scale_up, between)
 
 
 def _message_bytes(model: MoEModel, precision: Precision, header: int) -> dict[str, float]:
@@ -181,14 +181,18 @@ def _expert_rates(
 
 
 def _pipeline_rates(cluster: Cluster, sharding: Sharding, hidden_bytes: float) -> dict[str, float]:
+    """Time of one hop between stages, averaged over the boundaries, which may differ in link."""
     if sharding.pipeline == 1:
         return {}
-    link = cluster.link(sharding.stage_gpus - 1, sharding.stage_gpus) or cluster.scale_up
+    firsts = range(sharding.stage_gpus, sharding.gpus, sharding.stage_gpus)
+    links = [cluster.link(first - 1, first) or cluster.scale_up for first in firsts]
     # Tensor-parallel ranks send their share each and gather it behind the hop.
     per_token_bytes = hidden_bytes / sharding.attention_tp
     return {
-        "pipeline_base_s": link.latency_s,
-        "pipeline_token_s": per_token_bytes / link.effective_bytes_per_s,
+        "pipeline_base_s": float(np.mean([link.latency_s for link in links])),
+        "pipeline_token_s": float(
+            np.mean([per_token_bytes / link.effective_bytes_per_s for link in links])
+        ),
     }
 
 
@@ -198,10 +202,7 @@ def _kernels(model: MoEModel) -> int:
 
 
 def _stages(model: MoEModel, pipeline: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Stage of each MoE layer, and each stage's share of all layers (as even as possible)."""
-    stage_of = np.repeat(
-        np.arange(pipeline, dtype=np.int32),
-        [len(part) for part in np.array_split(np.arange(model.layers), pipeline)],
-    )
-    share = np.bincount(stage_of, minlength=pipeline) / model.layers
-    return stage_of[list(model.moe_layers)], share
+    """Stage of each MoE layer, and each stage's share of all layers."""
+    sizes = [len(part) for part in stage_layers(model.layers, pipeline)]
+    stage_of = np.repeat(np.arange(pipeline, dtype=np.int32), sizes)
+    return stage_of[list(model.moe_layers)], np.array(sizes) / model.layers

@@ -11,6 +11,7 @@ from moesim.architecture import MoEModel
 from moesim.routing.fit import fit_to_model, ids_for_model
 from moesim.routing.profiles import default_trace
 from moesim.routing.trace import RoutingTrace
+from moesim.streams import stream
 
 EVEN_TOKENS = 16_384
 GENERATED = ("synthetic", "uniform", "balanced")
@@ -40,7 +41,7 @@ def _even_trace(model: MoEModel, tokens: int, seed: int, uniform: bool) -> Routi
     layers, experts, top_k = len(model.moe_layers), model.experts, model.top_k
     dtype = np.uint8 if experts <= 256 else np.uint16
     if uniform:
-        rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(8)[3])
+        rng = stream(seed, "routing")
         ids = np.empty((tokens, layers, top_k), dtype)
         for first in range(0, tokens, 4096):
             rows = min(4096, tokens - first)

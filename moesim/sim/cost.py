@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.costs import ALL_REDUCE, ALL_REDUCED, ATTENTION_LINEAR, DENSE, NO_EXCHANGE
+from moesim.sim.cost_tables import ALL_REDUCE, ALL_REDUCED, ATTENTION_LINEAR, DENSE, NO_EXCHANGE
 from moesim.sim.exchange import exchange_layer
 from moesim.sim.experts import expert_layer, route_tokens
 from moesim.sim.state import COUNTED_STEPS
@@ -172,7 +172,7 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool) 
     requests = 0
     most_tokens = 0
     for d in range(rules.ranks):
-        requests += w.requests[d]
+        requests = max(requests, w.requests[d])  # each rank has a scheduler of its own
         most_tokens = max(most_tokens, w.tokens[d])
     step.overhead_s = cost.step_s + cost.request_s * requests
     if prefill:

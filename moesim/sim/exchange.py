@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.costs import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
 
 
 @inner

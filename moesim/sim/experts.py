@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.costs import LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import LOW_LATENCY, NORMAL
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
 from moesim.sim.replay import count_rows, next_rows, touch_rows
 from moesim.sim.state import ROUTED_IDS

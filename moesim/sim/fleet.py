@@ -20,7 +20,7 @@ from moesim.sim.advance import (
     launch,
 )
 from moesim.sim.clock import LOW, NORMAL, at
-from moesim.sim.costs import Costs, Work
+from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import (

@@ -182,6 +182,8 @@ def _fits(state: State) -> NDArray[np.bool_]:
     windowed = np.minimum(blocks, rules["window_blocks"]) * rules["window_block_bytes"]
     bytes_needed = rules["state_bytes"] + blocks * rules["block_bytes"] + windowed
     fits = bytes_needed <= rules["kv_capacity_bytes"]
+    if rules["max_context"] > 0:
+        fits &= prompt + requests["output_tokens"] <= rules["max_context"]
     if rules["policy"] == STATIC:  # which computes a prompt in one step
         fits &= prompt <= rules["token_budget"]
     return np.asarray(fits)

@@ -13,7 +13,7 @@ from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
-from moesim.sim.costs import COSTS, LOW_LATENCY, NORMAL, Costs, Work
+from moesim.sim.cost_tables import COSTS, LOW_LATENCY, NORMAL, Costs, Work
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,

@@ -138,6 +138,7 @@ RULES = row_dtype(
         ("stages", "i4"),  # B
         ("max_running", "i4"),  # per attention rank
         ("token_budget", "i4"),  # per step and attention rank
+        ("max_context", "i4"),  # most tokens of a request; 0 = no limit
         ("max_prefill_tokens", "i4"),
         ("long_prefill_tokens", "i4"),  # most tokens of one prompt in a step; 0 = no limit
         ("mixed_chunk", "i4"),

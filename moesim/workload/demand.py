@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.streams import stream
 from moesim.workload.arrivals import (
     MAX_REQUESTS,
     ClosedLoop,
@@ -51,10 +52,8 @@ class DemandStreams:
 
     @classmethod
     def from_seed(cls, seed: int | np.random.SeedSequence) -> Self:
-        """Streams spawned in the order arrivals, lengths, domains; the order is part of a seed."""
-        root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        arrivals, lengths, domains = (np.random.default_rng(child) for child in root.spawn(3))
-        return cls(arrivals, lengths, domains)
+        """The named streams of a seed."""
+        return cls(stream(seed, "arrivals"), stream(seed, "lengths"), stream(seed, "domains"))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from moesim.hardware import Link, make_cluster
 from moesim.model import load_model
 from moesim.precision import make_precision
 from moesim.sharding import Sharding
-from moesim.sim.costs import ALL_GATHER, ALL_REDUCE, LOW_LATENCY, NO_EXCHANGE, NORMAL
+from moesim.sim.cost_tables import ALL_GATHER, ALL_REDUCE, LOW_LATENCY, NO_EXCHANGE, NORMAL
 from tests.fixtures.engine import Harness, Run, linear_costs, make_demand, make_trace
 
 TOKENS = {

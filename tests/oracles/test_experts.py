@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.placement.placement import Placement
-from moesim.sim.costs import NORMAL
+from moesim.sim.cost_tables import NORMAL
 from moesim.sim.replay import PREFIX_ROWS, Routes, count_rows, touch_rows
 from moesim.sim.setup import build_costs, build_routes
 from tests.fixtures.engine import (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 
-from moesim.sim.costs import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
 from tests.fixtures.engine import Run
 from tests.fixtures.random_engine import SCENARIOS, random_engine
 

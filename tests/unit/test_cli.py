@@ -335,7 +335,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["models"], capsys)
     assert "claude cannot be modelled: Anthropic has published nothing" in text
     line = next(line for line in text.splitlines() if line.strip().startswith("mixtral-8x22b"))
-    assert {"141B", "39.2B"} <= set(line.split())
+    assert {"141", "39.2", "2/8"} <= set(line.split())
 
 
 def test_gpus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,153 @@
+"""What an engine does when nobody sets a limit, and the rules its simulated copy runs by.
+
+Defaults of vLLM 0.33 and SGLang 0.5.23, read from their sources (named at each).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.memory import MemoryPlan
+from moesim.costs.profile import Profile
+from moesim.hardware import GPU
+from moesim.policies.batching import (
+    ChunkedPrefill,
+    PrefillFirst,
+    default_max_requests,
+    default_token_budget,
+)
+from moesim.policies.load_balancing import LoadBalancer, RoundRobin, VllmScore
+from moesim.scenario import Scenario
+from moesim.sharding import Sharding
+from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, PREFILL_FIRST, STATIC
+from moesim.units import GIB, MIB
+
+# Batch sizes with a CUDA graph: vLLM 0.33 cudagraph_capture_sizes (SGLang's differ a little).
+GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+
+
+# SGLang multiplies schedule_conservativeness by this under data-parallel attention.
+DATA_PARALLEL_CONSERVATIVENESS = 0.3
+
+
+def batch_limits(scenario: Scenario, gpu: GPU) -> tuple[int, int]:
+    """(token budget, most running requests) of one attention rank; (0, n) for a static batch.
+
+    What the scenario sets holds for each rank. SGLang divides its own defaults among the ranks of
+    data-parallel attention (`chunked_prefill_size //= dp_size`, max_running_requests likewise).
+    """
+    batching, engine = scenario.batching, scenario.deployment.engine
+    if batching.policy == "static":
+        return 0, batching.max_requests
+    ranks = scenario.deployment.parallelism.attention_dp if engine == "sglang" else 1
+    budget = default_token_budget(engine, gpu.memory_bytes, gpu.name) // ranks
+    requests = default_max_requests(engine, gpu.memory_bytes, gpu.name) // ranks
+    return batching.token_budget or max(1, budget), batching.max_requests or max(1, requests)
+
+
+def memory_share(scenario: Scenario, profile: Profile) -> float:
+    """Share of the GPU's memory the engine touches: SGLang all of it, less its reserve."""
+    asked = scenario.deployment.kv_cache.utilisation
+    if asked is not None:
+        return asked
+    return profile.memory.utilisation if scenario.deployment.engine == "vllm" else 1.0
+
+
+def memory_reserve(
+    scenario: Scenario, gpu: GPU, sharding: Sharding, token_budget: int, profile: Profile
+) -> float:
+    """Bytes an engine keeps from weights and KV.
+
+    SGLang (mem_fraction_static): 512 + 1.5 x chunk + 1,024 x tp x pp / 8 MiB, at least 10 GiB on
+    GPUs above 60 GB. vLLM: what the profile assumes for activations and graphs.
+    """
+    if scenario.deployment.engine == "vllm":
+        return profile.memory.reserved_bytes
+    reserve = (512 + 1.5 * token_budget + 1024 * sharding.gpus / 8) * MIB
+    return max(reserve, 10 * GIB) if gpu.memory_bytes > 60e9 else reserve
+
+
+def most_step_tokens(
+    scenario: Scenario, token_budget: int, max_requests: int, max_context: int
+) -> int:
+    """Most tokens of one attention rank in one step."""
+    batching = scenario.batching
+    if batching.policy == "static":
+        return int(min(2_000_000, max_requests * max_context))
+    extra = max_requests if isinstance(batching, PrefillFirst) else 0
+    return token_budget + extra
+
+
+def graph_tokens(most: int) -> NDArray[np.int32]:
+    """[n + 1] graph size that a decode batch of n tokens is padded to; n beyond the last."""
+    tokens = np.arange(most + 1)
+    sizes = np.array(GRAPH_SIZES)
+    at = np.searchsorted(sizes, tokens)
+    padded = np.where(at < sizes.size, sizes[np.minimum(at, sizes.size - 1)], tokens)
+    return padded.astype(np.int32)
+
+
+def engine_rules(
+    scenario: Scenario,
+    sharding: Sharding,
+    memory: MemoryPlan,
+    limits: tuple[int, int, int],
+    prefix_block_tokens: int,
+    external: bool,
+) -> dict[str, int | float]:
+    """Fields of moesim.sim.state.RULES; `limits` are (tokens a step, running, context)."""
+    batching, kv_cache = scenario.batching, scenario.deployment.kv_cache
+    vllm = scenario.deployment.engine == "vllm"
+    policy = {
+        "chunked-prefill": CHUNKED_PREFILL,
+        "prefill-first": PREFILL_FIRST,
+        "static": STATIC,
+    }[batching.policy]
+    # vLLM pages 16 tokens; SGLang's default page size is 1.
+    block_tokens = kv_cache.block_tokens or (16 if vllm else 1)
+    prefix = prefix_block_tokens if kv_cache.prefix_caching else 0
+    if prefix % block_tokens:
+        prefix = 0
+    rules: dict[str, int | float] = {
+        "policy": EXTERNAL if external else policy,
+        "replicas": scenario.deployment.replicas,
+        "ranks": sharding.attention_dp,
+        "stages": sharding.pipeline,
+        "max_running": limits[1],
+        "token_budget": limits[0],
+        "max_context": limits[2],
+        "block_tokens": block_tokens,
+        "block_bytes": round(memory.kv_full_bytes_per_token * block_tokens),
+        "window_block_bytes": round(memory.kv_window_bytes_per_token * block_tokens),
+        "window_blocks": -(-memory.window // block_tokens),
+        "state_bytes": round(memory.state_bytes_per_request),
+        "kv_capacity_bytes": int(memory.kv_bytes),
+        "prefix_block_tokens": prefix,
+        "dummy_interval": 16 if vllm and sharding.attention_dp > 1 else 0,
+        "clip_output_tokens": 4096,
+        "seed": scenario.seed,
+    }
+    if isinstance(batching, ChunkedPrefill):
+        rules["long_prefill_tokens"] = batching.long_prefill_tokens
+    if isinstance(batching, PrefillFirst):
+        # SGLang: SGLANG_INIT_NEW_TOKEN_RATIO 0.7, min factor 0.14, 600 decay steps.
+        start = min(1.0, 0.7 * batching.schedule_conservativeness)
+        if sharding.attention_dp > 1 and not vllm:
+            start *= DATA_PARALLEL_CONSERVATIVENESS
+        rules |= {
+            "max_prefill_tokens": batching.max_prefill_tokens,
+            "mixed_chunk": int(batching.mixed_chunk),
+            "ratio_start": start,
+            "ratio_floor": start * 0.14,
+            "ratio_decay": (start - start * 0.14) / 600,
+        }
+    return rules
+
+
+def rank_balancing(scenario: Scenario) -> LoadBalancer:
+    """How requests spread over the attention ranks of a replica."""
+    chosen = scenario.deployment.rank_balancing
+    if chosen is not None:
+        return chosen
+    return VllmScore() if scenario.deployment.engine == "vllm" else RoundRobin()
