@@ -20,7 +20,6 @@ from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
     EXTERNAL,
-    NOT_ARRIVED,
     STEPS_FILLED,
     STEPS_TOTAL,
 )
@@ -32,11 +31,8 @@ HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
 @hot
 def enqueue(s: Any, r: int, g: int, now: float) -> None:
     """Request r arrives at attention rank g; an idle replica wakes."""
-    request = s.requests[r]
-    request.status = NOT_ARRIVED
     push_waiting(s, g, r, False)
-    k = g // s.rules[0].ranks
-    wake(s, k, now)
+    wake(s, g // s.rules[0].ranks, now)
 
 
 @inner

@@ -49,7 +49,7 @@ def _attend(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
         computed = request.computed - n
         tokens += n
         kv_tokens += computed + n
-        kv_window_tokens += min(computed + n, window + n)
+        kv_window_tokens += min(computed + n, window + n - 1)
         if n > 1 or computed + n <= request.prompt_tokens:
             prefill = True
             prefill_pairs += 1.0 * n * computed + 0.5 * n * (n + 1)

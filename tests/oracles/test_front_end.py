@@ -76,3 +76,13 @@ def test_a_closed_loop_goes_on_past_a_request_that_never_fits() -> None:
     run = Harness(rules, SECOND).run(make_demand([5, 50, 50, 5], [1, 1, 1, 1], concurrency=1))
     assert run.requests["finish_s"][[0, 3]].tolist() == [1, 2]
     assert run.requests["arrival_s"].tolist() == [0, 1, 1, 1]
+
+
+def test_nobody_looks_at_idle_queues_for_days() -> None:
+    """A gap of 10^9 looks between two requests; afterwards looks fall where they always did."""
+    harness = Harness({"replicas": 2}, SECOND, balancing=LeastLoaded(snapshot_interval_s=0.5))
+    day_s = 5e8
+    run = harness.run(make_demand([4] * 4, [30, 1, 1, 1], [0, day_s, day_s + 0.2, day_s + 0.6]))
+    # Second and third in the same half second: what was sent counts. The fourth comes after a look
+    # that finds both running, and it is 1's turn.
+    assert replicas(run) == [0, 1, 0, 1]

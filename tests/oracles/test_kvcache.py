@@ -106,11 +106,20 @@ def test_a_windowed_layer_stops_growing_at_its_window() -> None:
     assert sorted(set(most)) == [0, 12, 24, 28, 32, 36, 40]
 
 
+def test_layers_with_linear_attention_hold_a_state_for_each_request() -> None:
+    """A state of 5 bytes while a request runs, whatever its length; two do not fit 9 bytes."""
+    rules = {"block_tokens": 4, "block_bytes": 0, "state_bytes": 5, "kv_capacity_bytes": 9}
+    run = Harness(rules, linear_costs(per_step_s=1.0)).run(make_demand([3, 99], [20, 2]))
+    assert run.requests["scheduled_s"].tolist() == [0, 20]
+
+
 def test_what_cannot_ever_fit_fails_at_once_and_the_rest_goes_on() -> None:
     rules = {**BLOCK, "kv_capacity_bytes": 24}
     run = Harness(rules, linear_costs(1.0)).run(make_demand([20, 20, 21], [5, 6, 1]))
     # The last output token is never computed on: 24 tokens fit, 25 do not.
     assert np.isnan(run.requests["finish_s"]).tolist() == [False, True, False]
+    run = Harness({"max_context": 25}, linear_costs(1.0)).run(make_demand([20, 20], [5, 6]))
+    assert np.isnan(run.requests["finish_s"]).tolist() == [False, True]
 
 
 @given(
@@ -140,6 +149,7 @@ def test_blocks_are_neither_lost_nor_found(
         "token_budget": 32 if policy < 2 else 1000,
         "window_block_bytes": 2 if window else 0,
         "window_blocks": window,
+        "state_bytes": window,
         "ranks": 2,
     }
 

@@ -23,7 +23,7 @@ from tests.fixtures.auditor import Auditor
 from tests.fixtures.engine import Run
 from tests.fixtures.random_engine import SCENARIOS, TOP_K, random_engine
 
-EXAMPLES = settings(max_examples=25)
+EXAMPLES = settings(max_examples=15)
 
 
 def audited(chosen: dict[str, Any]) -> tuple[Run, Auditor]:
