@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moesim.cli.options import JsonOption
-from moesim.cli.output import console, print_json, print_notes, table
+from moesim.cli.output import WIDE, console, print_json, print_notes, print_table
 
 if TYPE_CHECKING:
     from moesim.hardware import GPU
@@ -39,9 +39,9 @@ def models(as_json: JsonOption = False) -> None:
     out.print(
         "Parameters in billions, in all and active for a token; GB to host the weights in their "
         "published format; kB of keys and values per token of context, in bf16.",
-        soft_wrap=not out.is_terminal,
+        soft_wrap=out.width == WIDE,
     )
-    out.print(table(header, shown))
+    print_table(out, header, shown)
     unpublished = [row for row in rows if row["status"] in ("rumoured", "assumed")]
     print_notes(out, (f"{row['name']} is {row['status']}: {row['note']}" for row in unpublished))
     print_notes(out, (f"{name} cannot be modelled: {why}." for name, why in NOT_MODELLED.items()))
@@ -102,17 +102,16 @@ def gpus(as_json: JsonOption = False) -> None:
             significant(card.nic_bytes_per_s / GB, 3),
             f"{card.power_w:,.0f}",
             money(card.usd_per_gpu_hour),
-            card.trust,
         ]
         for card in cards
     ]
     out = console()
     out.print(
         "GPUs: memory and its bandwidth; dense TFLOP/s; scale-up link per direction and how many "
-        "GPUs it joins; network card; W; price per hour; trust in the source.",
-        soft_wrap=not out.is_terminal,
+        "GPUs it joins; network card; W; price per hour.",
+        soft_wrap=out.width == WIDE,
     )
-    out.print(table([*header, "NIC GB/s", "W", "price", ""], shown))
+    print_table(out, [*header, "NIC GB/s", "W", "price"], shown)
     links = [load_fabric(name) for name in fabric_names("scale-out")]
     fabrics = [
         [
@@ -126,12 +125,14 @@ def gpus(as_json: JsonOption = False) -> None:
     ]
     header = ["fabric", "bandwidth", "latency", "reached", "trust"]
     out.print("Fabrics between nodes")
-    out.print(table(header, fabrics))
-    print_notes(out, ["prices are rental prices of their date; `--json` has dates and sources"])
+    print_table(out, header, fabrics)
+    print_notes(
+        out, ["prices are rental prices of their date; `--json` gives dates, sources and trust"]
+    )
 
 
 def _teraflops(rate: float | None, tera: float) -> str:
-    return "-" if rate is None else f"{rate / tera:,.0f}"
+    return "-" if rate is None else f"{rate / tera:.0f}"
 
 
 def _gpu(card: GPU) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def scenarios(as_json: JsonOption = False) -> None:
         return
     out = console()
     shown = [[row["name"], row["question"] or row["model"]] for row in rows]
-    out.print(table(["scenario", "question"], shown, numbers=False))
+    print_table(out, ["scenario", "question"], shown, numbers=False)
     out.print("Run one: moesim run NAME", soft_wrap=True)
 
 

@@ -16,7 +16,6 @@ from moesim.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 WIDE = 200  # columns where nothing says how many there are: a file or a pipe wraps nothing
 SILENT_S = 1.0
@@ -35,13 +34,15 @@ def console() -> Console:
     return Console(width=None if known else WIDE, highlight=False, markup=False, emoji=False)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> Table:
+def print_table(
+    out: Console, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True
+) -> None:
     """A table of names, then numbers or texts; cells are shown as they are."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for position, name in enumerate(header):
         made.add_column(
             Text(one_line(name)),
@@ -51,7 +52,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = 
         )
     for row in rows:
         made.add_row(*(Text(one_line(cell)) for cell in row))
-    return made
+    out.print()
+    out.print(made)
+    out.print()
 
 
 def print_notes(out: Console, notes: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moesim.cli.output import console, print_notes, table
+from moesim.cli.output import WIDE, console, print_notes, print_table
 from moesim.errors import one_line
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def print_run(result: Result) -> None:
     out = console()
     out.print(one_line(result.name), style="bold")
     for sentence in headline(result):
-        out.print(one_line(sentence), soft_wrap=not out.is_terminal)
-    out.print(table(["", *STATISTICS], _latency_rows(result.summary)))
+        out.print(one_line(sentence), soft_wrap=out.width == WIDE)
+    print_table(out, ["", *STATISTICS], _latency_rows(result.summary))
     for name, text in _lines(result.summary):
         out.print(f"{name:<12} {text}", soft_wrap=True)
     print_notes(out, result.notes)
@@ -127,11 +127,11 @@ def print_comparison(comparison: Comparison) -> None:
     for name, path, show in _figures():
         values = [pick(result.summary, *path) for result in comparison.results]
         rows.append([name, *(NOTHING if value is None else show(value) for value in values)])
-    out.print(table(["", *names], rows))
+    print_table(out, ["", *names], rows)
     for name, differences in zip(names[1:], comparison.differences, strict=True):
         _print_differences(out, f"{name}, less {names[0]}", differences)
     for sentence in sentences(comparison.results):
-        out.print(one_line(sentence), soft_wrap=not out.is_terminal)
+        out.print(one_line(sentence), soft_wrap=out.width == WIDE)
     _print_shared_notes(out, names, comparison.results)
 
 
@@ -150,7 +150,7 @@ def _print_differences(out: Console, title: str, differences: Sequence[Differenc
     counted = max((each.requests for each in differences), default=0)
     how = f"{counted:,} requests, {'paired' if paired else 'not paired'}"
     out.print(one_line(f"{title} ({how}):"), soft_wrap=True)
-    out.print(table(["", "difference", "95 % from", "to"], rows))
+    print_table(out, ["", "difference", "95 % from", "to"], rows)
 
 
 def print_placements(candidates: Sequence[Candidate], results: Sequence[Result]) -> None:
@@ -180,9 +180,9 @@ def print_placements(candidates: Sequence[Candidate], results: Sequence[Result])
     out.print(
         "On routing that the placement has not seen: load of the busiest rank over the mean; "
         f"distinct experts read for a decode batch of {tokens} tokens.",
-        soft_wrap=not out.is_terminal,
+        soft_wrap=out.width == WIDE,
     )
-    out.print(table(header, scores))
+    print_table(out, header, scores)
     latencies = [
         [
             result.name,
@@ -192,9 +192,17 @@ def print_placements(candidates: Sequence[Candidate], results: Sequence[Result])
         ]
         for result in results
     ]
-    header = ["placement", "TTFT p50", "p99", "TPOT p50", "p99", "end to end p99", "tokens/s/GPU"]
+    header = [
+        "placement",
+        "TTFT p50",
+        "p99",
+        "TPOT p50",
+        "p99",
+        "end to end p99",
+        "tokens/s per GPU",
+    ]
     out.print("Simulated:")
-    out.print(table(header, latencies))
+    print_table(out, header, latencies)
     _print_shared_notes(out, [result.name for result in results], results)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import JsonOption
-from moesim.cli.output import check_file, console, print_json, print_notes, table
+from moesim.cli.output import check_file, console, print_json, print_notes, print_table
 
 if TYPE_CHECKING:
     from moesim.routing.trace import RoutingTrace
@@ -111,9 +111,9 @@ def _print_info(told: dict[str, Any]) -> None:
         ["router weights", "yes" if told["weights"] else "no"],
         *([name, text] for name, text in told["provenance"].items() if name != "model"),
     ]
-    out.print(table(["routing trace", ""], facts, numbers=False))
+    print_table(out, ["routing trace", ""], facts, numbers=False)
     domains = sorted(told["domains"].items(), key=lambda item: -item[1])
-    out.print(table(["domain", "sequences"], [[name, f"{n:,}"] for name, n in domains[:20]]))
+    print_table(out, ["domain", "sequences"], [[name, f"{n:,}"] for name, n in domains[:20]])
     if len(domains) > 20:
         out.print(f"and {len(domains) - 20} more domains")
     batch, ranks = told["batch_tokens"], told["ranks"]
@@ -129,7 +129,7 @@ def _print_info(told: dict[str, Any]) -> None:
     for name, values in told["statistics"].items():
         parts = (values[key] for key in ("mean", "least", "most"))
         rows.append([names[name], *("-" if part is None else f"{part:.3g}" for part in parts)])
-    out.print(table(["over layers", "mean", "least", "most"], rows))
+    print_table(out, ["over layers", "mean", "least", "most"], rows)
     if "rank_max_over_mean" not in told["statistics"]:
         print_notes(out, [f"{ranks} ranks do not divide {told['experts']} experts evenly"])
 
