@@ -113,7 +113,9 @@ class Comparison:
         note = f"not asked the same as {first}: part of the difference is the demand's"
         write_report(
             [
-                replace(result, notes=(*result.notes, note)) if result in self.unpaired else result
+                replace(result, labels=(*result.labels, note))
+                if result in self.unpaired
+                else result
                 for result in self.results
             ],
             path,

@@ -90,6 +90,9 @@ def deploy(scenario: Scenario) -> Deployment:
     # A static batch computes its prompts whole: its budget is what they can add up to.
     budget = budget or most_step_tokens(scenario, budget, requests, model.max_context)
     notes = [profile.label]
+    used = sharding.gpus * scenario.deployment.replicas
+    if used < cluster.num_gpus:
+        notes.append(f"{used} of the cluster's {cluster.num_gpus} GPUs are used and paid for")
     if model.status != "published":
         notes.append(f"{model.name}: {model.status} model, {model.note}")
     return Deployment(

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Fewer requests than this say nothing about whether a run could have settled.
+MANY_REQUESTS = 100
+# A larger share of the run after its last arrival is worth a note.
+LONG_DRAIN = 0.2
+
+
 @dataclass(frozen=True, eq=False)
 class RawRun:
     """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times."""
@@ -51,11 +57,42 @@ class Result:
     memory: Mapping[str, float]
     gpus: int
     usd_per_gpu_hour: float | None
-    notes: tuple[str, ...]
+    labels: tuple[str, ...]  # what is known before the run: profile, routing, rumoured models
 
     @property
     def name(self) -> str:
         return self.scenario.name
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Everything to know before believing the numbers, run length included."""
+        return (*self.labels, *self._length_notes())
+
+    def _length_notes(self) -> tuple[str, ...]:
+        """Whether an open-loop run was long enough, and could have settled at all."""
+        arrivals = self.scenario.workload.arrivals
+        table = self.requests
+        if isinstance(arrivals, ClosedLoop | AllAtOnce) or len(table) < MANY_REQUESTS:
+            return ()
+        notes = []
+        arrival_s = np.sort(table["arrival_s"].to_numpy())
+        finish_s = np.sort(table["finish_s"].dropna().to_numpy())
+        if finish_s.size == 0:
+            return ()
+        ends = arrival_s[[len(arrival_s) // 2, -1]]
+        halfway, last = np.searchsorted(arrival_s, ends) - np.searchsorted(finish_s, ends)
+        if last > 1.5 * halfway + 10:
+            notes.append(
+                f"overload: {last} requests were under way at the last arrival, {halfway} halfway "
+                "there; a longer run would be slower still"
+            )
+        drain = (finish_s[-1] - arrival_s[-1]) / (finish_s[-1] - arrival_s[0])
+        if drain > LONG_DRAIN:
+            notes.append(
+                f"short run: {drain:.0%} of it passes after the last arrival, which makes "
+                "throughput low and cost high; simulate more requests"
+            )
+        return tuple(notes)
 
     @cached_property
     def requests(self) -> pd.DataFrame:

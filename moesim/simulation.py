@@ -150,7 +150,7 @@ def simulate(
         usd_per_gpu_hour=gpu_hour_price(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
         ),
-        notes=tuple(notes),
+        labels=tuple(notes),
     )
 
 

@@ -34,6 +34,8 @@ def open_routing(
         return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
     opened = RoutingTrace.open(trace, "routing.trace")
     layer_map, notes = fit_to_model(opened, model)
+    if "synthetic" in opened.model or "profile" in opened.provenance:
+        notes = (*notes, "routing: a synthetic trace, not recorded from a real router")
     return opened, ids_for_model(opened, layer_map), notes
 
 
