@@ -31,7 +31,7 @@ def request_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def step_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    whole = {"replica": 0, "dummy": False, **dict.fromkeys(PARTS, 0.0)}
+    whole = {"replica": 0, "dummy": False, "overhead_s": 0.0, **dict.fromkeys(PARTS, 0.0)}
     columns = ["start_s", "duration_s", "imbalance", *whole]
     return pd.DataFrame([{**whole, **row} for row in rows], columns=columns)
 
@@ -168,7 +168,13 @@ def test_summary_counts_all_and_measures_the_counted() -> None:
     steps = step_table(
         [
             {"start_s": 0.0, "duration_s": 2.0, "imbalance": 9.0},  # before the window
-            {"start_s": 2.0, "duration_s": 3.0, "imbalance": 1.5, "dispatch_s": 0.5},
+            {
+                "start_s": 2.0,
+                "duration_s": 3.0,
+                "imbalance": 1.5,
+                "dispatch_s": 0.5,
+                "overhead_s": 1.5,
+            },
             {"start_s": 6.0, "duration_s": 1.0, "imbalance": 2.5, "combine_s": 0.25},
             {"start_s": 8.0, "duration_s": 4.0, "imbalance": 7.0, "dummy": True},
         ]
@@ -200,7 +206,7 @@ def test_summary_counts_all_and_measures_the_counted() -> None:
         "mean": 2.0,
         "p99": pytest.approx(2.49),
     }
-    assert summary["utilisation"] == {"gpu_busy": 0.5, "link_busy": 0.0625}
+    assert summary["utilisation"] == {"gpu_busy": 0.375, "link_busy": 0.0625}
     # 2 GPUs at 3.6 USD an hour for 10 s are 0.02 USD.
     assert summary["cost"]["usd_per_hour"] == pytest.approx(7.2)
     assert summary["cost"]["usd_per_million_output_tokens"] == pytest.approx(0.02 / 11 * 1e6)
