@@ -104,18 +104,10 @@ TABLES: tuple[Table, ...] = (
     ),
     Table("context_mla", "mla", "context_mla_perf", _MLA, "tokens", "isl"),
     Table("generation_mla", "mla", "generation_mla_perf", _MLA, "kv_len", ""),
-    Table(
-        "context_mla_module", "mla", "mla_context_module_perf", _MLA_MODULE, "tokens", "isl"
-    ),
-    Table(
-        "generation_mla_module", "mla", "mla_generation_module_perf", _MLA_MODULE, "kv_len", ""
-    ),
-    Table(
-        "wideep_context_mla", "mla", "wideep_context_mla_perf", _MLA_MODULE, "tokens", "isl"
-    ),
-    Table(
-        "wideep_generation_mla", "mla", "wideep_generation_mla_perf", _MLA_MODULE, "kv_len", ""
-    ),
+    Table("context_mla_module", "mla", "mla_context_module_perf", _MLA_MODULE, "tokens", "isl"),
+    Table("generation_mla_module", "mla", "mla_generation_module_perf", _MLA_MODULE, "kv_len", ""),
+    Table("wideep_context_mla", "mla", "wideep_context_mla_perf", _MLA_MODULE, "tokens", "isl"),
+    Table("wideep_generation_mla", "mla", "wideep_generation_mla_perf", _MLA_MODULE, "kv_len", ""),
     Table("moe", "moe", "moe_perf", _MOE, "tokens", "num_tokens"),
     Table(
         "wideep_moe",

@@ -92,9 +92,7 @@ def predicted_shares(
     }
 
 
-def judge_scaling(
-    share: NDArray[np.float64], predicted: dict[str, NDArray[np.float64]]
-) -> Verdict:
+def judge_scaling(share: NDArray[np.float64], predicted: dict[str, NDArray[np.float64]]) -> Verdict:
     """Judge measured lat(ep) / lat(1) (ep > 1) against the hypotheses' shares."""
     fits = {name: _fit(share, each) for name, each in predicted.items()}
     if min(error for error, _ in fits.values()) > GOOD:

@@ -107,9 +107,7 @@ def read_source(source: Source, fill: bool = False) -> pd.DataFrame:
     donor_path = source.path.parents[1] / source.donor / source.path.name
     if not donor_path.is_file():
         return own
-    donor = _read(
-        Source(source.gpu, source.engine, source.donor, source.table, donor_path)
-    )
+    donor = _read(Source(source.gpu, source.engine, source.donor, source.table, donor_path))
     shape = table(source.table)
     columns = [key for key in shape.keys if key != "kernel"] + [shape.axis]
     known = pd.MultiIndex.from_frame(own[columns])
@@ -143,9 +141,7 @@ def _phases(raw: pd.DataFrame, shape: Table) -> Iterator[pd.DataFrame]:
             for ours, theirs in shape.keys.items()
         }
         part[shape.axis] = _axis(raw, shape)
-        part["seconds"] = (
-            raw[list(columns)].sum(axis=1) * US if columns else raw["latency"] * MS
-        )
+        part["seconds"] = raw[list(columns)].sum(axis=1) * US if columns else raw["latency"] * MS
         part["device"] = _column(raw, "device")
         yield type(raw)(part)
 
