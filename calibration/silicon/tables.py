@@ -7,7 +7,6 @@ the version has not measured itself, and column `measured_version` says so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +49,6 @@ class Source:
     table: str
     path: Path
     donor: str = ""  # version that this table is declared to reuse
-
-
-def version_key(version: str) -> tuple[tuple[int, str], ...]:
-    """Order of versions: numbers as numbers, release candidates before the release."""
-    rank = {"rc": -2, "dev": -3, "post": 1}
-    parts = re.findall(r"\d+|[a-z]+", version.lower())
-    key = [(int(p), "") if p.isdigit() else (rank.get(p, -1), p) for p in parts]
-    return (*key, (0, ""))
 
 
 def list_sources(systems: Path) -> list[Source]:

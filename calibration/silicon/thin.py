@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 0.025
+TOLERANCE = 0.03
 
 
 def thin(
