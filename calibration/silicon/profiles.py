@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,7 @@ def thin_table(frame: pd.DataFrame, name: str) -> tuple[Curves, np.ndarray]:
     x, seconds = cells[shape.axis].to_numpy(np.float64), cells["seconds"].to_numpy()
     edges = np.flatnonzero(np.r_[True, (keys_RK[1:] != keys_RK[:-1]).any(axis=1), True])
     kept, errors, start = [], [], [0]
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges.tolist()):
         points, error = thin(x[first:last], seconds[first:last])
         kept.append(first + points)
         errors.append(error)

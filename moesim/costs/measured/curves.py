@@ -70,4 +70,4 @@ def encode(seconds: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 def decode_log(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
     """Natural logarithm of the seconds that codes stand for."""
-    return (codes.astype(np.float64) * STEP + LOWEST) * np.log(2.0)
+    return np.asarray((codes.astype(np.float64) * STEP + LOWEST) * np.log(2.0))

@@ -6,7 +6,8 @@ default roof answers and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,16 @@ from moesim.costs.measured.light import (
 from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, origin_of, ratio_to_roof
 from moesim.hardware import GPU
 
-WorkOf = Callable[[dict[str, float], Floats], Work]
+Keys = Mapping[str, float]
+WorkOf = Callable[[Keys, Floats], Work]
 
 
 def gemm_s(kernels: MeasuredKernels, dtype: str, tokens: ArrayLike, n: int, k: int) -> Timing:
     """[tokens, k] x [k, n] for each number of tokens; 0 tokens take no time."""
     m = np.asarray(tokens, dtype=np.float64)
-    found = kernels.find("gemm", dtype=dtype)
+    found = kernels.find_anywhere("gemm", dtype=dtype)
 
-    def work(keys: dict[str, float], x: Floats) -> Work:
+    def work(keys: Keys, x: Floats) -> Work:
         return gemm_work(dtype, x, keys["n"], keys["k"])
 
     timed = speak(kernels.gpu, found, dtype, {"n": n, "k": k}, np.maximum(m, 1.0), work)
@@ -69,13 +71,13 @@ def context_attention_s(
     )  # fmt: skip
     open_keys = {"heads": heads, "kv_heads": kv_heads, "batch": batch}
 
-    def shape(keys: dict[str, float]) -> tuple[float, ...]:
+    def shape(keys: Keys) -> tuple[float, float, float, float]:
         return keys["heads"], keys["kv_heads"], keys["head_dim"], keys["window"]
 
-    def work(keys: dict[str, float], x: Floats) -> Work:
+    def work(keys: Keys, x: Floats) -> Work:
         return context_attention_work(*shape(keys), cache, keys["batch"], x, 0, dtype)
 
-    def whole(keys: dict[str, float], x: Floats) -> Work:
+    def whole(keys: Keys, x: Floats) -> Work:
         return context_attention_work(*shape(keys), cache, batch, new, cached, dtype)
 
     pairs = causal_pairs(new, cached, 0)
@@ -105,7 +107,7 @@ def generation_attention_s(
         dtype=dtype, kv_dtype=kv_dtype,
     )  # fmt: skip
 
-    def work(keys: dict[str, float], x: Floats) -> Work:
+    def work(keys: Keys, x: Floats) -> Work:
         shape = keys["heads"], keys["kv_heads"], keys["head_dim"], keys["window"]
         return generation_attention_work(*shape, cache, keys["batch"], x)
 
@@ -118,11 +120,11 @@ def by_batch(
     gpu: GPU,
     found: Found | None,
     dtype: str,
-    keys: dict[str, float],
+    keys: Keys,
     batch: ArrayLike,
     x: ArrayLike,
     work: WorkOf,
-    fixed: dict[str, float] | None = None,
+    fixed: Keys | None = None,
 ) -> Timing:
     """`speak` for a batch size of its own for every x."""
     sizes, along = np.broadcast_arrays(
@@ -143,11 +145,11 @@ def speak(
     gpu: GPU,
     found: Found | None,
     dtype: str,
-    keys: dict[str, float],
+    keys: Keys,
     x: Floats,
     work: WorkOf,
     whole: WorkOf | None = None,
-    fixed: dict[str, float] | None = None,
+    fixed: Keys | None = None,
 ) -> Timing:
     """Blend log(measured / roof) of the speaking curves at x, times the roof of the query.
 
@@ -178,24 +180,24 @@ def speak(
         log_ratio += weight * part
         inside &= within
     seconds = roof.seconds(asked, gpu) * np.exp(log_ratio)
-    return Timing(seconds, origin_of(curves, spoken, x, inside), asked.light_s(gpu), found.source)
+    origin = origin_of(curves, spoken, x, inside, found.foreign)
+    return Timing(seconds, origin, asked.light_s(gpu), found.source)
 
 
 def _nearest(
-    kernels: MeasuredKernels, table: str, near: dict[str, int], **equal: str | int
+    kernels: MeasuredKernels, table: str, near: Mapping[str, int], **equal: str | int
 ) -> Found | None:
     """Curves with equal labels and the nearest measured values of `near` keys.
 
     A dtype that attention never computes in falls back to bfloat16; a window that was not measured
     to the nearest that was, or to full attention.
     """
-    found = kernels.find(table, **equal, **near)
-    if found is None:
-        found = (
-            kernels.find(table, **equal)
-            or kernels.find(table, dtype="bfloat16", kv_dtype=equal["kv_dtype"])
-            or kernels.find(table)
-        )
+    found = (
+        kernels.find(table, **equal, **near)
+        or kernels.find(table, **equal)
+        or kernels.find(table, dtype="bfloat16", kv_dtype=equal["kv_dtype"])
+        or kernels.find_anywhere(table)
+    )
     if found is None:
         return None
     ids = found.ids
@@ -205,4 +207,4 @@ def _nearest(
         if name == "window" and value > 0 and not (column == value).any():
             gap = np.where(column > 0, gap, 2.0)
         ids = ids[gap <= gap.min() + 1e-9]
-    return Found(found.profile, table, found.curves, ids)
+    return replace(found, ids=ids)

@@ -63,7 +63,13 @@ def expert_anchor(
     """
     at = np.atleast_1d(np.asarray(tokens, dtype=np.float64))
     named = dict(zip(SHAPE, shape[:4], strict=True))
-    found = kernels.find(table, dtype=dtype, **named) or kernels.find(table, dtype=dtype)
+    found = kernels.find(table, dtype=dtype, **named)
+    if found is None:  # a version that added a few shapes knows less than its predecessor
+        found = max(kernels.each(table, dtype=dtype), key=lambda each: each.ids.size, default=None)
+    if found is None:
+        found = kernels.find_anywhere(table, dtype=dtype, **named) or kernels.find_anywhere(
+            table, dtype=dtype
+        )
     if found is None:
         origin = np.full(at.shape, ROOFLINE, dtype=np.uint8)
         source = f"no {table} table of {dtype}: default roofline"
@@ -91,7 +97,7 @@ def expert_anchor(
         _fit(found, nearest, dtype),
         at,
         np.exp(log_ratio),
-        origin_of(found.curves, spoken, at, inside),
+        origin_of(found.curves, spoken, at, inside, found.foreign),
         f"{found.source} {kernel}",
     )
 
@@ -153,12 +159,12 @@ def _speakers(found: Found, shape: ExpertShape, ep: int, tp: int) -> Blend:
     asked = dict(zip(SHAPE, shape[:4], strict=True)) | {"ep": ep, "tp": tp}
     same_shape = np.all([columns[name] == asked[name] for name in SHAPE], axis=0)
     same_split = (columns["ep"] == ep) & (columns["tp"] == tp)
+    names: tuple[str, ...] = (*SHAPE, "ep", "tp")
+    chosen = np.ones(len(ids), dtype=bool)
     if same_shape.any():
         chosen, names = same_shape, ("ep", "tp")
     elif same_split.any():
         chosen, names = same_split, SHAPE
-    else:
-        chosen, names = np.ones(len(ids), dtype=bool), (*SHAPE, "ep", "tp")
     points = np.stack([columns[name][chosen] for name in names], axis=1)
     spoken = blend(points, ids[chosen], [asked[name] for name in names])
     return spoken if same_shape.any() else spoken._replace(exact=False, inside=False)
@@ -167,8 +173,8 @@ def _speakers(found: Found, shape: ExpertShape, ep: int, tp: int) -> Blend:
 def _shape_of(found: Found, curve: int) -> tuple[ExpertShape, int, int]:
     value = {name: int(found.curves.column(name)[curve]) for name in (*SHAPE, "ep", "tp")}
     matrices = 2 if "nongated" in found.curves.label("kernel", curve) else 3
-    shape = ExpertShape(*(value[name] for name in SHAPE), matrices)
-    return shape, value["ep"], value["tp"]
+    hidden, inter, topk, experts = (value[name] for name in SHAPE)
+    return ExpertShape(hidden, inter, topk, experts, matrices), value["ep"], value["tp"]
 
 
 def _fit(found: Found, curve: int, dtype: str) -> ExpertFit:
@@ -176,4 +182,5 @@ def _fit(found: Found, curve: int, dtype: str) -> ExpertFit:
     fits = found.about["fits"][found.curves.label("kernel", curve)][dtype]
     shape, _, _ = _shape_of(found, curve)
     row = fits.get("/".join(str(value) for value in shape[:4]), fits[""])
-    return ExpertFit(*row[:6], tile=int(row[6]))
+    fixed, moved, computed, power, pairs, others = (float(value) for value in row[:6])
+    return ExpertFit(fixed, moved, computed, power, pairs, others, int(row[6]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Found:
     table: str
     curves: Curves
     ids: NDArray[np.int64]
+    foreign: bool = False  # another engine's
 
     @property
     def about(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Found:
     def roof(self, dtype: str) -> Roof:
         """The fitted roof of a dtype, or the default one."""
         fit = self.about["fits"].get(dtype)
-        return Roof(*fit[:4]) if fit else Roof()
+        return Roof(*(float(value) for value in fit[:4])) if fit else Roof()
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,39 @@ class MeasuredKernels:
 
     The version asked for comes first, then newer ones upwards, then older ones downwards: a newer
     collection is the better measured one. The first profile that has a query's table and keys
-    answers it alone; nothing is pooled. NCCL's own profiles come last.
+    answers it alone; nothing is pooled. NCCL's own profiles come last. `stand_ins` are the other
+    engines' newest profiles: asked only where this engine has no table at all for a dtype.
     """
 
     gpu: GPU
     engine: str
     version: str
     profiles: tuple[KernelProfile, ...]
+    stand_ins: tuple[KernelProfile, ...] = ()
 
     def find(self, table: str, **equal: str | int) -> Found | None:
-        """The first profile with curves of `table` whose keys equal those given."""
+        """The first own profile with curves of `table` whose keys equal those given."""
         return next(self.each(table, **equal), None)
 
+    def find_anywhere(self, table: str, **equal: str | int) -> Found | None:
+        """`find`, and failing that the same from another engine."""
+        found = self.find(table, **equal)
+        if found is None:
+            foreign = next(_each(self.stand_ins, table, equal), None)
+            found = None if foreign is None else replace(foreign, foreign=True)
+        return found
+
     def each(self, table: str, **equal: str | int) -> Iterator[Found]:
-        """Every profile with such curves, in order."""
-        for profile in self.profiles:
-            curves = profile.curves(table)
-            if curves is None:
-                continue
+        """Every own profile with such curves, in order."""
+        return _each(self.profiles, table, equal)
+
+
+def _each(
+    profiles: tuple[KernelProfile, ...], table: str, equal: Mapping[str, str | int]
+) -> Iterator[Found]:
+    for profile in profiles:
+        curves = profile.curves(table)
+        if curves is not None:
             ids = curves.where(**equal)
             if ids.size:
                 yield Found(profile, table, curves, ids)
@@ -109,5 +125,19 @@ def load_kernels(
     older = [v for v in reversed(versions) if version_key(v) < version_key(asked)]
     nccl = sorted((v for _, e, v in names if e == "nccl"), key=version_key, reverse=True)
     chain = [(engine, v) for v in (*newer, *older)] + [("nccl", v) for v in nccl]
-    profiles = tuple(open_profile(place / f"{gpu}_{e}_{v}.safetensors") for e, v in chain)
-    return MeasuredKernels(load_gpu(gpu), engine, asked, profiles)
+    others = {
+        e: v
+        for _, e, v in sorted(names, key=lambda name: version_key(name[2]))
+        if e not in (engine, "nccl") and "gemm" in _open(place, gpu, e, v).tables
+    }
+    return MeasuredKernels(
+        load_gpu(gpu),
+        engine,
+        asked,
+        tuple(_open(place, gpu, e, v) for e, v in chain),
+        tuple(_open(place, gpu, e, v) for e, v in sorted(others.items())),
+    )
+
+
+def _open(place: Path, gpu: str, engine: str, version: str) -> KernelProfile:
+    return open_profile(place / f"{gpu}_{engine}_{version}.safetensors")

@@ -71,7 +71,8 @@ class Roof:
         """Smooth roofline of the work."""
         moving = work.bytes / (gpu.memory_bytes_per_s * self.bytes_fraction)
         computing = work.flops / (gpu.flops(work.compute) * self.flops_fraction)
-        return self.fixed_s + (moving**self.power + computing**self.power) ** (1.0 / self.power)
+        busy = (moving**self.power + computing**self.power) ** (1.0 / self.power)
+        return np.asarray(self.fixed_s + busy)
 
 
 def gemm_work(dtype: str, m: Any, n: Any, k: Any) -> Work:

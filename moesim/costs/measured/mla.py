@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.costs.measured.dense import by_batch
+from moesim.costs.measured.dense import Keys, by_batch
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import (
     CACHE_BYTES,
@@ -48,7 +48,7 @@ def mla_context_s(
     """
     found, projections = _find(kernels, "context", kv_dtype, gemm_dtype, whole)
 
-    def work(keys: dict[str, float], x: Floats) -> Work:
+    def work(keys: Keys, x: Floats) -> Work:
         inner = mla_context_work(keys["heads"], keys["batch"], x)
         if not projections:
             return inner
@@ -84,7 +84,7 @@ def mla_generation_s(
     found, projections = _find(kernels, "generation", kv_dtype, gemm_dtype, whole)
     cache = CACHE_BYTES[kv_dtype]
 
-    def work(keys: dict[str, float], x: Floats) -> Work:
+    def work(keys: Keys, x: Floats) -> Work:
         inner = mla_generation_work(keys["heads"], cache, keys["batch"], x)
         if not projections:
             return inner
@@ -105,6 +105,8 @@ def _find(
         for wanted in ({"kv_dtype": kv_dtype}, {}):
             found_module = found_module or kernels.find(table, gemm_dtype=gemm_dtype, **wanted)
     plain = kernels.find(f"{phase}_mla", kv_dtype=kv_dtype) or kernels.find(f"{phase}_mla")
+    if found_module is None and plain is None:
+        plain = kernels.find_anywhere(f"{phase}_mla")
     if found_module is not None and (whole or plain is None):
         return found_module, True
     return plain, False

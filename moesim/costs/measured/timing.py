@@ -21,8 +21,8 @@ class Timing:
     """Seconds of one query each; `origin` indexes ORIGINS; `source` names profile, table, kernel.
 
     *measured*: a point of the table. *interpolated*: between measured points or shapes. *fitted*:
-    scaled by the work from the nearest measured points or shapes, beyond the grid. *roofline*: no
-    measurement, or the bounded alpha-beta model.
+    scaled by the work from the nearest measured points or shapes, beyond the grid, or another
+    engine's. *roofline*: no measurement, or the bounded alpha-beta model.
     """
 
     seconds: Floats
@@ -59,11 +59,15 @@ def ratio_to_roof(
 
 
 def origin_of(
-    curves: Curves, spoken: Blend, x: Floats, inside: NDArray[np.bool_]
+    curves: Curves,
+    spoken: Blend,
+    x: Floats,
+    inside: NDArray[np.bool_],
+    foreign: bool = False,
 ) -> NDArray[np.uint8]:
-    """The origin of each query from its blend and position."""
+    """The origin of each query from its blend and position; another engine's is *fitted*."""
     origin = np.full(x.shape, INTERPOLATED if spoken.inside else FITTED, dtype=np.uint8)
     if spoken.exact:
         origin[curves.has(spoken.curves[0], x)] = MEASURED
-    origin[~inside] = FITTED
+    origin[~inside | foreign] = FITTED
     return origin
