@@ -152,7 +152,9 @@ def shippable(frame: pd.DataFrame, name: str, refused: pd.DataFrame) -> pd.DataF
     return frame[keep]
 
 
-def thin_table(frame: pd.DataFrame, name: str) -> tuple[Curves, np.ndarray]:
+def thin_table(
+    frame: pd.DataFrame, name: str, tolerance: float = TOLERANCE
+) -> tuple[Curves, np.ndarray]:
     """Curves of a table's medians, thinned, and the error of every measured cell after that."""
     import pandas as pd
 
@@ -178,7 +180,7 @@ def thin_table(frame: pd.DataFrame, name: str) -> tuple[Curves, np.ndarray]:
     edges = np.flatnonzero(np.r_[True, (keys_RK[1:] != keys_RK[:-1]).any(axis=1), True])
     kept, errors, start = [], [], [0]
     for first, last in itertools.pairwise(edges.tolist()):
-        points, error = thin(x[first:last], seconds[first:last])
+        points, error = thin(x[first:last], seconds[first:last], tolerance)
         kept.append(first + points)
         errors.append(error)
         start.append(start[-1] + len(points))

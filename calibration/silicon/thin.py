@@ -18,6 +18,8 @@ def thin(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(indices kept, relative error of every point after thinning) of one curve, x ascending."""
     log_x, log_s = np.log(x), np.log(seconds)
+    if tolerance <= 0:
+        return np.arange(len(x)), np.zeros(len(x))
     kept = [0, len(x) - 1] if len(x) > 1 else [0]
     while True:
         error = np.abs(np.expm1(np.interp(log_x, log_x[kept], log_s[kept]) - log_s))

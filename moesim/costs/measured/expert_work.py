@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moesim.costs.measured.light import FORMATS, Floats
 from moesim.hardware import GPU
@@ -106,11 +106,9 @@ def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple
     return float(own.active), float(own.pairs), float(own.padded)
 
 
-def balanced_counts(
-    shape: ExpertShape, tokens: NDArray[Any], ep: NDArray[Any], tile: int
-) -> Counts:
+def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, tile: int) -> Counts:
     """Counts of rank 0 in the tables' balanced rows: token i takes (i + j ceil(E / k)) mod E."""
-    pairs = np.broadcast(tokens, ep)
+    pairs = np.broadcast(tokens, np.asarray(ep))
     rows = [
         _balanced(int(t), shape.experts, shape.topk, min(int(e), shape.experts), tile)
         for t, e in pairs

@@ -55,7 +55,11 @@ class Work:
 
     def light_s(self, gpu: GPU) -> Floats:
         """The time that the datasheet's rates allow at best."""
-        return np.maximum(self.flops / gpu.flops(self.compute), self.bytes / gpu.memory_bytes_per_s)
+        computing, moving = (
+            self.flops / gpu.flops(self.compute),
+            self.bytes / gpu.memory_bytes_per_s,
+        )
+        return np.asarray(np.maximum(computing, moving))
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def causal_pairs(tokens: Any, prefix: Any, window: Any) -> Floats:
     whole = tokens * prefix + tokens * (tokens + 1.0) / 2.0
     full = np.clip(window - prefix, 0.0, tokens)
     windowed = full * prefix + full * (full + 1.0) / 2.0 + (tokens - full) * window
-    return np.where(window > 0, np.minimum(whole, windowed), whole)
+    return np.asarray(np.where(window > 0, np.minimum(whole, windowed), whole))
 
 
 def context_attention_work(

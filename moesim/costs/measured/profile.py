@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,22 +37,19 @@ class KernelProfile:
     version: str
     header: Mapping[str, Any]
     file: TensorFile
+    decoded: dict[str, Curves] = field(default_factory=dict, compare=False)
 
     @property
     def tables(self) -> tuple[str, ...]:
         return tuple(self.header["tables"])
 
-    @cached_property
-    def _decoded(self) -> dict[str, Curves]:
-        return {}
-
     def curves(self, table: str) -> Curves | None:
         """The curves of a table; None if the profile lacks it. InputError if they are broken."""
         if table not in self.header["tables"]:
             return None
-        if table not in self._decoded:
-            self._decoded[table] = self._decode(table)
-        return self._decoded[table]
+        if table not in self.decoded:
+            self.decoded[table] = self._decode(table)
+        return self.decoded[table]
 
     def _decode(self, table: str) -> Curves:
         about = self.header["tables"][table]
