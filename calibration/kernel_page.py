@@ -17,7 +17,7 @@ measured time. Tables that the linter refuses (collapsed routing, copies, launch
 out of fits and scores alike.
 
 - **points**: every second point of each curve is dropped and interpolated from the others. The
-  shipped profiles keep the points that interpolation would miss by over 3 %, so that they do better.
+  shipped profiles keep the points that interpolation would miss by over 3 %: they do better.
 - **shapes**: whole shapes are dropped and scaled from the nearest others. This is the error of a
   model whose matrices nobody measured.
 - **counts**: expert fits see perfectly balanced rows only, and predict the rows of skewed loads
