@@ -6,6 +6,9 @@ expert shape or by number of nodes. Rules and thresholds:
 - **routing** (MoE tables, `calibration.silicon.collapse`): lat(ep) / lat(1) of balanced rows, the
   median over batches of `SATURATED` tokens and more, where weights are read anyway and arithmetic
   decides. Refused if it follows a routing that the label denies, or none.
+- **skew** (MoE tables): balanced rows slower than skewed ones (power law 1.2, busiest rank), at
+  `SLOWER` times the median cell of `SATURATED` tokens on 4 to 64 ranks: what is perfectly spread
+  cannot be slower than what is not. It finds collapsed tables whose lat(1) another kernel timed.
 - **copy**: at least `COPIED` of the cells that two GPUs share are equal to the last digit, over at
   least `COPY_CELLS` cells. Two machines never agree so; the row whose `device` names the other
   GPU is refused, or the later GPU of the catalogue.
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SATURATED = 2048
+# Of 1,347 groups, those that scale well lie at 0.65 (median) and below 1.1; collapsed ones above
+# 1.25, with nothing but kernels that ignore the load between 0.97 and 1.1.
+SLOWER = 1.2
 COPIED, COPY_CELLS = 0.9, 10
 DROP = 0.05
 # A linear is two kernels (quantise, multiply) of 10 to 20 us each from Python; an MLA module about
@@ -131,6 +137,10 @@ def _repeats(group: pd.DataFrame, axis: str, keys: list[str]) -> dict[str, Any]:
 
 
 def _judge_routing(row: dict[str, Any], group: pd.DataFrame) -> None:
+    row["balanced_over_skewed"] = balanced_over_skewed(group)
+    if row["balanced_over_skewed"] > SLOWER:
+        by = f"{row['balanced_over_skewed']:.2f}"
+        _refuse(row, f"collapsed routing: balanced rows take {by} times as long as skewed ones")
     found = scaling(group)
     if found is None:
         row["routing"] = "not testable"
@@ -148,6 +158,18 @@ def _judge_routing(row: dict[str, Any], group: pd.DataFrame) -> None:
         row[f"collapsed_share_ep{ep}"] = value
     if not verdict.use:
         _refuse(row, verdict.reason)
+
+
+def balanced_over_skewed(group: pd.DataFrame) -> float:
+    """Median of balanced over power-law-1.2 time at saturating batches; NaN if not measured."""
+    rows = group[(group["tp"] == 1) & (group["tokens"] >= SATURATED) & group["ep"].between(4, 64)]
+    cells = rows.pivot_table(
+        index=["tokens", "ep"], columns="distribution", values="seconds", aggfunc="median"
+    )
+    if BALANCED not in cells or "power_law_1.2" not in cells:
+        return float("nan")
+    ratio = (cells[BALANCED] / cells["power_law_1.2"]).dropna()
+    return float(ratio.median()) if len(ratio) >= 5 else float("nan")
 
 
 def scaling(group: pd.DataFrame) -> tuple[list[int], np.ndarray, Verdict] | None:

@@ -68,6 +68,18 @@ def test_time_that_does_not_shard_is_no_collapse() -> None:
     assert verdict.floor == pytest.approx(0.35, abs=0.02)
 
 
+def test_balanced_rows_slower_than_skewed_ones_are_not_balanced(tmp_path: Path) -> None:
+    source = moe_source(tmp_path, "h100-sxm", shares("spread"), "NVIDIA H100")
+    rows = pd.read_parquet(source.path)
+    rows = rows[rows["moe_ep_size"] > 1]  # another kernel serves one rank: scaling is not testable
+    skewed = rows.assign(distribution="power_law_1.2", latency=rows["latency"] / 1.6)
+    pd.concat([rows, skewed]).to_parquet(source.path)
+    (row,) = lint_source(source, read_source(source))
+    assert row["routing"] == "not testable"
+    assert row["verdict"] == "refuse"
+    assert "times as long as skewed" in row["reason"]
+
+
 def test_scaling_of_no_known_routing_is_refused() -> None:
     strange = np.array([2.2, 0.1, 1.5, 0.08, 0.9, 0.02])
     assert not judge_scaling(strange, predicted_shares(4096, 256, 8, EPS[1:])).use
