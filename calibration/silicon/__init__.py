@@ -1,0 +1,1 @@
+"""Measured kernels of aiconfigurator-core: finding, reading, judging and compacting its tables."""

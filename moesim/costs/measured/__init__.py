@@ -1,0 +1,1 @@
+"""Operator times from measured kernels, with their provenance."""

@@ -1,0 +1,116 @@
+"""Seconds of collectives and expert exchanges, from measured kernels.
+
+Within the measured numbers of GPUs times are interpolated; beyond them an alpha-beta model scales
+the largest measured group, and the answer says so (origin *roofline*).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moesim.costs.measured.blend import blend
+from moesim.costs.measured.kernels import Found, MeasuredKernels
+from moesim.costs.measured.light import Floats
+from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, origin_of
+from moesim.errors import InputError
+
+# Bytes through each GPU's port per byte of the message (NCCL's bus-bandwidth factors).
+PORT_BYTES = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
+
+
+def all_reduce_s(
+    kernels: MeasuredKernels, gpus: int, message_bytes: ArrayLike, eager: bool = False
+) -> Timing:
+    """All-reduce of bytes that every GPU holds, by the engine's own kernel, else by NCCL.
+
+    `eager`: launched by the host instead of replayed from a CUDA graph.
+    """
+    size = np.asarray(message_bytes, dtype=np.float64)
+    for found in kernels.each("custom_all_reduce"):
+        names = found.curves.labels["kernel"]
+        wanted = [name for name in names if name.endswith("eager" if eager else "graph")] or names
+        kernel = found.curves.column("kernel")[found.ids]
+        ids = found.ids[np.isin(kernel, [names.index(name) for name in wanted])]
+        chosen = Found(found.profile, found.table, found.curves, ids)
+        return _by_gpus(kernels, chosen, "all_reduce", gpus, size)
+    return nccl_s(kernels, "all_reduce", gpus, size)
+
+
+def nccl_s(kernels: MeasuredKernels, op: str, gpus: int, message_bytes: ArrayLike) -> Timing:
+    """`op`: all_reduce, all_gather, reduce_scatter or alltoall, of NCCL's message of bytes.
+
+    Raises InputError if NCCL was not measured on this GPU.
+    """
+    size = np.asarray(message_bytes, dtype=np.float64)
+    found = kernels.find("nccl", phase=op, dtype="half") or kernels.find("nccl", phase=op)
+    if found is None:
+        raise InputError("cluster.gpu", f"has no measured {op} of NCCL", kernels.gpu.name)
+    return _by_gpus(kernels, found, op, gpus, size)
+
+
+def exchange_s(
+    kernels: MeasuredKernels,
+    method: str,
+    phase: str,
+    tokens: ArrayLike,
+    hidden: int,
+    topk: int,
+    experts: int,
+    nodes: int = 1,
+) -> Timing | None:
+    """DeepEP's `phase` (dispatch, combine) with `tokens` per rank of 8-GPU nodes.
+
+    `method` is `normal` or `low_latency`. None where nothing was measured for that many nodes:
+    extrapolating over nodes would be a guess about the network.
+    """
+    x = np.asarray(tokens, dtype=np.float64)
+    found = kernels.find(f"deepep_{method}", phase=phase, nodes=nodes)
+    if found is None:
+        return None
+    keys = ("hidden", "topk", "experts")
+    points = np.stack([found.curves.column(name)[found.ids] for name in keys], axis=1)
+    spoken = blend(points, found.ids, (hidden, topk, experts))
+    log_s, inside = np.zeros(x.shape), np.ones(x.shape, dtype=bool)
+    for curve, weight in zip(spoken.curves, spoken.weights, strict=True):
+        low, high = found.curves.span(curve)
+        measured = found.curves.log_seconds(curve, np.clip(x, low, high))
+        copies = [float(found.curves.column(name)[curve]) for name in ("hidden", "topk")]
+        more = hidden * topk / (copies[0] * copies[1]) if not spoken.exact else 1.0
+        log_s += weight * (measured + np.log(max(more, 1e-6)) * (x * hidden * topk > 1e7))
+        log_s += weight * np.log(np.maximum(x / high, 1.0))
+        inside &= (x >= low) & (x <= high)
+    light = x * hidden * min(topk, 8) * 7.0 / 8.0 / kernels.gpu.scale_up_bytes_per_s
+    origin = origin_of(found.curves, spoken, x, inside)
+    return Timing(np.exp(log_s), origin, light, f"{found.source} {phase}")
+
+
+def _by_gpus(kernels: MeasuredKernels, found: Found, op: str, gpus: int, size: Floats) -> Timing:
+    """Interpolate over bytes on the group's size, or scale the largest measured group."""
+    if gpus == 1:
+        zero = np.zeros(size.shape)
+        return Timing(zero, np.zeros(size.shape, dtype=np.uint8), zero, "one GPU exchanges nothing")
+    curves = found.curves
+    sizes = curves.column("gpus")[found.ids]
+    nearest = int(found.ids[np.argmin(np.abs(np.log(sizes / gpus)))])
+    measured_gpus = int(curves.column("gpus")[nearest])
+    low, high = curves.span(nearest)
+    seconds = np.exp(curves.log_seconds(nearest, np.clip(size, low, high)))
+    port = kernels.gpu.scale_up_bytes_per_s
+    factor = PORT_BYTES[op]
+    beyond = np.maximum(size - high, 0.0)
+    slope = seconds.max(initial=0.0) / high if beyond.any() else 0.0
+    seconds = seconds + beyond * max(slope, factor / port * 0.5)
+    inside = (size >= low) & (size <= high)
+    spoken = blend(curves.column("gpus")[found.ids][:, None], found.ids, (gpus,))
+    origin = origin_of(curves, spoken._replace(curves=(nearest,)), size, inside)
+    if measured_gpus != gpus:
+        base = float(np.exp(curves.log_seconds(nearest, np.array([low]))[0]))
+        hops = math.log2(gpus) / math.log2(measured_gpus)
+        share = (1.0 - 1.0 / gpus) / (1.0 - 1.0 / measured_gpus)
+        seconds = base * hops + np.maximum(seconds - base, 0.0) * share
+        origin = np.full(size.shape, ROOFLINE if gpus > sizes.max() else FITTED, dtype=np.uint8)
+    light = factor * (1.0 - 1.0 / gpus) * size / port
+    return Timing(seconds, origin, light, found.source)

@@ -1,0 +1,118 @@
+"""Expert computation of one rank from its counts: the physical part of its time.
+
+    t = fixed + ((W / (b B))^p + (X / (f F))^p)^(1/p) + A / (a B) + G / (g B)
+
+W bytes of the active experts' weights, X FLOP of tile-padded pairs, A bytes of the rank's own
+token-expert pairs, G bytes of all tokens' pairs (kernels that walk over pairs of other ranks too),
+B and F the datasheet's rates; every fraction is at most 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.costs.measured.light import FORMATS, Floats
+from moesim.hardware import GPU
+
+
+class ExpertShape(NamedTuple):
+    """One routed expert layer; `matrices` 3 with a gate, 2 without."""
+
+    hidden: int
+    inter: int
+    topk: int
+    experts: int
+    matrices: int = 3
+
+
+class Counts(NamedTuple):
+    """What one rank computes: experts with any token, pairs, pairs padded to tiles, all tokens."""
+
+    active: Floats
+    pairs: Floats
+    padded: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True)
+class ExpertFit:
+    """Fitted numbers of the formula above; `tile` is the padding of its counts."""
+
+    fixed_s: float = 1e-5
+    bytes_fraction: float = 0.7
+    flops_fraction: float = 0.5
+    power: float = 2.0
+    pairs_fraction: float = 0.5
+    others_fraction: float = 1.0
+    tile: int = 64
+
+    def seconds(self, shape: ExpertShape, dtype: str, tp: Any, counts: Counts, gpu: GPU) -> Floats:
+        """Seconds of one rank for each entry of `counts`."""
+        weights, flops, own, others = parts(shape, dtype, tp, counts)
+        rate = gpu.memory_bytes_per_s
+        moving = weights / (rate * self.bytes_fraction)
+        computing = flops / (gpu.flops(FORMATS[dtype][2]) * self.flops_fraction)
+        busy = (moving**self.power + computing**self.power) ** (1.0 / self.power)
+        rest = own / (rate * self.pairs_fraction) + others / (rate * self.others_fraction)
+        return self.fixed_s + busy + rest
+
+
+def parts(shape: ExpertShape, dtype: str, tp: Any, counts: Counts) -> tuple[Floats, ...]:
+    """(bytes of active weights, FLOP, bytes of own pairs, bytes of all tokens' pairs)."""
+    weight, activation, _ = FORMATS[dtype]
+    inter = shape.inter / np.asarray(tp, dtype=np.float64)
+    values = shape.matrices * shape.hidden * inter
+    own = shape.hidden * (activation + 2.0) + shape.matrices * inter * 2.0
+    others = shape.topk * (shape.hidden + inter) * 0.2
+    return (
+        counts.active * values * weight,
+        counts.padded * 2.0 * values,
+        counts.pairs * own,
+        counts.tokens * others,
+    )
+
+
+def light_s(shape: ExpertShape, dtype: str, tp: Any, counts: Counts, gpu: GPU) -> Floats:
+    """The time that hardware cannot beat: weights once, unpadded FLOP, own pairs' ends."""
+    weight, activation, compute = FORMATS[dtype]
+    values = shape.matrices * shape.hidden * shape.inter / np.asarray(tp, dtype=np.float64)
+    moved = counts.active * values * weight + counts.pairs * shape.hidden * (activation + 2.0)
+    flops = counts.pairs * 2.0 * values
+    return np.maximum(flops / gpu.flops(compute), moved / gpu.memory_bytes_per_s)
+
+
+def count_work(tokens_per_expert: NDArray[Any], tokens: Any, tile: int) -> Counts:
+    """Counts of one rank from the tokens of each of its experts, [..., experts of the rank]."""
+    each = np.asarray(tokens_per_expert, dtype=np.float64)
+    return Counts(
+        (each > 0).sum(axis=-1).astype(np.float64),
+        each.sum(axis=-1),
+        (np.ceil(each / tile) * tile).sum(axis=-1),
+        np.asarray(tokens, dtype=np.float64),
+    )
+
+
+@lru_cache(maxsize=65536)
+def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple[float, ...]:
+    stride = -(-experts // topk)
+    residue = (np.arange(experts // ep)[:, None] - stride * np.arange(topk)[None, :]) % experts
+    counts = np.maximum((tokens - 1 - residue) // experts + 1, 0).sum(axis=1)
+    own = count_work(counts, tokens, tile)
+    return float(own.active), float(own.pairs), float(own.padded)
+
+
+def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, tile: int) -> Counts:
+    """Counts of rank 0 in the tables' balanced rows: token i takes (i + j ceil(E / k)) mod E."""
+    pairs = np.broadcast(tokens, np.asarray(ep))
+    rows = [
+        _balanced(int(t), shape.experts, shape.topk, min(int(e), shape.experts), tile)
+        for t, e in pairs
+    ]
+    table = np.array(rows, dtype=np.float64).reshape(*pairs.shape, 3)
+    every = np.broadcast_to(np.asarray(tokens, dtype=np.float64), pairs.shape)
+    return Counts(table[..., 0], table[..., 1], table[..., 2], every)

@@ -1,0 +1,143 @@
+"""The measured kernels of one GPU and engine: which profile answers which query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.measured.curves import Curves
+from moesim.costs.measured.light import Roof
+from moesim.costs.measured.profile import (
+    KernelProfile,
+    open_profile,
+    profile_names,
+    profiles_folder,
+)
+from moesim.errors import InputError
+from moesim.hardware import GPU, load_gpu
+
+
+@dataclass(frozen=True)
+class Found:
+    """Curves of one table that match a query, and the profile they come from."""
+
+    profile: KernelProfile
+    table: str
+    curves: Curves
+    ids: NDArray[np.int64]
+    foreign: bool = False  # another engine's
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The header's entry of the table."""
+        entry: dict[str, Any] = self.profile.header["tables"][self.table]
+        return entry
+
+    @property
+    def source(self) -> str:
+        """Profile and table, for a reader."""
+        return f"{self.profile.gpu} {self.profile.engine} {self.profile.version} {self.table}"
+
+    def roof(self, dtype: str) -> Roof:
+        """The fitted roof of a dtype, or the default one."""
+        fit = self.about["fits"].get(dtype)
+        return Roof(*(float(value) for value in fit[:4])) if fit else Roof()
+
+
+@dataclass(frozen=True)
+class MeasuredKernels:
+    """Profiles in the order in which they are asked.
+
+    The version asked for comes first, then newer ones upwards, then older ones downwards: a newer
+    collection is the better measured one. The first profile that has a query's table and keys
+    answers it alone; nothing is pooled. NCCL's own profiles come last. `stand_ins` are the other
+    engines' newest profiles: asked only where this engine has no table at all for a dtype.
+    """
+
+    gpu: GPU
+    engine: str
+    version: str
+    profiles: tuple[KernelProfile, ...]
+    stand_ins: tuple[KernelProfile, ...] = ()
+
+    def find(self, table: str, **equal: str | int) -> Found | None:
+        """The first own profile with curves of `table` whose keys equal those given."""
+        return next(self.each(table, **equal), None)
+
+    def find_anywhere(self, table: str, **equal: str | int) -> Found | None:
+        """`find`, and failing that the same from another engine."""
+        found = self.find(table, **equal)
+        if found is None:
+            foreign = next(_each(self.stand_ins, table, equal), None)
+            found = None if foreign is None else replace(foreign, foreign=True)
+        return found
+
+    def each(self, table: str, **equal: str | int) -> Iterator[Found]:
+        """Every own profile with such curves, in order."""
+        return _each(self.profiles, table, equal)
+
+
+def _each(
+    profiles: tuple[KernelProfile, ...], table: str, equal: Mapping[str, str | int]
+) -> Iterator[Found]:
+    for profile in profiles:
+        curves = profile.curves(table)
+        if curves is not None:
+            ids = curves.where(**equal)
+            if ids.size:
+                yield Found(profile, table, curves, ids)
+
+
+def version_key(version: str) -> tuple[tuple[int, str], ...]:
+    """Order of versions: numbers as numbers, release candidates before the release."""
+    rank = {"rc": -2, "dev": -3, "post": 1}
+    parts = re.findall(r"\d+|[a-z]+", version.lower())
+    key = [(int(p), "") if p.isdigit() else (rank.get(p, -1), p) for p in parts]
+    return (*key, (0, ""))
+
+
+def load_kernels(
+    gpu: str, engine: str, version: str | None = None, folder: Path | None = None
+) -> MeasuredKernels:
+    """Measured kernels of a GPU and engine; `version` None means the newest.
+
+    Raises InputError if nothing was measured for that GPU and engine.
+    """
+    place = folder or profiles_folder()
+    names = [name for name in profile_names(place) if name[0] == gpu]
+    versions = sorted((v for _, e, v in names if e == engine), key=version_key)
+    if not versions:
+        known = sorted({f"{g} {e}" for g, e, _ in profile_names(place) if e != "nccl"})
+        raise InputError(
+            "deployment.profile",
+            "must have measured kernels of its GPU and engine",
+            f"{gpu} {engine}",
+            f"measured: {', '.join(known)}" if known else f"no profile lies in {place}",
+        )
+    asked = version or versions[-1]
+    newer = [v for v in versions if version_key(v) >= version_key(asked)]
+    older = [v for v in reversed(versions) if version_key(v) < version_key(asked)]
+    nccl = sorted((v for _, e, v in names if e == "nccl"), key=version_key, reverse=True)
+    chain = [(engine, v) for v in (*newer, *older)] + [("nccl", v) for v in nccl]
+    others = {
+        e: v
+        for _, e, v in sorted(names, key=lambda name: version_key(name[2]))
+        if e not in (engine, "nccl") and "gemm" in _open(place, gpu, e, v).tables
+    }
+    return MeasuredKernels(
+        load_gpu(gpu),
+        engine,
+        asked,
+        tuple(_open(place, gpu, e, v) for e, v in chain),
+        tuple(_open(place, gpu, e, v) for e, v in sorted(others.items())),
+    )
+
+
+def _open(place: Path, gpu: str, engine: str, version: str) -> KernelProfile:
+    return open_profile(place / f"{gpu}_{engine}_{version}.safetensors")
