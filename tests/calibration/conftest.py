@@ -13,5 +13,5 @@ def aic_package() -> Path:
     """The folder of the package aiconfigurator-core; skips where it is not installed."""
     found = find_spec("aiconfigurator_core")
     if found is None or not found.submodule_search_locations:
-        pytest.skip("needs the package aiconfigurator-core (extra calibration)")
+        pytest.skip("needs the package aiconfigurator-core (extra silicon)")
     return Path(found.submodule_search_locations[0])
