@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from moesim.errors import InputError
 from moesim.files import read_text
@@ -29,6 +29,14 @@ class ComputeProfile(Spec):
     kernel_s: float = Seconds
     eager_kernel_s: float = Seconds
     elementwise_passes: float = Field(ge=0.0, le=100.0)
+
+    @field_validator("expert_tile_tokens")
+    @classmethod
+    def _power_of_two(cls, tile: int) -> int:
+        """Steps round up to tiles by shifting bits."""
+        if tile & (tile - 1):
+            raise ValueError("must be a power of two")
+        return tile
 
 
 class NetworkProfile(Spec):

@@ -1,0 +1,143 @@
+"""What engines and machines allow: defaults by rank, memory, context, links between stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moesim.costs.profile import Profile, load_profile
+from moesim.deployment import deploy, step_costs
+from moesim.engine import batch_limits, engine_rules
+from moesim.errors import InputError
+from moesim.hardware import make_cluster
+from moesim.scenario import Scenario
+from moesim.simulation import simulate
+from tests.fixtures.engine import Harness, linear_costs, make_demand
+
+
+def scenario(model: str = "mixtral-8x7b", **parts: Any) -> Scenario:
+    base: dict[str, Any] = {
+        "name": "limits",
+        "model": model,
+        "cluster": {"gpu": "h200-sxm", "nodes": 2},
+        "routing": {"trace": "balanced"},
+        "workload": {
+            "arrivals": "all_at_once",
+            "requests": 2,
+            "prompt": {"fixed": 100},
+            "output": {"fixed": 4},
+        },
+    }
+    return Scenario.parse({**base, **parts})
+
+
+def test_sglang_divides_its_defaults_among_data_parallel_ranks() -> None:
+    parallel = {"attention_dp": 16, "expert_parallel": 16}
+    sglang = scenario("deepseek-v3", deployment={"engine": "sglang", "parallelism": parallel})
+    vllm = scenario("deepseek-v3", deployment={"engine": "vllm", "parallelism": parallel})
+    gpu = make_cluster("h200-sxm", 2, 8, None).gpu
+    assert batch_limits(sglang, gpu) == (8192 // 16, 1024 // 16)
+    assert batch_limits(vllm, gpu) == (8192, 1024)
+    batching = {"policy": "prefill-first", "token_budget": 4096, "max_requests": 100}
+    asked = {"engine": "sglang", "parallelism": parallel, "batching": batching}
+    assert batch_limits(scenario("deepseek-v3", deployment=asked), gpu) == (4096, 100)
+
+
+def test_sglang_is_less_conservative_under_data_parallel_attention() -> None:
+    ratios = []
+    for ranks in (1, 2):
+        parallel = {"attention_dp": ranks, "expert_parallel": ranks}
+        run = scenario(deployment={"engine": "sglang", "parallelism": parallel})
+        built = deploy(run)
+        rules = engine_rules(run, built.sharding, built.memory, (1, 1, 1), 0, False)
+        ratios.append(rules["ratio_start"])
+    assert ratios == [0.7, pytest.approx(0.7 * 0.3)]
+
+
+def test_a_given_kv_capacity_is_reported_and_must_fit() -> None:
+    given = {"parallelism": {"attention_tp": 8}, "kv_cache": {"capacity_tokens": 100_000}}
+    assert deploy(scenario("gpt-oss-20b", deployment=given)).memory.kv_capacity_tokens == 100_000
+    given["kv_cache"] = {"capacity_tokens": 10**9}
+    with pytest.raises(InputError, match=r"capacity_tokens must fit the .* GB"):
+        deploy(scenario("gpt-oss-20b", deployment=given))
+
+
+def test_a_given_kv_capacity_does_not_make_weights_fit() -> None:
+    given = {"kv_cache": {"capacity_tokens": 1000}}
+    with pytest.raises(InputError, match="must leave memory for keys and values"):
+        deploy(scenario("deepseek-v3", deployment=given))
+
+
+def test_a_request_longer_than_the_context_fails_and_the_result_says_why() -> None:
+    workload = {
+        "arrivals": "all_at_once",
+        "requests": 3,
+        "prompt": {"fixed": 4093},
+        "output": {"fixed": 4},
+    }
+    result = simulate(scenario("olmoe-1b-7b", workload=workload))
+    assert result.summary["requests"]["failed"] == 3
+    assert any("4096 tokens" in note for note in result.notes)
+    workload["prompt"] = {"fixed": 4092}
+    fits = simulate(scenario("olmoe-1b-7b", workload=workload))
+    assert fits.summary["requests"]["failed"] == 0
+
+
+def test_stages_split_layers_as_their_weights_do_and_hop_over_their_own_links() -> None:
+    run = scenario("deepseek-v3", deployment={"parallelism": {"attention_tp": 4, "pipeline": 4}})
+    built = deploy(run)
+    costs = step_costs(run, built)
+    np.testing.assert_array_equal(costs.stage_share * 61, [15, 15, 16, 15])
+    # Boundaries 0|1 and 2|3 lie within a node, 1|2 between the two nodes.
+    cluster = built.cluster
+    mean_s = (2 * cluster.scale_up.latency_s + cluster.scale_out.latency_s) / 3
+    assert costs.rates["pipeline_base_s"] == pytest.approx(mean_s)
+
+
+def test_bridged_pairs_of_one_node_meet_on_its_bus_not_on_the_network() -> None:
+    machines = {"gpu": "h100-nvl", "nodes": 1}
+    tp4 = {"parallelism": {"attention_tp": 4}}
+    run = scenario(cluster=machines, deployment=tp4)
+    built = deploy(run)
+    assert built.cluster.scale_up_domain == 2
+    bus = 1.0 / built.cluster.in_node.effective_bytes_per_s
+    assert step_costs(run, built).rates["out_byte_s"] == pytest.approx(bus)
+
+
+def test_deepep_needs_a_tensor_parallel_group_within_a_domain() -> None:
+    parallel = {"attention_tp": 16, "attention_dp": 2, "expert_parallel": 32}
+    run = {"parallelism": parallel, "exchange": "deepep"}
+    with pytest.raises(InputError, match="attention_tp must stay within a scale-up domain"):
+        deploy(scenario("deepseek-v3", cluster={"gpu": "h200-sxm", "nodes": 4}, deployment=run))
+
+
+def test_host_work_is_that_of_the_fullest_rank() -> None:
+    costs = linear_costs(per_step_s=1.0, request_s=0.25)
+    run = Harness(rules={"ranks": 2}, costs=costs).run(make_demand([8, 8, 8], [1, 1, 1]))
+    # Round robin: two requests on one rank, one on the other.
+    assert run.steps["overhead_s"][0] == 1.0 + 2 * 0.25
+
+
+def test_tiles_are_powers_of_two() -> None:
+    data = load_profile("assumed").model_dump()
+    data["compute"]["expert_tile_tokens"] = 48
+    with pytest.raises(InputError, match="expert_tile_tokens must be a power of two"):
+        Profile.parse(data)
+
+
+def test_a_run_says_that_it_was_overloaded_and_ends_long_after_its_last_arrival() -> None:
+    workload = {
+        "arrivals": {"poisson": {"rate_per_s": 500.0}},
+        "requests": 400,
+        "prompt": {"fixed": 4000},
+        "output": {"fixed": 200},
+    }
+    notes = " ".join(simulate(scenario(workload=workload)).notes)
+    assert "overload: " in notes
+    assert "short run: " in notes
+    workload["arrivals"] = {"poisson": {"rate_per_s": 1.0}}
+    notes = " ".join(simulate(scenario(workload=workload)).notes)
+    assert "overload: " not in notes
+    assert "short run: " not in notes
