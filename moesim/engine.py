@@ -1,6 +1,6 @@
 """What an engine does when nobody sets a limit, and the rules its simulated copy runs by.
 
-Defaults of vLLM 0.33 and SGLang 0.5.23, read from their sources (named at each).
+Defaults of vLLM 0.33, SGLang 0.5.23 and TensorRT-LLM 1.2, read from their sources (named at each).
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from moesim.costs.profile import Profile
 from moesim.hardware import GPU
 from moesim.policies.batching import (
     ChunkedPrefill,
+    InFlight,
     PrefillFirst,
     default_max_requests,
     default_token_budget,
 )
-from moesim.policies.load_balancing import LoadBalancer, RoundRobin, VllmScore
+from moesim.policies.load_balancing import LeastLoaded, LoadBalancer, RoundRobin, VllmScore
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding
-from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, PREFILL_FIRST, STATIC
+from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, IN_FLIGHT, PREFILL_FIRST, STATIC
 from moesim.units import GIB, MIB
 
 # Batch sizes with a CUDA graph: vLLM 0.33 cudagraph_capture_sizes (SGLang's differ a little).
 GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
+# Tokens of a KV block: vLLM block_size, SGLang page_size, TensorRT-LLM tokens_per_block.
+BLOCK_TOKENS = {"vllm": 16, "sglang": 1, "trtllm": 32}
 
 # SGLang multiplies schedule_conservativeness by this under data-parallel attention.
 DATA_PARALLEL_CONSERVATIVENESS = 0.3
@@ -98,14 +101,14 @@ def engine_rules(
 ) -> dict[str, int | float]:
     """Fields of moesim.sim.state.RULES; `limits` are (tokens a step, running, context)."""
     batching, kv_cache = scenario.batching, scenario.deployment.kv_cache
-    vllm = scenario.deployment.engine == "vllm"
+    engine = scenario.deployment.engine
     policy = {
         "chunked-prefill": CHUNKED_PREFILL,
         "prefill-first": PREFILL_FIRST,
+        "in-flight": IN_FLIGHT,
         "static": STATIC,
     }[batching.policy]
-    # vLLM pages 16 tokens; SGLang's default page size is 1.
-    block_tokens = kv_cache.block_tokens or (16 if vllm else 1)
+    block_tokens = kv_cache.block_tokens or BLOCK_TOKENS[engine]
     prefix = prefix_block_tokens if kv_cache.prefix_caching else 0
     if prefix % block_tokens:
         prefix = 0
@@ -124,16 +127,26 @@ def engine_rules(
         "state_bytes": round(memory.state_bytes_per_request),
         "kv_capacity_bytes": int(memory.kv_bytes),
         "prefix_block_tokens": prefix,
-        "dummy_interval": 16 if vllm and sharding.attention_dp > 1 else 0,
+        "dummy_interval": 16 if engine == "vllm" and sharding.attention_dp > 1 else 0,
         "clip_output_tokens": 4096,
         "seed": scenario.seed,
     }
     if isinstance(batching, ChunkedPrefill):
         rules["long_prefill_tokens"] = batching.long_prefill_tokens
+    if isinstance(batching, InFlight):
+        for name in (
+            "chunked_prefill",
+            "wait_iters",
+            "wait_token_ratio",
+            "balance_ranks",
+            "timeout_iters",
+            "batching_wait_iters",
+        ):
+            rules[name] = getattr(batching, name)
     if isinstance(batching, PrefillFirst):
         # SGLang: SGLANG_INIT_NEW_TOKEN_RATIO 0.7, min factor 0.14, 600 decay steps.
         start = min(1.0, 0.7 * batching.schedule_conservativeness)
-        if sharding.attention_dp > 1 and not vllm:
+        if sharding.attention_dp > 1 and engine == "sglang":
             start *= DATA_PARALLEL_CONSERVATIVENESS
         rules |= {
             "max_prefill_tokens": batching.max_prefill_tokens,
@@ -150,4 +163,7 @@ def rank_balancing(scenario: Scenario) -> LoadBalancer:
     chosen = scenario.deployment.rank_balancing
     if chosen is not None:
         return chosen
+    if scenario.deployment.engine == "trtllm":
+        # Every rank's scheduler sees all loads before it takes new requests (ExecutorRequestQueue).
+        return LeastLoaded(snapshot_interval_s=0.0)
     return VllmScore() if scenario.deployment.engine == "vllm" else RoundRobin()

@@ -12,7 +12,7 @@ from moesim.costs.step import EXCHANGES
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
-from moesim.policies.batching import Batching, ChunkedPrefill, PrefillFirst, Static
+from moesim.policies.batching import Batching, ChunkedPrefill, InFlight, PrefillFirst, Static
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.spec import Spec, by_policy
 from moesim.workload.arrivals import MAX_REQUESTS
@@ -109,7 +109,7 @@ class KVCacheSpec(Spec):
 class DeploymentSpec(Spec):
     """The serving software and how the model lies on the machines."""
 
-    engine: Literal["vllm", "sglang"] = "vllm"
+    engine: Literal["vllm", "sglang", "trtllm"] = "vllm"
     replicas: Count = 1
     parallelism: ParallelismSpec = ParallelismSpec()
     batching: Batching | None = None
@@ -183,10 +183,12 @@ class Scenario(Spec):
     seed: int = Field(0, ge=0, lt=2**63)
 
     @property
-    def batching(self) -> ChunkedPrefill | PrefillFirst | Static:
+    def batching(self) -> ChunkedPrefill | PrefillFirst | InFlight | Static:
         """The batching settings, or the engine's default."""
         if self.deployment.batching is not None:
             return self.deployment.batching
+        if self.deployment.engine == "trtllm":
+            return InFlight()
         return ChunkedPrefill() if self.deployment.engine == "vllm" else PrefillFirst()
 
     def exchanges(self) -> tuple[str, str]:
@@ -196,7 +198,7 @@ class Scenario(Spec):
             alone = parallel.attention_tp == 1
             return (EXCHANGES[0],) * 2 if alone else (EXCHANGES[1],) * 2
         if choice == "auto":
-            choice = "allgather-reducescatter" if self.deployment.engine == "vllm" else "deepep"
+            choice = "deepep" if self.deployment.engine == "sglang" else "allgather-reducescatter"
         if choice == "deepep":
             return "deepep-normal", "deepep-low-latency"
         return choice, choice

@@ -130,7 +130,8 @@ def simulate(
     if failed:
         notes.append(
             f"{failed} requests failed: longer than the model's context "
-            f"({deployment.model.max_context} tokens) or than a rank's KV cache holds"
+            f"({deployment.model.max_context} tokens){_whole_prompts(scenario, rules)} or than a "
+            "rank's KV cache holds"
         )
     steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
     return Result(
@@ -161,6 +162,14 @@ def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scena
     if isinstance(scenario, Mapping):
         return Scenario.parse(dict(scenario))
     return load_scenario(scenario)
+
+
+def _whole_prompts(scenario: Scenario, rules: Mapping[str, int | float]) -> str:
+    """What else may have made a request fail, where prompts are computed in one step."""
+    batching = scenario.batching
+    if batching.policy != "in-flight" or batching.chunked_prefill:
+        return ""
+    return f", with a prompt longer than a step ({rules['token_budget']} tokens)"
 
 
 def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """How an engine composes its batches: settings of the compiled policies, and the form of your own.
 
-The compiled policies (sim/schedule.py) follow vLLM v1, SGLang and a static baseline. A policy of
-your own is any callable that takes a `RankView` and returns grants (request, tokens); the simulator
-carries them out and checks them. It runs in Python, one step at a time.
+The compiled policies (sim/schedule.py) follow vLLM v1, SGLang, TensorRT-LLM and a static baseline.
+A policy of your own is any callable that takes a `RankView` and returns grants (request, tokens);
+the simulator carries them out and checks them. It runs in Python, one step at a time.
 """
 
 from __future__ import annotations
@@ -42,6 +42,25 @@ class PrefillFirst(Spec):
     schedule_conservativeness: float = Field(1.0, gt=0.0, le=10.0)
 
 
+class InFlight(Spec):
+    """TensorRT-LLM: every running request goes on, whole prompts join; nobody is preempted.
+
+    `wait_iters` and `wait_token_ratio` are its batch_wait_timeout_iters and
+    batch_wait_max_tokens_ratio, which act without attention data parallelism; the last three are
+    attention_dp_config's enable_balance, timeout_iters and batching_wait_iters, which act with it.
+    """
+
+    policy: Literal["in-flight"] = "in-flight"
+    token_budget: MostTokens | None = None  # max_num_tokens
+    max_requests: MostRequests | None = None  # max_batch_size
+    chunked_prefill: bool = False
+    wait_iters: int = Field(0, ge=0, le=1_000_000)
+    wait_token_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    balance_ranks: bool = False
+    timeout_iters: int = Field(50, ge=0, le=1_000_000)
+    batching_wait_iters: int = Field(10, ge=0, le=1_000_000)
+
+
 class Static(Spec):
     """The baseline: a batch starts together and ends together."""
 
@@ -50,8 +69,8 @@ class Static(Spec):
 
 
 Batching = Annotated[
-    ChunkedPrefill | PrefillFirst | Static,
-    by_policy("batching policy", ChunkedPrefill, PrefillFirst, Static),
+    ChunkedPrefill | PrefillFirst | InFlight | Static,
+    by_policy("batching policy", ChunkedPrefill, PrefillFirst, InFlight, Static),
 ]
 
 
@@ -60,8 +79,10 @@ def default_token_budget(engine: str, gpu_memory_bytes: float, gpu_name: str) ->
 
     vLLM 0.33 `get_batch_defaults` (API server): 160 GiB and more 16,384; 70 GiB and more, not
     A100: 8,192; else 2,048. SGLang 0.5.23 chunked_prefill_size: below 20 GB 2,048; below 60 GB
-    4,096; below 160 GB 8,192; else 16,384.
+    4,096; below 160 GB 8,192; else 16,384. TensorRT-LLM 1.2 max_num_tokens: 8,192 everywhere.
     """
+    if engine == "trtllm":
+        return 8_192
     gib = gpu_memory_bytes / GIB
     if engine == "vllm":
         if gib >= 160:
@@ -75,7 +96,12 @@ def default_token_budget(engine: str, gpu_memory_bytes: float, gpu_name: str) ->
 
 
 def default_max_requests(engine: str, gpu_memory_bytes: float, gpu_name: str) -> int:
-    """Requests that run at once: vLLM 1,024 on large GPUs, else 256 (same source); SGLang 1,024."""
+    """Requests that run at once: vLLM 1,024 on large GPUs, else 256 (same source); SGLang 1,024.
+
+    TensorRT-LLM 1.2 max_batch_size: 2,048.
+    """
+    if engine == "trtllm":
+        return 2_048
     if engine == "vllm":
         large = gpu_memory_bytes / GIB >= 70 and not gpu_name.startswith("a100")
         return 1_024 if large else 256

@@ -12,7 +12,7 @@ from moesim.errors import InputError
 from moesim.policies.load_balancing import LoadBalancer, Loads
 from moesim.sim.clock import at
 from moesim.sim.fleet import Fleet
-from moesim.sim.state import FAILED, STATIC, State
+from moesim.sim.state import FAILED, IN_FLIGHT, STATIC, State
 
 
 class Balancer:
@@ -184,6 +184,8 @@ def _fits(state: State) -> NDArray[np.bool_]:
     fits = bytes_needed <= rules["kv_capacity_bytes"]
     if rules["max_context"] > 0:
         fits &= prompt + requests["output_tokens"] <= rules["max_context"]
-    if rules["policy"] == STATIC:  # which computes a prompt in one step
+    # What computes a prompt in one step: TensorRT-LLM refuses a longer one on arrival.
+    whole = rules["policy"] == IN_FLIGHT and not rules["chunked_prefill"]
+    if rules["policy"] == STATIC or whole:
         fits &= prompt <= rules["token_budget"]
     return np.asarray(fits)

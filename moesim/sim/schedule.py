@@ -2,7 +2,7 @@
 
 Each function fills one batch (slot b of replica k, attention rank d); keys and values are allocated
 here, output tokens are handed out in commit.py. Source of chunked prefill: vLLM v1
-`core/sched/scheduler.py`.
+`core/sched/scheduler.py`. SGLang and TensorRT-LLM have modules of their own.
 
 `s` is a State, `g = k * D + d` the attention rank, `r` a request.
 """
@@ -15,7 +15,15 @@ from moesim.compiled import hot, inner
 from moesim.sim.kvcache import blocks_of, bytes_of, grow
 from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
 from moesim.sim.sglang import prefill_first
-from moesim.sim.state import CHUNKED_PREFILL, PREFILL_FIRST, RUNNING, STATIC, WAITING
+from moesim.sim.state import (
+    CHUNKED_PREFILL,
+    IN_FLIGHT,
+    PREFILL_FIRST,
+    RUNNING,
+    STATIC,
+    WAITING,
+)
+from moesim.sim.trtllm import in_flight
 
 # What apply_grant answers where a policy broke a rule.
 NOT_HERE, TOO_MANY_TOKENS, TOO_MANY_REQUESTS, NO_TOKENS = -1, -2, -3, -4
@@ -111,9 +119,12 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
 def schedule(s: Any, k: int, b: int) -> int:
     """Compose batch b of replica k on all its attention ranks; the number of requests in it."""
     rules = s.rules[0]
-    total = 0
     for d in range(rules.ranks):
         s.batch_size[k, b, d] = 0
+    if rules.policy == IN_FLIGHT:
+        in_flight(s, k, b)
+    total = 0
+    for d in range(rules.ranks):
         if rules.policy == CHUNKED_PREFILL:
             chunked_prefill(s, k, b, d)
         elif rules.policy == PREFILL_FIRST:

@@ -82,6 +82,8 @@ REPLICA = row_dtype(
         ("steps", "i8"),
         ("oldest", "i4"),  # slot of the oldest batch in flight
         ("in_flight", "i4"),
+        ("held_steps", "i4"),  # TensorRT-LLM: steps in a row whose prompts were held back
+        ("gathering_steps", "i4"),  # and those held although every rank had one
     ]
 )
 
@@ -128,7 +130,7 @@ STEP_PARTS = (
 )
 
 # How batches are composed (field `policy` of RULES).
-CHUNKED_PREFILL, PREFILL_FIRST, STATIC, EXTERNAL = range(4)
+CHUNKED_PREFILL, PREFILL_FIRST, STATIC, IN_FLIGHT, EXTERNAL = range(5)
 
 RULES = row_dtype(
     [
@@ -154,6 +156,12 @@ RULES = row_dtype(
         ("ratio_floor", "f8"),
         ("ratio_decay", "f8"),
         ("clip_output_tokens", "i4"),
+        ("chunked_prefill", "i4"),  # TensorRT-LLM: prompts may be computed in pieces
+        ("wait_iters", "i4"),  # most steps that prompts are held back for others to join
+        ("wait_token_ratio", "f8"),  # share of the token budget that ends the wait
+        ("balance_ranks", "i4"),  # hold prompts back until every attention rank has one
+        ("timeout_iters", "i4"),
+        ("batching_wait_iters", "i4"),
         ("seed", "u8"),
     ]
 )

@@ -23,7 +23,9 @@ SECTIONS = {
     "ClusterSpec": "cluster",
     "DeploymentSpec": "deployment",
     "ParallelismSpec": "deployment.parallelism",
-    **dict.fromkeys(("ChunkedPrefill", "PrefillFirst", "Static"), "deployment.batching"),
+    **dict.fromkeys(
+        ("ChunkedPrefill", "PrefillFirst", "InFlight", "Static"), "deployment.batching"
+    ),
     **dict.fromkeys(
         ("Contiguous", "RoundRobinPlacement", "RandomPlacement", "EPLB", "FromFile"),
         "deployment.placement",

@@ -45,6 +45,7 @@ FEW: tuple[dict[str, Any], ...] = (
     {"seed": 3, "policy": 2, "closed": True},
     {"seed": 4, "ranks": 4, "exchange": NORMAL, "replicas": 2},
     {"seed": 5, "ranks": 2, "exchange": LOW_LATENCY, "stages": 3, "balancer": 3},
+    {"seed": 7, "policy": 3, "ranks": 2, "closed": True, "starved": True},
     {"seed": 6, "ranks": 4, "exchange": ALL_GATHER, "closed": True, "balancer": 1},
 )
 
