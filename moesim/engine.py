@@ -50,11 +50,21 @@ def batch_limits(scenario: Scenario, gpu: GPU) -> tuple[int, int]:
 
 
 def memory_share(scenario: Scenario, profile: Profile) -> float:
-    """Share of the GPU's memory the engine touches: SGLang all of it, less its reserve."""
-    asked = scenario.deployment.kv_cache.utilisation
-    if asked is not None:
-        return asked
-    return profile.memory.utilisation if scenario.deployment.engine == "vllm" else 1.0
+    """Share of the GPU's memory the engine touches: vLLM's gpu-memory-utilization, else all."""
+    if scenario.deployment.engine != "vllm":
+        return 1.0
+    return scenario.deployment.kv_cache.utilisation or profile.memory.utilisation
+
+
+def kv_share(scenario: Scenario) -> float:
+    """Share of what weights and reserve leave that KV takes: less than all in TensorRT-LLM only.
+
+    free_gpu_memory_fraction of `KvCacheConfig`, 0.9 by default (1.2); `_util.py`,
+    `_cal_max_memory`: KV = (memory - peak of a trial run without KV) x fraction.
+    """
+    if scenario.deployment.engine != "trtllm":
+        return 1.0
+    return scenario.deployment.kv_cache.utilisation or 0.9
 
 
 def memory_reserve(
@@ -62,11 +72,14 @@ def memory_reserve(
 ) -> float:
     """Bytes an engine keeps from weights and KV.
 
-    SGLang (mem_fraction_static): 512 + 1.5 x chunk + 1,024 x tp x pp / 8 MiB, at least 10 GiB on
-    GPUs above 60 GB. vLLM: what the profile assumes for activations and graphs.
+    SGLang: what mem-fraction-static leaves out, which holds weights and KV (`model_runner.py`,
+    profile_max_num_token); unless set, 512 + 1.5 x chunk + 1,024 x tp x pp / 8 MiB, at least 10 GiB
+    on GPUs above 60 GB. Others: what the profile assumes for activations and graphs.
     """
-    if scenario.deployment.engine == "vllm":
+    if scenario.deployment.engine != "sglang":
         return profile.memory.reserved_bytes
+    if scenario.deployment.kv_cache.utilisation is not None:
+        return (1.0 - scenario.deployment.kv_cache.utilisation) * gpu.memory_bytes
     reserve = (512 + 1.5 * token_budget + 1024 * sharding.gpus / 8) * MIB
     return max(reserve, 10 * GIB) if gpu.memory_bytes > 60e9 else reserve
 
@@ -151,6 +164,7 @@ def engine_rules(
         rules |= {
             "max_prefill_tokens": batching.max_prefill_tokens,
             "mixed_chunk": int(batching.mixed_chunk),
+            "recv_interval": 1 if external else batching.recv_interval,
             "ratio_start": start,
             "ratio_floor": start * 0.14,
             "ratio_decay": (start - start * 0.14) / 600,

@@ -32,7 +32,11 @@ class ChunkedPrefill(Spec):
 
 
 class PrefillFirst(Spec):
-    """SGLang: a batch of prompts if one can be made, decode otherwise."""
+    """SGLang: a batch of prompts if one can be made, decode otherwise.
+
+    `recv_interval` is its scheduler-recv-interval: new requests are looked for after so many decode
+    steps, and after every step with prompts.
+    """
 
     policy: Literal["prefill-first"] = "prefill-first"
     token_budget: MostTokens | None = None  # chunked_prefill_size
@@ -40,6 +44,7 @@ class PrefillFirst(Spec):
     max_prefill_tokens: MostTokens = 16_384
     mixed_chunk: bool = False
     schedule_conservativeness: float = Field(1.0, gt=0.0, le=10.0)
+    recv_interval: int = Field(1, ge=1, le=1_000_000)
 
 
 class InFlight(Spec):

@@ -15,7 +15,7 @@ import numpy as np
 from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
-from moesim.sim.queues import push_waiting
+from moesim.sim.queues import push_inbox, push_waiting
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
@@ -31,7 +31,10 @@ HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
 @hot
 def enqueue(s: Any, r: int, g: int, now: float) -> None:
     """Request r arrives at attention rank g; an idle replica wakes."""
-    push_waiting(s, g, r, False)
+    if s.rules[0].recv_interval > 1:
+        push_inbox(s, g, r)
+    else:
+        push_waiting(s, g, r, False)
     wake(s, g // s.rules[0].ranks, now)
 
 
@@ -95,7 +98,7 @@ def launch(
         g = k * rules.ranks + d
         rank = s.ranks[g]
         running += rank.running
-        waiting += rank.waiting
+        waiting += rank.waiting + rank.inbox
         free += rank.kv_free_bytes + rank.kv_idle_bytes
         for i in range(s.batch_size[k, b, d]):
             request = s.requests[s.batch_request[k, b, d, i]]

@@ -41,7 +41,7 @@ class Balancer:
         ranks = self.fleet.state.ranks[self.ranks_nm]
         capacity = float(self.fleet.state.rules[0]["kv_capacity_bytes"]) * self.ranks_nm.shape[1]
         free = (ranks["kv_free_bytes"] + ranks["kv_idle_bytes"]).sum(axis=1)
-        self.waiting = ranks["waiting"].sum(axis=1).astype(np.int64)
+        self.waiting = (ranks["waiting"] + ranks["inbox"]).sum(axis=1).astype(np.int64)
         self.running = ranks["running"].sum(axis=1).astype(np.int64)
         self.kv_used_fraction = 1.0 - free / capacity
         self.sent[:] = 0
@@ -72,7 +72,7 @@ class Balancer:
             running=self.running,
             kv_used_fraction=self.kv_used_fraction,
             sent=self.sent,
-            in_flight=(ranks["waiting"] + ranks["running"]).sum(axis=1),
+            in_flight=(ranks["waiting"] + ranks["inbox"] + ranks["running"]).sum(axis=1),
             prefix_blocks=matched,
             rng=self.rng,
         )

@@ -42,6 +42,39 @@ def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
 
 
 @inner
+def push_inbox(s: Any, g: int, r: int) -> None:
+    """Leave request r at rank g, whose scheduler will see it when it next looks (`receive`)."""
+    rank = s.ranks[g]
+    request = s.requests[r]
+    request.status = WAITING
+    request.rank = g
+    request.next = NOBODY
+    if rank.inbox_tail == NOBODY:
+        rank.inbox_head = r
+    else:
+        s.requests[rank.inbox_tail].next = r
+    rank.inbox_tail = r
+    rank.inbox += 1
+
+
+@inner
+def receive(s: Any, g: int) -> None:
+    """Move what has come to rank g behind its queue."""
+    rank = s.ranks[g]
+    if rank.inbox == 0:
+        return
+    if rank.tail == NOBODY:
+        rank.head = rank.inbox_head
+    else:
+        s.requests[rank.tail].next = rank.inbox_head
+    rank.tail = rank.inbox_tail
+    rank.waiting += rank.inbox
+    rank.inbox_head = NOBODY
+    rank.inbox_tail = NOBODY
+    rank.inbox = 0
+
+
+@inner
 def remove_waiting(s: Any, g: int, r: int) -> None:
     """Take request r out of rank g's queue, wherever it stands."""
     rank = s.ranks[g]

@@ -123,12 +123,12 @@ def schedule(s: Any, k: int, b: int) -> int:
         s.batch_size[k, b, d] = 0
     if rules.policy == IN_FLIGHT:
         in_flight(s, k, b)
+    elif rules.policy == PREFILL_FIRST:
+        prefill_first(s, k, b)
     total = 0
     for d in range(rules.ranks):
         if rules.policy == CHUNKED_PREFILL:
             chunked_prefill(s, k, b, d)
-        elif rules.policy == PREFILL_FIRST:
-            prefill_first(s, k, b, d)
         elif rules.policy == STATIC:
             static_batch(s, k, b, d)
         total += s.batch_size[k, b, d]

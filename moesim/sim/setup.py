@@ -67,7 +67,7 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     rank_rows = np.zeros(replicas * ranks, RANK)
     rank_rows["kv_free_bytes"] = rules["kv_capacity_bytes"]
     rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
-    for name in ("head", "tail", "chunked", "idle_head", "idle_tail"):
+    for name in ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail"):
         rank_rows[name] = NOBODY
     replica_rows = np.zeros(replicas, REPLICA)
     replica_rows["schedule_s"] = np.inf

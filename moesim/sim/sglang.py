@@ -1,6 +1,7 @@
 """SGLang: prompts first and apart from decode; output still to come is expected, not reserved.
 
-Source: SGLang `managers/schedule_policy.py` (PrefillAdder), `schedule_batch.py` (retract_decode).
+Source: SGLang `managers/schedule_policy.py` (PrefillAdder), `schedule_batch.py` (retract_decode),
+`scheduler_recv_skipper.py` (SchedulerRecvSkipper).
 `s` is a State, `g = k * D + d` the attention rank, `r` a request.
 """
 
@@ -10,8 +11,12 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.sim.kvcache import cached_prefix, grow, growth_bytes, spare_bytes
-from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
+from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
 from moesim.sim.state import NOBODY
+
+# What a step counts for towards the next look for requests: SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_*
+# (`environ.py`, SGLang 0.5.23). DECODE 1; DEFAULT, which is every step with prompts, 1,000.
+DECODE_WEIGHT, PROMPTS_WEIGHT = 1, 1000
 
 
 @inner
@@ -169,8 +174,36 @@ def _decode_batch(s: Any, k: int, b: int, d: int) -> None:
 
 
 @inner
-def prefill_first(s: Any, k: int, b: int, d: int) -> None:
-    """SGLang: a prefill batch if one can be made, else decode; both together if mixed."""
-    _prefill_batch(s, k, b, d)
-    if s.batch_size[k, b, d] == 0 or s.rules[0].mixed_chunk:
-        _decode_batch(s, k, b, d)
+def _look_for_requests(s: Any, k: int) -> None:
+    """Receive what has come if the steps since the last look weigh enough, or none is under way.
+
+    A scheduler with nothing to do looks again and again (weight NONE 1): it goes through any
+    interval in no time.
+    """
+    rules = s.rules[0]
+    replica = s.replicas[k]
+    idle = True
+    for d in range(rules.ranks):
+        rank = s.ranks[k * rules.ranks + d]
+        idle = idle and rank.running + rank.waiting == 0
+    if idle or replica.unread_steps >= rules.recv_interval:
+        replica.unread_steps = 0
+        for d in range(rules.ranks):
+            receive(s, k * rules.ranks + d)
+
+
+@inner
+def prefill_first(s: Any, k: int, b: int) -> None:
+    """SGLang: on each rank a prefill batch if one can be made, else decode; both if mixed."""
+    rules = s.rules[0]
+    _look_for_requests(s, k)
+    weight = 0
+    for d in range(rules.ranks):
+        _prefill_batch(s, k, b, d)
+        if s.batch_size[k, b, d] > 0:
+            weight = PROMPTS_WEIGHT
+        if s.batch_size[k, b, d] == 0 or rules.mixed_chunk:
+            _decode_batch(s, k, b, d)
+        if s.batch_size[k, b, d] > 0:
+            weight = max(weight, DECODE_WEIGHT)
+    s.replicas[k].unread_steps += weight

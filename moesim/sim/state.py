@@ -69,6 +69,9 @@ RANK = row_dtype(
         ("running", "i4"),
         ("chunked", "i4"),  # SGLang: the request whose prompt is being computed in chunks
         ("batch_size", "i4"),  # static batching: size of the batch under way
+        ("inbox_head", "i4"),  # SGLang: requests that came since the scheduler last looked
+        ("inbox_tail", "i4"),
+        ("inbox", "i4"),
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
     ]
@@ -84,6 +87,7 @@ REPLICA = row_dtype(
         ("in_flight", "i4"),
         ("held_steps", "i4"),  # TensorRT-LLM: steps in a row whose prompts were held back
         ("gathering_steps", "i4"),  # and those held although every rank had one
+        ("unread_steps", "i4"),  # SGLang: weights of its steps since it last looked for requests
     ]
 )
 
@@ -156,6 +160,7 @@ RULES = row_dtype(
         ("ratio_floor", "f8"),
         ("ratio_decay", "f8"),
         ("clip_output_tokens", "i4"),
+        ("recv_interval", "i4"),  # SGLang: weights of steps between two looks for requests
         ("chunked_prefill", "i4"),  # TensorRT-LLM: prompts may be computed in pieces
         ("wait_iters", "i4"),  # most steps that prompts are held back for others to join
         ("wait_token_ratio", "f8"),  # share of the token budget that ends the wait

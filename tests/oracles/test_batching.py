@@ -228,6 +228,45 @@ def test_the_prompt_under_way_gives_way_to_the_last_decoding_request() -> None:
     assert not np.isnan(run.requests["finish_s"]).any()
 
 
+# --- SGLang's scheduler-recv-interval -----------------------------------------------------------
+
+EVERY_THIRD = {"policy": PREFILL_FIRST, "recv_interval": 3}
+
+
+def test_new_requests_are_looked_for_every_few_decode_steps_and_after_prompts() -> None:
+    """Looks: when idle (t = 0), after prompts (1), after three decodes (4), after prompts (5, 6).
+
+    t = 6 begins a decode: the next look is at t = 9.
+    """
+    demand = make_demand([4] * 4, [20] * 4, [0, 1.5, 4.5, 6.5])
+    run = Harness(EVERY_THIRD, SECOND, log=True).run(demand)
+    assert run.requests["scheduled_s"].tolist() == [0, 4, 5, 9]
+    assert parts(run, 5.0) == [(2, 4)]
+    assert parts(run, 6.0) == [(0, 1), (1, 1), (2, 1)]
+    step = run.steps[run.steps["start_s"] == 7.0][0]
+    assert (step["running"], step["waiting"]) == (3, 1)  # d waits, though the scheduler is blind
+
+
+@pytest.mark.parametrize(("second_s", "scheduled_s"), [(1.5, 2.0), (2.0, 2.0), (2.25, 2.25)])
+def test_an_idle_scheduler_looks_at_once(second_s: float, scheduled_s: float) -> None:
+    run = Harness(EVERY_THIRD, SECOND).run(make_demand([4, 4], [2, 2], [0, second_s]))
+    assert run.requests["scheduled_s"][1] == scheduled_s
+
+
+def test_a_closed_loop_waits_for_the_next_look() -> None:
+    """a ends at t = 3, and its successor comes then; two decodes have been since t = 1."""
+    run = Harness(EVERY_THIRD, SECOND).run(make_demand([4] * 3, [3, 9, 1], concurrency=2))
+    assert run.requests["arrival_s"].tolist() == [0, 0, 3]
+    assert run.requests["scheduled_s"].tolist() == [0, 0, 4]
+
+
+def test_ranks_look_together() -> None:
+    """A prompt on rank 1 lets rank 0 look too (round robin: a, c on 0; b, d on 1)."""
+    demand = make_demand([4] * 4, [20] * 4, [0, 0, 1.5, 2.5])
+    run = Harness(EVERY_THIRD | {"ranks": 2}, SECOND).run(demand)
+    assert run.requests["scheduled_s"].tolist() == [0, 0, 4, 4]
+
+
 # --- static batches -----------------------------------------------------------------------------
 
 
