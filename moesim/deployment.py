@@ -18,6 +18,7 @@ from moesim.engine import (
     GRAPH_SIZES,
     batch_limits,
     engine_rules,
+    kv_share,
     memory_reserve,
     memory_share,
     most_step_tokens,
@@ -84,6 +85,7 @@ def deploy(scenario: Scenario) -> Deployment:
         memory_share(scenario, profile),
         memory_reserve(scenario, cluster.gpu, sharding, budget, profile),
         scenario.deployment.kv_cache.capacity_tokens,
+        kv_share(scenario),
     )
     # A request needs a block at least: more requests than blocks never run together.
     requests = min(requests, max(1, int(memory.kv_capacity_tokens)))

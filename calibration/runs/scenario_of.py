@@ -35,7 +35,8 @@ MODELS = (
     ("Llama-3.1-8B", "llama-3.1-8b"),
     ("Llama-3.1-70B", "llama-3.1-70b"),
 )
-ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "vllm"}
+# attention_dp_config of InferenceX's TensorRT-LLM scripts (recipes.csv names the commit).
+RANKS_BALANCED = {"balance_ranks": True, "batching_wait_iters": 0, "timeout_iters": 60}
 
 
 def model_name(run: SiliconRun) -> str:
@@ -67,8 +68,7 @@ def weight_formats(run: SiliconRun) -> tuple[str, str | None]:
 def scenario_of(run: SiliconRun, profile: str = "assumed", **overrides: Any) -> Scenario:
     """The scenario of a run whose labels are already repaired. Raises InputError.
 
-    TensorRT-LLM's in-flight batching runs as vLLM's scheduler with a token budget in which every
-    prompt fits whole. `overrides` replaces top-level fields of the scenario.
+    `overrides` replaces top-level fields of the scenario.
     """
     client, server = client_of(run), server_of(run)
     if run.concurrency is None:
@@ -80,7 +80,7 @@ def scenario_of(run: SiliconRun, profile: str = "assumed", **overrides: Any) -> 
         "precision": {"weights": weights, "experts": experts, "kv_cache": server.kv_format},
         "cluster": _cluster(run),
         "deployment": {
-            "engine": ENGINES[run.engine],
+            "engine": run.engine,
             "parallelism": {
                 "attention_tp": run.parallel.tp,
                 "attention_dp": run.parallel.attention_dp,
@@ -88,7 +88,7 @@ def scenario_of(run: SiliconRun, profile: str = "assumed", **overrides: Any) -> 
                 "pipeline": run.parallel.pipeline,
             },
             "batching": batching_of(run, server),
-            "kv_cache": kv_cache_of(run, server),
+            "kv_cache": kv_cache_of(server),
             "profile": profile,
         },
         "workload": workload_of(run, client),
@@ -119,23 +119,31 @@ def batching_of(run: SiliconRun, server: Server) -> dict[str, Any]:
     """The engine's scheduler settings."""
     budget = server.token_budget
     if run.engine == "sglang":
-        settings: dict[str, Any] = {"policy": "prefill-first", "token_budget": budget}
+        settings: dict[str, Any] = {
+            "policy": "prefill-first",
+            "recv_interval": server.recv_interval,
+        }
         if budget is not None:
             settings["max_prefill_tokens"] = max(16_384, budget)
-    else:
-        if not server.chunked:
+    elif run.engine == "trtllm":
+        settings = {
+            "policy": "in-flight",
+            "chunked_prefill": server.chunked,
+            "wait_iters": server.wait_iters,
+            "wait_token_ratio": server.wait_token_ratio,
+        }
+        if run.from_inferencex and run.parallel.attention_dp > 1:
+            settings |= RANKS_BALANCED
+        if not server.chunked:  # the run was measured, so its prompts were not refused
             budget = max(budget or 8192, run.isl + 64)
-        settings = {"policy": "chunked-prefill", "token_budget": budget}
-    return {**settings, "max_requests": server.max_requests}
+    else:
+        settings = {"policy": "chunked-prefill"}
+    return {**settings, "token_budget": budget, "max_requests": server.max_requests}
 
 
-def kv_cache_of(run: SiliconRun, server: Server) -> dict[str, Any]:
-    """How much memory the engine takes. SGLang's static fraction is of the whole GPU and leaves
-    activations outside, vLLM's holds everything; TensorRT-LLM's is of what weights leave free."""
-    chosen: dict[str, Any] = {"prefix_caching": False}
-    if server.memory_fraction is not None and run.engine == "vllm":
-        chosen["utilisation"] = server.memory_fraction
-    return chosen
+def kv_cache_of(server: Server) -> dict[str, Any]:
+    """How much memory the engine takes: its own fraction, which a scenario reads as it does."""
+    return {"prefix_caching": False, "utilisation": server.memory_fraction}
 
 
 def _cluster(run: SiliconRun) -> dict[str, Any]:

@@ -45,15 +45,17 @@ def plan_memory(
     utilisation: float,
     reserved_bytes: float,
     kv_capacity_tokens: int | None,
+    kv_share: float = 1.0,
 ) -> MemoryPlan:
-    """KV = utilisation x HBM - weights - reserve (vLLM's rule); InputError if nothing is left.
+    """KV = kv_share x (utilisation x HBM - weights - reserve); InputError if nothing is left.
 
+    vLLM's rule has kv_share 1, TensorRT-LLM's utilisation 1; SGLang's sets the reserve.
     `kv_capacity_tokens` takes less than the rule leaves: what one long sequence of so many takes.
     """
     weights = weight_bytes_per_gpu(model, sharding, precision, slots_per_rank)
     usable = gpu.memory_bytes * utilisation
     kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
-    left = usable - weights["total"] - reserved_bytes
+    left = kv_share * (usable - weights["total"] - reserved_bytes)
     if left < (kv.full + kv.sliding) * 16 + kv.state:
         raise InputError(
             "deployment.parallelism",

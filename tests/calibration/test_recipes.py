@@ -15,6 +15,7 @@ from calibration.runs.scenario_of import model_config, scenario_of, weight_forma
 from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.model import load_model
+from moesim.policies.batching import InFlight, PrefillFirst
 from tests.calibration.test_labels import RUN
 
 VLLM = replace(RUN, engine="vllm", model="MiniMaxAI/MiniMax-M2.5", isl=8192)
@@ -39,6 +40,22 @@ def test_tensorrt_waits_to_fill_its_batches() -> None:
     assert server_of(replace(TRT, concurrency=32)).wait_iters == 0
     assert server_of(replace(TRT, measured=date(2026, 1, 28))).wait_iters == 0
     assert server_of(replace(TRT, isl=8192, concurrency=100)).token_budget == 8384
+
+
+def test_the_server_settings_reach_the_scenario() -> None:
+    sglang = scenario_of(RUN).deployment
+    assert isinstance(sglang.batching, PrefillFirst)
+    assert (sglang.engine, sglang.batching.recv_interval) == ("sglang", 30)
+    assert sglang.kv_cache.utilisation == 0.82
+    trtllm = scenario_of(TRT).deployment
+    assert isinstance(trtllm.batching, InFlight)
+    assert (trtllm.engine, trtllm.kv_cache.utilisation) == ("trtllm", 0.8)
+    settings = trtllm.batching
+    assert (settings.wait_iters, settings.wait_token_ratio) == (40, 0.8)
+    assert (settings.chunked_prefill, settings.balance_ranks) == (False, False)
+    ranks = scenario_of(replace(TRT, parallel=Parallelism(1, 8, 1, 8))).deployment.batching
+    assert isinstance(ranks, InFlight)
+    assert (ranks.balance_ranks, ranks.timeout_iters, ranks.batching_wait_iters) == (True, 60, 0)
 
 
 def test_the_client_warms_up_since_a_day() -> None:

@@ -13,6 +13,7 @@ from moesim.engine import batch_limits, engine_rules
 from moesim.errors import InputError
 from moesim.hardware import make_cluster
 from moesim.scenario import Scenario
+from moesim.sim.state import IN_FLIGHT
 from moesim.simulation import simulate
 from tests.fixtures.engine import Harness, linear_costs, make_demand
 
@@ -62,6 +63,42 @@ def test_a_given_kv_capacity_is_reported_and_must_fit() -> None:
     given["kv_cache"] = {"capacity_tokens": 10**9}
     with pytest.raises(InputError, match=r"capacity_tokens must fit the .* GB"):
         deploy(scenario("gpt-oss-20b", deployment=given))
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "share_of_all", "share_of_rest", "reserved"),
+    [
+        ("vllm", 0.8, 0.8, 1.0, True),  # weights, activations and KV
+        ("sglang", 0.8, 0.8, 1.0, False),  # weights and KV
+        ("trtllm", 0.8, 1.0, 0.8, True),  # KV, of what the rest leaves
+        ("trtllm", None, 1.0, 0.9, True),
+    ],
+)
+def test_engines_count_their_memory_fractions_differently(
+    engine: str, asked: float | None, share_of_all: float, share_of_rest: float, reserved: bool
+) -> None:
+    given = {"engine": engine, "parallelism": {"attention_tp": 8}}
+    built = deploy(scenario("gpt-oss-20b", deployment=given | {"kv_cache": {"utilisation": asked}}))
+    memory = built.memory
+    reserve = load_profile("assumed").memory.reserved_bytes if reserved else 0.0
+    usable = share_of_all * memory.total_bytes - sum(memory.weights_bytes.values()) - reserve
+    assert memory.kv_bytes == pytest.approx(share_of_rest * usable)
+
+
+def test_tensorrt_llm_has_defaults_of_its_own() -> None:
+    run = scenario(deployment={"engine": "trtllm", "parallelism": {"attention_tp": 4}})
+    built = deploy(run)
+    assert (built.token_budget, built.max_requests) == (8192, 2048)
+    rules = engine_rules(run, built.sharding, built.memory, (1, 1, 1), 0, False)
+    assert (rules["policy"], rules["block_tokens"], rules["dummy_interval"]) == (IN_FLIGHT, 32, 0)
+
+
+def test_a_prompt_longer_than_a_step_fails_and_the_result_says_why() -> None:
+    batching = {"policy": "in-flight", "token_budget": 64}
+    given = {"engine": "trtllm", "parallelism": {"attention_tp": 4}, "batching": batching}
+    result = simulate(scenario(deployment=given))
+    assert result.summary["requests"]["failed"] == 2
+    assert any("longer than a step (64 tokens)" in note for note in result.notes)
 
 
 def test_a_given_kv_capacity_does_not_make_weights_fit() -> None:
