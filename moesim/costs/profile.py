@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def load_profile(name_or_path: str, field: str = "deployment.profile") -> Profil
         text = read_text(name_or_path, max_bytes=4e6, field=field)
     else:
         raise InputError(field, f"must be one of {', '.join(names)} or a .yaml file", name_or_path)
+    return _parse_profile(text, field)
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_profile(text: str, field: str) -> Profile:
+    """Many runs share a profile, and reading YAML takes as long as a small one of them."""
     data = read_yaml(text, field)
     if isinstance(data, dict) and hasattr(data.get("date"), "isoformat"):
         data["date"] = data["date"].isoformat()

@@ -15,7 +15,7 @@ import numpy as np
 from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
-from moesim.sim.queues import push_inbox, push_waiting
+from moesim.sim.door import let_in, next_arrival_s, start_next, wake
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
@@ -26,24 +26,6 @@ from moesim.sim.state import (
 
 # Why `fleet` returned.
 HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
-
-
-@hot
-def enqueue(s: Any, r: int, g: int, now: float) -> None:
-    """Request r arrives at attention rank g; an idle replica wakes."""
-    if s.rules[0].recv_interval > 1:
-        push_inbox(s, g, r)
-    else:
-        push_waiting(s, g, r, False)
-    wake(s, g // s.rules[0].ranks, now)
-
-
-@inner
-def wake(s: Any, k: int, now: float) -> None:
-    """Replica k has a reason to compose a batch as soon as its first stage is free."""
-    replica = s.replicas[k]
-    if replica.in_flight < s.rules[0].stages:
-        replica.schedule_s = min(replica.schedule_s, max(now, s.stage_free_s[k, 0]))
 
 
 @inner
@@ -150,11 +132,12 @@ def fleet(
     c: Any,
     w: Any,
     record: Any,
+    door: Any,
     now: float,
     horizon: float,
     stop_on_completion: bool,
 ) -> Any:
-    """Take step boundaries up to `now`, and further ones before `horizon`.
+    """Take boundaries and arrivals by the door up to `now`, and further ones before `horizon`.
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
@@ -164,15 +147,22 @@ def fleet(
     room = record.steps.size - 1
     while True:
         k, t = next_boundary(s)
-        if t > now and t >= horizon:
-            return HORIZON, k, t
+        arrival_s = next_arrival_s(s, door)
+        first_s = min(t, arrival_s)
+        if first_s > now and first_s >= horizon:
+            return HORIZON, k, first_s
+        if arrival_s <= t:  # who arrives at the very end of a step is in the next
+            let_in(s, door)
+            continue
         if record.counters[STEPS_FILLED] >= room or (
             record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
         ):
             return BUFFER_FULL, k, t
         replica = s.replicas[k]
         if replica.commit_s <= replica.schedule_s:
-            if _end_step(s, record, k) > 0 and stop_on_completion:
+            ended = _end_step(s, record, k)
+            start_next(s, door, ended, t)
+            if ended > 0 and stop_on_completion:
                 return COMPLETION, k, t
         elif rules.policy == EXTERNAL:
             return DECISION, k, t

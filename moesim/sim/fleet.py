@@ -15,12 +15,12 @@ from moesim.sim.advance import (
     BUFFER_FULL,
     COMPLETION,
     DECISION,
-    enqueue,
     fleet,
     launch,
 )
 from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.cost_tables import Costs, Work
+from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import (
@@ -70,6 +70,7 @@ class Fleet:
         self.on_completion: Callable[[list[int]], None] | None = None
         self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
         self._parts = (state, routes, costs, work, record)
+        self._door = shut_door()
         self._record = record
         self._armed_s = np.inf
 
@@ -77,6 +78,13 @@ class Fleet:
         """A request arrives at an attention rank now."""
         enqueue(self.state, request, rank, self.env.now)
         self._arm(self.env.now)
+
+    def admit_by(self, door: Door) -> None:
+        """Let all requests in through a door, at their own times."""
+        self._door = door
+        first_s = float(next_arrival_s(self.state, door))
+        if first_s < np.inf:
+            self._arm(first_s)
 
     def _arm(self, time_s: float) -> None:
         if time_s < self._armed_s:
@@ -94,7 +102,7 @@ class Fleet:
         horizon = self.env.peek() if self.leap else -np.inf
         while True:
             reason, replica, time_s = fleet(
-                *self._parts, now, horizon, self.on_completion is not None
+                *self._parts, self._door, now, horizon, self.on_completion is not None
             )
             if self.on_turn is not None:
                 self.on_turn()

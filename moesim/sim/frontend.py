@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.policies.load_balancing import LoadBalancer, Loads
 from moesim.sim.clock import at
+from moesim.sim.door import open_door
 from moesim.sim.fleet import Fleet
 from moesim.sim.state import FAILED, IN_FLIGHT, STATIC, State
 
@@ -107,6 +108,9 @@ class FrontEnd:
         self.arrived = 0
         self.requests = fleet.state.requests
         self.fits = _fits(fleet.state)
+        if fleet.leap and fleet.state.ranks.size == 1:  # nobody has to choose
+            fleet.admit_by(open_door(self.requests, self.fits, delay_s, concurrency))
+            return
         if concurrency:
             fleet.on_completion = self._replace
             env.process(self._fill(concurrency))

@@ -85,10 +85,9 @@ def growth_bytes(s: Any, r: int, tokens: int) -> int:
     """Bytes that request r needs beyond what it holds, to cache its first `tokens` tokens."""
     rules = s.rules[0]
     held = s.requests[r].blocks
-    blocks = blocks_of(rules, tokens)
-    if blocks <= held:
+    if tokens <= held * rules.block_tokens:  # without the division: this is asked for every token
         return 0
-    return bytes_of(rules, blocks) - bytes_of(rules, held)
+    return bytes_of(rules, blocks_of(rules, tokens)) - bytes_of(rules, held)
 
 
 @inner
@@ -163,7 +162,7 @@ def publish_prefix(s: Any, g: int, r: int) -> None:
     """Offer the whole prefix blocks among the computed tokens of request r to others."""
     rules = s.rules[0]
     request = s.requests[r]
-    if rules.prefix_block_tokens == 0:
+    if rules.prefix_block_tokens == 0 or request.shared == request.prefix_count:
         return
     whole = min(request.prefix_count, request.computed // rules.prefix_block_tokens)
     while request.shared < whole:

@@ -56,9 +56,11 @@ def test_round_robin_goes_in_turn_over_replicas_and_ranks() -> None:
     assert replicas(harness.run(make_demand([4] * 6, [1] * 6))) == [0, 2, 1, 3, 0, 2]
 
 
-@pytest.mark.parametrize("leap", [True, False])
-def test_who_arrives_at_the_very_end_of_a_step_is_in_the_next(leap: bool) -> None:
-    run = Harness(costs=SECOND, leap=leap).run(make_demand([4, 4], [6, 1], [0, 3]))
+@pytest.mark.parametrize(("leap", "ranks"), [(True, 1), (True, 2), (False, 1), (False, 2)])
+def test_who_arrives_at_the_very_end_of_a_step_is_in_the_next(leap: bool, ranks: int) -> None:
+    """One rank has a door, two a front end that sends the second request to the other rank."""
+    harness = Harness({"ranks": ranks}, SECOND, leap=leap)
+    run = harness.run(make_demand([4, 4], [6, 1], [0, 3]))
     assert run.requests["scheduled_s"].tolist() == [0, 3]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.simulation import simulate
 from tests.fixtures.engine import Run
 from tests.fixtures.random_engine import SCENARIOS, random_engine
 
@@ -37,6 +38,39 @@ def test_leaping_is_bit_equal_to_single_steps(chosen: dict[str, Any]) -> None:
         assert same, name
     assert leaping.record.token_s.tobytes() == stepping.record.token_s.tobytes()
     assert digest(leaping) == digest(stepping)
+
+
+@given(SCENARIOS)
+@settings(max_examples=60)
+def test_one_rank_admits_through_its_door_as_through_the_front_end(chosen: dict[str, Any]) -> None:
+    """The door needs one event for the first arrival; the front end one for every request."""
+    harness, demand = random_engine(**chosen | {"replicas": 1, "ranks": 1})
+    by_door = harness.run(demand)
+    by_event = dataclasses.replace(harness, leap=False).run(demand)
+    assert digest(by_door) == digest(by_event)
+    assert by_door.record.token_s.tobytes() == by_event.record.token_s.tobytes()
+    events = [next(run.env._eid) for run in (by_door, by_event)]
+    assert events[0] <= 2 < demand.arrival_s.size < events[1]
+
+
+def test_a_loop_of_a_real_model_is_the_same_by_door_and_by_event() -> None:
+    lengths = {"range_ratio": {"tokens": 256, "ratio": 0.8}}
+    batching = {"policy": "prefill-first", "recv_interval": 10}
+    scenario = {
+        "name": "door",
+        "model": "llama-3.1-8b",
+        "cluster": {"gpu": "h100-sxm"},
+        "deployment": {"engine": "sglang", "batching": batching},
+        "workload": {
+            "arrivals": {"closed_loop": {"concurrency": 8}},
+            "requests": 40,
+            "prompt": lengths,
+            "output": lengths,
+        },
+    }
+    by_door, by_event = (simulate(scenario, leap=leap).raw for leap in (True, False))
+    assert by_door.requests.tobytes() == by_event.requests.tobytes()
+    assert by_door.steps.tobytes() == by_event.steps.tobytes()
 
 
 FEW: tuple[dict[str, Any], ...] = (

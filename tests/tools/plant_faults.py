@@ -182,10 +182,33 @@ FAULTS = (
     Fault(
         "leaps-past-the-horizon",
         "moesim/sim/advance.py",
-        "        if t > now and t >= horizon:\n",
-        "        if t > now and t >= horizon + 0.5:\n",
+        "        if first_s > now and first_s >= horizon:\n",
+        "        if first_s > now and first_s >= horizon + 0.5:\n",
         "tests/oracles/test_front_end.py::"
         "test_who_arrives_at_the_very_end_of_a_step_is_in_the_next",
+    ),
+    Fault(
+        "door-opens-after-the-step",
+        "moesim/sim/advance.py",
+        "        if arrival_s <= t:",
+        "        if arrival_s < t:",
+        "tests/oracles/test_front_end.py::"
+        "test_who_arrives_at_the_very_end_of_a_step_is_in_the_next",
+    ),
+    Fault(
+        "promised-memory-forgotten",
+        "moesim/sim/trtllm.py",
+        "        room -= growth_bytes(s, r, _declared_tokens(s, r))\n",
+        "        room -= 0 * growth_bytes(s, r, _declared_tokens(s, r))\n",
+        "tests/oracles/test_in_flight.py::test_a_request_enters_if_all_it_declares_is_free",
+    ),
+    Fault(
+        "looks-for-requests-all-the-time",
+        "moesim/sim/sglang.py",
+        "    if idle or replica.unread_steps >= rules.recv_interval:\n",
+        "    if idle or replica.unread_steps >= 0:\n",
+        "tests/oracles/test_batching.py::"
+        "test_new_requests_are_looked_for_every_few_decode_steps_and_after_prompts",
     ),
     Fault(
         "closed-loop-starts-two-for-one",
