@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import hot, inner
-from moesim.sim.kvcache import blocks_of, bytes_of, grow
+from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
 from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
 from moesim.sim.sglang import prefill_first
 from moesim.sim.state import (
@@ -66,10 +66,11 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
         if granted == 0:  # all of it is in flight
             i += 1
             continue
-        before = rank.running
-        if not _make_way(s, g, i, granted):
-            return
-        preempted = preempted or rank.running < before
+        if growth_bytes(s, r, s.requests[r].computed + granted) > 0:
+            before = rank.running
+            if not _make_way(s, g, i, granted):
+                return
+            preempted = preempted or rank.running < before
         add_to_batch(s, k, b, d, r, granted)
         budget -= granted
         i += 1

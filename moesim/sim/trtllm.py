@@ -75,9 +75,9 @@ def _prompts(s: Any, k: int, b: int, d: int, start: bool) -> Any:
             found_requests += 1
             found_tokens += granted
     r = rank.head
-    if r == NOBODY:
-        return found_requests, found_tokens
     running = rank.running
+    if r == NOBODY or running >= rules.max_running:
+        return found_requests, found_tokens
     room = _unpromised_bytes(s, g)
     while r != NOBODY and running < rules.max_running:
         after = s.requests[r].next
