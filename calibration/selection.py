@@ -41,7 +41,7 @@ def scored(
             or (each.repair and not repaired)
             or (each.excluded and not flagged)
             or (run.parallel.attention_dp > 1 and not data_parallel)
-            or run.parallel.tp not in TENSOR_PARALLEL
+            or (run.parallel.tp not in TENSOR_PARALLEL and not flagged)
             or run.concurrency is None
             or values in seen
         ):
