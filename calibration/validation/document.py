@@ -19,6 +19,8 @@ from moesim.report.figure import Figure
 
 WIDTH = 100
 PIXELS_PER_POINT = 1.5
+MORE_CSS = "th, td { overflow-wrap: normal; }\n"  # a long cell must not break its neighbours' words
+SENTENCE = 40  # characters beyond which a cell holds no number
 # Labels of runs come from strangers: nothing may run or reach out, whatever they hold.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -86,7 +88,7 @@ def _markdown(block: Block, folder: str) -> str:
     if block.chart is None:
         return _filled(block.title)
     picture = f"![{block.title}]({folder}/{block.key}.png)"
-    return f"### {block.title}\n\n{picture}\n\n{_filled(block.caption)}"
+    return f"{picture}\n\n{_filled(block.caption)}"
 
 
 def _filled(text: str, indent: str = "") -> str:
@@ -113,7 +115,7 @@ def html(blocks: Sequence[Block]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>\n{css}{MORE_CSS}</style>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n"
     )
 
@@ -131,7 +133,7 @@ def _html(block: Block) -> str:
     if block.chart is None:
         return f"<p>{_inline(block.title)}</p>"
     return (
-        f'<figure><h3>{escape(block.title)}</h3><div class="chart">{svg(block)}</div>'
+        f'<figure><div class="chart">{svg(block)}</div>'
         f"<figcaption>{_inline(block.caption)}</figcaption></figure>"
     )
 
@@ -140,12 +142,20 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(_cell(cell) for cell in row[1:])
         + "</tr>"
         for row in rows
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
+
+
+def _cell(text: str) -> str:
+    """Sentences and words to the left, numbers (the page's style) to the right."""
+    words = "".join(text.split()).isalpha() or len(text) > SENTENCE
+    return (
+        f'<td style="text-align:left">{escape(text)}</td>' if words else f"<td>{escape(text)}</td>"
+    )
 
 
 def _inline(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -64,51 +65,47 @@ def _band_frame(predictors: Iterable[tuple[str, PredictedRows]]) -> pd.DataFrame
 def _over_bands(frame: pd.DataFrame, metric: str, value: str) -> Panel:
     shown = frame[frame["metric"] == metric]
     is_bias = value == "bias"
-    ticks = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2]
+    ticks = [0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3]
     scale = alt.Scale(type="log", nice=False, padding=8) if is_bias else alt.Scale(zero=True)
     axis = alt.Axis(values=ticks, format="~g") if is_bias else alt.Axis(tickCount=6)
     what = "median predicted / measured" if is_bias else "median absolute error (%)"
-    lines = (
-        alt.Chart(data(shown))
-        .mark_line(point=alt.OverlayMarkDef(size=55, filled=True), strokeWidth=2.2)
-        .encode(
-            x=alt.X(
-                "band:N",
-                sort=list(BANDS),
-                title="requests in flight",
-                axis=alt.Axis(labelAngle=0),
-                scale=alt.Scale(domain=list(BANDS)),
-            ),
-            y=alt.Y(f"{value}:Q", scale=scale, axis=axis, title=what),
-            color=alt.Color(
-                "engine:N",
-                scale=alt.Scale(domain=list(ENGINE_NAMES.values()), range=list(ENGINE_COLOURS)),
-                legend=alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=300),
-            ),
-            strokeDash=alt.StrokeDash(
-                "predictor:N",
-                scale=alt.Scale(domain=list(PREDICTORS[:2]), range=[[1, 0], [6, 4]]),
-                legend=alt.Legend(
-                    title=None,
-                    orient="top",
-                    symbolType="stroke",
-                    symbolSize=500,
-                    symbolStrokeColor="#555555",
-                ),
-            ),
-        )
+    x = alt.X(
+        "band:N",
+        sort=list(BANDS),
+        title="requests in flight",
+        axis=alt.Axis(labelAngle=0),
+        scale=alt.Scale(domain=list(BANDS)),
     )
-    layers: list[alt.Chart] = [lines]
+    y = alt.Y(f"{value}:Q", scale=scale, axis=axis, title=what)
+    colour = alt.Color(
+        "engine:N",
+        scale=alt.Scale(domain=list(ENGINE_NAMES.values()), range=list(ENGINE_COLOURS)),
+        legend=_legend(),
+    )
+    dash = alt.StrokeDash(
+        "predictor:N",
+        scale=alt.Scale(domain=list(PREDICTORS[:2]), range=[[1, 0], [6, 4]]),
+        legend=_legend(symbolStrokeColor="#555555") if shown["predictor"].nunique() > 1 else None,
+    )
+    base = alt.Chart(data(shown))
+    layers = [
+        base.mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour, strokeDash=dash),
+        # Points of their own: the lines' legend would lose its strokes to them.
+        base.mark_circle(size=55, opacity=1).encode(
+            x=x, y=y, color=colour, detail=alt.Detail("predictor:N")
+        ),
+    ]
     if is_bias:
         limits = pd.DataFrame({"low": [BIAS_RANGE[0]], "high": [BIAS_RANGE[1]]})
-        strip = (
-            alt.Chart(data(limits))
-            .mark_rect(color="#777777", opacity=0.22)
-            .encode(y=alt.Y("low:Q", scale=scale, axis=axis, title=what), y2="high:Q")
+        strip = alt.Chart(data(limits)).mark_rect(color="#777777", opacity=0.22)
+        layers.insert(
+            0, strip.encode(y=alt.Y("low:Q", scale=scale, axis=axis, title=what), y2="high:Q")
         )
-        layers = [strip, lines]
-    title = panel_title(METRIC_TITLES[metric])
-    return alt.layer(*layers, width=390, height=230, title=title)
+    return alt.layer(*layers, width=390, height=230, title=panel_title(METRIC_TITLES[metric]))
+
+
+def _legend(**options: Any) -> alt.Legend:
+    return alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=400, **options)
 
 
 def by_model(found: Validation) -> Figure:

@@ -32,7 +32,7 @@ Identity = Callable[[SiliconRun, str], tuple[object, ...]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to predict and where to keep it. `sample`: about so many runs, None for all of them."""
+    """What to predict and where to keep it. `sample`: so many runs, None for all."""
 
     store: Path
     systems: Path | None = None

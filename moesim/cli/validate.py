@@ -117,7 +117,7 @@ def _write(
 
 
 def _sample_size(sample: bool, rows: int | None) -> int | None:
-    """About how many runs to predict; None for all."""
+    """How many runs to predict; None for all."""
     from calibration.validation.runner import DEFAULT_SAMPLE
 
     if not sample:

@@ -85,16 +85,27 @@ def test_slope_of_the_bias() -> None:
     assert np.isnan(log_slope(np.array([4, 4]), np.ones(2), np.ones(2)))
 
 
-def test_a_measurement_is_scored_once_and_samples_cover_every_stratum() -> None:
+def test_a_measurement_is_scored_once() -> None:
     copy = replace(RUN, id="copy")
     wide = replace(RUN, id="wide", tpot_s=0.02, parallel=Parallelism(1, 8, 1, 8))
     runs = [RUN, copy, wide]
     assert [run.id for run in scored(label_runs(runs))] == ["a"]
     assert [run.id for run in scored(label_runs(runs), data_parallel=True)] == ["a", "wide"]
-    many = [replace(RUN, id=str(i), concurrency=2**i) for i in range(10)]
-    few = sample(many, 4)
-    assert {band(run.concurrency or 0) for run in few} == {"<=8", "9-32", "33-128", ">128"}
-    assert few == sample(many, 4)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 99])
+def test_a_sample_gives_every_stratum_its_share(size: int) -> None:
+    engines = ["vllm"] * 60 + ["sglang"] * 30 + ["trtllm"] * 10
+    many = [replace(RUN, id=str(n), engine=engine) for n, engine in enumerate(engines)]
+    few = sample(many, size)
+    assert len(few) == len({run.id for run in few}) == size
+    assert [int(run.id) for run in few] == sorted(int(run.id) for run in few)
+    for engine in set(engines):
+        share = size * engines.count(engine) / 100
+        assert abs(sum(run.engine == engine for run in few) - share) < 1
+    assert few == sample(many, size)
+    assert size == 99 or few != sample(many, size, seed=1)
+    assert sample(many, 1000) == tuple(many)
 
 
 @dataclass(frozen=True)

@@ -259,8 +259,8 @@ def test_the_command_draws_a_sample_and_writes_its_documents(
     assert run_command(["--sample", "4", *written], systems) == 0
     out = capsys.readouterr().out
     drawn = {run for run, _ in sys.modules["calibration.predict"].calls}
-    assert 4 <= len(drawn) <= 5  # at least one of each of four bands
-    assert f"a sample of {len(drawn)} runs" in out
+    assert len(drawn) == 4
+    assert "a sample of 4 runs" in out
     assert "blind: TTFT vLLM" in out
     pictures = {path.name for path in (page.parent / "accuracy").iterdir()}
     assert pictures == {f"{f}.png" for f in CHARTS}
@@ -335,7 +335,7 @@ def test_pools_of_the_real_file(aic_package: Path, shared_data: Path) -> None:
     gpt_oss = [r for r in runs["inferencex"] if "gpt-oss" in r.model and r.engine == "trtllm"]
     assert sum(run.id not in peer for run in gpt_oss) == 135
     few = sample(runs["inferencex"], 150)
-    assert 100 <= len(few) <= 250
+    assert abs(sum(run.engine == "vllm" for run in few) - 150 * 896 / 1812) < 1
     raw = PredictedRows.of(runs["unrepaired"], peer)
     vllm = raw.where(lambda run: run.engine == "vllm").score("ttft")
     assert (vllm.mape, vllm.median_ape) == (
