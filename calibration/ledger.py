@@ -6,7 +6,7 @@ rows of one sweep share every constant that could be fitted. Legend: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -147,18 +147,3 @@ def log_slope(concurrency_N: NDArray[np.int64], predicted_N: Floats, true_N: Flo
         return float("nan")
     logs = np.log(predicted_N[known] / true_N[known])
     return float(np.polyfit(np.log(concurrency_N[known].astype(np.float64)), logs, 1)[0])
-
-
-def table(scores: Mapping[Hashable, Score]) -> list[dict[str, object]]:
-    """Scores as plain rows, for JSON and charts."""
-    return [
-        {
-            "slice": str(name),
-            "rows": each.rows,
-            "coverage": each.coverage,
-            "mape": each.mape,
-            "median_ape": each.median_ape,
-            "bias": each.bias,
-        }
-        for name, each in scores.items()
-    ]

@@ -41,7 +41,7 @@ def scored(
             or (each.repair and not repaired)
             or (each.excluded and not flagged)
             or (run.parallel.attention_dp > 1 and not data_parallel)
-            or run.parallel.tp not in TENSOR_PARALLEL
+            or (run.parallel.tp not in TENSOR_PARALLEL and not flagged)
             or run.concurrency is None
             or values in seen
         ):
@@ -52,19 +52,25 @@ def scored(
 
 
 def sample(runs: Sequence[SiliconRun], size: int, seed: int = 0) -> tuple[SiliconRun, ...]:
-    """About `size` runs, from every engine x model x GPU x concurrency band by its share, but at
-    least one of each; the same ones for the same seed, in the order given."""
+    """`size` runs (all, if there are no more) in the order given; the same ones for the same seed.
+
+    Systematic sampling of the runs sorted by engine x model x GPU x concurrency band: each of these
+    gets its share of the sample, rounded up or down, so that errors over the sample estimate errors
+    over all.
+    """
     if size < 1:
         raise InputError("--sample", "must be at least 1", size)
+    if size >= len(runs):
+        return tuple(runs)
     strata: dict[tuple[str, ...], list[int]] = {}
     for index, run in enumerate(runs):
         key = (run.engine, run.model, run.gpu, band(run.concurrency or 1))
         strata.setdefault(key, []).append(index)
     rng = np.random.default_rng(seed)
-    kept: list[int] = []
-    for members in strata.values():
-        take = max(1, round(size * len(members) / len(runs)))
-        kept += rng.permutation(members)[:take].tolist()
+    ordered = [at for key in sorted(strata) for at in rng.permutation(strata[key]).tolist()]
+    step = len(runs) / size
+    start = rng.random() * step
+    kept = [ordered[int(start + number * step)] for number in range(size)]
     return tuple(runs[index] for index in sorted(kept))
 
 

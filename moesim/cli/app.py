@@ -21,6 +21,7 @@ from moesim.cli.compare import compare
 from moesim.cli.place import place
 from moesim.cli.run import run
 from moesim.cli.trace import app as traces
+from moesim.cli.validate import validate
 from moesim.errors import InputError, one_line
 
 DONE, DEFECT, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, place, models, gpus, scenarios, schema):
+for command in (run, compare, place, validate, models, gpus, scenarios, schema):
     app.command()(command)
 app.add_typer(traces, name="trace")
 

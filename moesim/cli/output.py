@@ -97,10 +97,10 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Progress]:
+def progress(what: str, remaining: bool = False) -> Iterator[Progress]:
     """A bar on standard error, if that is a terminal, for what lasts longer than a second.
 
-    Yields the function to call with (done, total).
+    Yields the function to call with (done, total). `remaining` shows how long it may still take.
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None
@@ -112,6 +112,7 @@ def progress(what: str) -> Iterator[Progress]:
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
     from rich.progress import Progress as Bar
 
@@ -121,6 +122,7 @@ def progress(what: str) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *((TextColumn("left"), TimeRemainingColumn()) if remaining else ()),
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
     task = bar.add_task(one_line(what) + _first_time(), total=None)

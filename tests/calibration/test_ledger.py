@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,13 @@ from calibration.ledger import (
     score,
     slices,
 )
-from calibration.prediction_store import PredictionStore, prediction_key, validate
+from calibration.prediction_store import (
+    Outcome,
+    PredictionStore,
+    predict_all,
+    prediction_key,
+    source_digest,
+)
 from calibration.runs.labels import label_runs
 from calibration.runs.rows import Parallelism, SiliconRun, read_runs
 from calibration.selection import arrays, read_peer, sample, scored
@@ -79,43 +85,101 @@ def test_slope_of_the_bias() -> None:
     assert np.isnan(log_slope(np.array([4, 4]), np.ones(2), np.ones(2)))
 
 
-def test_a_measurement_is_scored_once_and_samples_cover_every_stratum() -> None:
+def test_a_measurement_is_scored_once() -> None:
     copy = replace(RUN, id="copy")
     wide = replace(RUN, id="wide", tpot_s=0.02, parallel=Parallelism(1, 8, 1, 8))
     runs = [RUN, copy, wide]
     assert [run.id for run in scored(label_runs(runs))] == ["a"]
     assert [run.id for run in scored(label_runs(runs), data_parallel=True)] == ["a", "wide"]
-    many = [replace(RUN, id=str(i), concurrency=2**i) for i in range(10)]
-    few = sample(many, 4)
-    assert {band(run.concurrency or 0) for run in few} == {"<=8", "9-32", "33-128", ">128"}
-    assert few == sample(many, 4)
 
 
-def predict_half(run: SiliconRun) -> tuple[float, float]:
+@pytest.mark.parametrize("size", [1, 7, 50, 99])
+def test_a_sample_gives_every_stratum_its_share(size: int) -> None:
+    engines = ["vllm"] * 60 + ["sglang"] * 30 + ["trtllm"] * 10
+    many = [replace(RUN, id=str(n), engine=engine) for n, engine in enumerate(engines)]
+    few = sample(many, size)
+    assert len(few) == len({run.id for run in few}) == size
+    assert [int(run.id) for run in few] == sorted(int(run.id) for run in few)
+    for engine in set(engines):
+        share = size * engines.count(engine) / 100
+        assert abs(sum(run.engine == engine for run in few) - share) < 1
+    assert few == sample(many, size)
+    assert size == 99 or few != sample(many, size, seed=1)
+    assert sample(many, 1000) == tuple(many)
+
+
+@dataclass(frozen=True)
+class Half:
+    ttft_s: float
+    tpot_s: float
+    notes: tuple[str, ...] = ("half",)
+
+
+def predict_half(run: SiliconRun, fold: str) -> Half:
     if run.id == "refused":
         raise InputError("model", "cannot be run")
-    return run.ttft_s / 2, run.tpot_s / 2
+    return Half(run.ttft_s / 2, run.tpot_s / 2)
+
+
+def never(run: SiliconRun, fold: str) -> Half:
+    raise AssertionError("nothing is to be predicted again")
+
+
+def key_of(run: SiliconRun, fold: str) -> str:
+    return prediction_key(run.id, "profile", "1")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_validation_is_resumed(tmp_path: Path, processes: int) -> None:
     path = tmp_path / "predictions.jsonl"
     runs = [RUN, replace(RUN, id="b", ttft_s=0.4), replace(RUN, id="refused")]
-    keys = {run.id: prediction_key(run.id, "profile", "1") for run in runs}
-
-    def key_of(run: SiliconRun) -> str:
-        return keys[run.id]
-
-    first = validate(predict_half, runs, PredictionStore(path), key_of, processes, quiet=True)
-    assert first == {"a": (0.05, 0.005), "b": (0.2, 0.005)}
+    tasks = [(run, fold) for fold in ("model:x", "all") for run in runs]  # one key: one prediction
+    told: list[tuple[int, int]] = []
+    first = predict_all(
+        predict_half,
+        tasks,
+        PredictionStore(path),
+        key_of,
+        processes,
+        lambda done, total: told.append((done, total)),
+    )
+    assert [each.values for each in first] == [(0.05, 0.005), (0.2, 0.005), None] * 2
+    assert [each.why for each in first[:3]] == ["", "", "model cannot be run"]
+    assert first[0].notes == ("half",)
+    assert first[0].took_s >= 0
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     path.write_text(path.read_text("utf-8") + '{"key": "torn', "utf-8")
     store = PredictionStore(path)
     assert len(store.known) == 3
-    store.add("new", RUN, (1.0, 2.0), "")
-    assert PredictionStore(path).known["new"] == (1.0, 2.0)
-    # Nothing is predicted again: a function that would fail is never called.
-    again = validate(None, runs, PredictionStore(path), key_of, processes, quiet=True)  # type: ignore[arg-type]
-    assert again == first
+    store.add("new", RUN, Outcome((1.0, 2.0), "", (), 0.1))
+    assert PredictionStore(path).known["new"].values == (1.0, 2.0)
+    again = predict_all(never, tasks, PredictionStore(path), key_of, processes)
+    assert [each.values for each in again] == [each.values for each in first]
+
+
+def test_what_is_done_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    store = PredictionStore(tmp_path / "predictions.jsonl")
+    runs = [replace(RUN, id=str(number)) for number in range(3)]
+
+    def stops(run: SiliconRun, fold: str) -> Half:
+        if run.id == "2":
+            raise KeyboardInterrupt
+        return predict_half(run, fold)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_all(stops, [(run, "all") for run in runs], store, key_of, 1)
+    assert len(PredictionStore(tmp_path / "predictions.jsonl").known) == 2
+
+
+def test_predictions_end_with_an_edit_of_what_they_follow_from(tmp_path: Path) -> None:
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "a.py").write_text("x = 1", "utf-8")
+    (tmp_path / "cli" / "b.py").write_text("y = 1", "utf-8")
+    before = source_digest([tmp_path], ["cli"])
+    (tmp_path / "cli" / "b.py").write_text("y = 2", "utf-8")
+    assert source_digest([tmp_path], ["cli"]) == before
+    (tmp_path / "a.py").write_text("x = 2", "utf-8")
+    assert source_digest([tmp_path], ["cli"]) != before
 
 
 def test_the_peer_scores_as_it_was_published(aic_package: Path, shared_data: Path) -> None:

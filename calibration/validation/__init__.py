@@ -1,0 +1,1 @@
+"""`moesim validate`: predicts measured runs, and says how wrong the predictions are."""
