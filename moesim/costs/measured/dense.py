@@ -35,13 +35,20 @@ WorkOf = Callable[[Keys, Floats], Work]
 def gemm_s(kernels: MeasuredKernels, dtype: str, tokens: ArrayLike, n: int, k: int) -> Timing:
     """[tokens, k] x [k, n] for each number of tokens; 0 tokens take no time."""
     m = np.asarray(tokens, dtype=np.float64)
-    found = kernels.find_anywhere("gemm", dtype=dtype)
+    found = _gemm_table(kernels, dtype)
 
     def work(keys: Keys, x: Floats) -> Work:
         return gemm_work(dtype, x, keys["n"], keys["k"])
 
     timed = speak(kernels.gpu, found, dtype, {"n": n, "k": k}, np.maximum(m, 1.0), work)
     return Timing(np.where(m > 0, timed.seconds, 0.0), timed.origin, timed.light_s, timed.source)
+
+
+def _gemm_table(kernels: MeasuredKernels, dtype: str) -> Found | None:
+    if kernels.engine == "trtllm" and dtype in ("fp8", "nvfp4"):
+        for found in kernels.each_stand_in("gemm", dtype=dtype):
+            return found
+    return kernels.find_anywhere("gemm", dtype=dtype)
 
 
 def context_attention_s(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.costs.measured.blend import Blend, blend
+from moesim.costs.measured.expert_kernels import SHAPE, choose
 from moesim.costs.measured.expert_work import (
     Counts,
     ExpertFit,
@@ -27,8 +28,6 @@ from moesim.costs.measured.expert_work import (
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import Floats
 from moesim.costs.measured.timing import ROOFLINE, Timing, origin_of, ratio_to_roof
-
-SHAPE = ("hidden", "inter", "topk", "experts")
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,10 @@ def expert_anchor(
 ) -> ExpertAnchor:
     """The fit for a shape and measured / physical at each number of tokens of the whole EP group.
 
-    The exact shape of any version is preferred to a similar shape of the version asked for.
+    `choose` says which kernels speak.
     """
     at = np.atleast_1d(np.asarray(tokens, dtype=np.float64))
-    named = dict(zip(SHAPE, shape[:4], strict=True))
-    found = kernels.find(table, dtype=dtype, **named)
-    if found is None:  # a version that added a few shapes knows less than its predecessor
-        found = max(kernels.each(table, dtype=dtype), key=lambda each: each.ids.size, default=None)
-    if found is None:
-        found = kernels.find_anywhere(table, dtype=dtype, **named) or kernels.find_anywhere(
-            table, dtype=dtype
-        )
+    found = choose(kernels, table, shape, dtype)
     if found is None:
         origin = np.full(at.shape, ROOFLINE, dtype=np.uint8)
         source = f"no {table} table of {dtype}: default roofline"

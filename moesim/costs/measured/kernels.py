@@ -57,7 +57,7 @@ class MeasuredKernels:
     The version asked for comes first, then newer ones upwards, then older ones downwards: a newer
     collection is the better measured one. The first profile that has a query's table and keys
     answers it alone; nothing is pooled. NCCL's own profiles come last. `stand_ins` are the other
-    engines' newest profiles: asked only where this engine has no table at all for a dtype.
+    engines' profiles, newest first: asked only where this engine has no table for a query.
     """
 
     gpu: GPU
@@ -81,6 +81,10 @@ class MeasuredKernels:
     def each(self, table: str, **equal: str | int) -> Iterator[Found]:
         """Every own profile with such curves, in order."""
         return _each(self.profiles, table, equal)
+
+    def each_stand_in(self, table: str, **equal: str | int) -> Iterator[Found]:
+        """Every other engine's profile with such curves."""
+        return (replace(found, foreign=True) for found in _each(self.stand_ins, table, equal))
 
 
 def _each(
@@ -125,17 +129,17 @@ def load_kernels(
     older = [v for v in reversed(versions) if version_key(v) < version_key(asked)]
     nccl = sorted((v for _, e, v in names if e == "nccl"), key=version_key, reverse=True)
     chain = [(engine, v) for v in (*newer, *older)] + [("nccl", v) for v in nccl]
-    others = {
-        e: v
-        for _, e, v in sorted(names, key=lambda name: version_key(name[2]))
-        if e not in (engine, "nccl") and "gemm" in _open(place, gpu, e, v).tables
-    }
+    others = sorted(
+        ((e, v) for _, e, v in names if e not in (engine, "nccl")),
+        key=lambda name: version_key(name[1]),
+        reverse=True,
+    )
     return MeasuredKernels(
         load_gpu(gpu),
         engine,
         asked,
         tuple(_open(place, gpu, e, v) for e, v in chain),
-        tuple(_open(place, gpu, e, v) for e, v in sorted(others.items())),
+        tuple(_open(place, gpu, e, v) for e, v in sorted(others, key=lambda name: name[0])),
     )
 
 

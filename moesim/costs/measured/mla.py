@@ -105,8 +105,11 @@ def _find(
         for wanted in ({"kv_dtype": kv_dtype}, {}):
             found_module = found_module or kernels.find(table, gemm_dtype=gemm_dtype, **wanted)
     plain = kernels.find(f"{phase}_mla", kv_dtype=kv_dtype) or kernels.find(f"{phase}_mla")
-    if found_module is None and plain is None:
-        plain = kernels.find_anywhere(f"{phase}_mla")
+    if plain is None and (found_module is None or phase == "generation"):
+        # Modules were timed eagerly: at decode sizes that is the host's time, not the GPU's.
+        plain = kernels.find_anywhere(f"{phase}_mla", kv_dtype=kv_dtype) or kernels.find_anywhere(
+            f"{phase}_mla"
+        )
     if found_module is not None and (whole or plain is None):
         return found_module, True
     return plain, False

@@ -1,0 +1,89 @@
+"""Which measured expert kernels stand for those that an engine runs.
+
+Engines share a few libraries of grouped GEMMs, and every version times them anew: some versions
+badly. What an engine runs is therefore named by *family*; its times come from the newest sound
+table of that family: the engine's own for the very shape, else another engine's for that shape,
+else the engine's own for the nearest shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moesim.costs.measured.expert_work import ExpertShape
+from moesim.costs.measured.kernels import Found, MeasuredKernels, version_key
+
+SHAPE = ("hidden", "inter", "topk", "experts")
+
+# Words in the tables' kernel names, the first that fits: TRT-LLM-gen kernels (which all engines
+# call on Blackwell), Marlin, Triton, CUTLASS, DeepGEMM. A kernel of no family (vLLM 0.19's
+# `vllm_mxfp4_moe`, seven times slower than the newer tables of its own engine) is not used.
+FAMILIES = (
+    ("trtllm-gen", ("flashinfer_trtllm", "min_latency")),
+    ("marlin", ("marlin",)),
+    ("triton", ("triton", "fused_moe")),
+    ("cutlass", ("cutlass", "nongated")),
+    ("deepgemm", ("deepgemm", "deepep")),
+    ("torch", ("moe_torch_flow",)),
+)
+# What every engine runs on Blackwell, but for integer weights (Marlin everywhere): vLLM and SGLang
+# call it through FlashInfer; the recipes of TensorRT-LLM set moe_config.backend TRTLLM.
+BLACKWELL = "trtllm-gen"
+
+
+def family(kernel: str) -> str:
+    """The family of a kernel of the tables; empty for a kernel that is not used."""
+    if kernel == "vllm_mxfp4_moe":
+        return ""
+    return next((name for name, words in FAMILIES if any(w in kernel for w in words)), "")
+
+
+def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str) -> Found | None:
+    """Curves of the family that the engine runs for a dtype, of one table of one version."""
+    named = dict(zip(SHAPE, shape[:4], strict=True))
+    blackwell = kernels.gpu.flops("fp4") > kernels.gpu.flops("fp8")
+    exact = list(kernels.each(table, dtype=dtype, **named))
+    nearby = list(kernels.each(table, dtype=dtype))
+    foreign = list(kernels.each_stand_in(table, dtype=dtype, **named))
+    elsewhere = list(kernels.each_stand_in(table, dtype=dtype))
+    wanted = _first_family([*exact, *nearby, *elsewhere])
+    if blackwell and not dtype.startswith("int"):
+        timed = (*exact, *nearby, *elsewhere)
+        wanted = BLACKWELL if any(_of_family(each, BLACKWELL) for each in timed) else wanted
+    newest = sorted(exact, key=lambda found: version_key(found.profile.version), reverse=True)
+    for found in (*newest, *foreign):
+        kept = _of_family(found, wanted)
+        if kept is not None:
+            return kept
+    for others in (nearby, elsewhere):
+        known = [kept for found in others if (kept := _of_family(found, wanted)) is not None]
+        if known:
+            return max(known, key=lambda found: found.ids.size)
+    return None
+
+
+def _first_family(found: Sequence[Found]) -> str:
+    return next((name for each in found if (name := _main_family(each))), "")
+
+
+def _kernels_of(found: Found) -> Iterator[tuple[str, np.ndarray]]:
+    column = found.curves.column("kernel")[found.ids]
+    for code in np.unique(column):
+        yield found.curves.labels["kernel"][code], found.ids[column == code]
+
+
+def _main_family(found: Found) -> str:
+    """The family that most curves belong to."""
+    sizes: dict[str, int] = {}
+    for kernel, ids in _kernels_of(found):
+        if name := family(kernel):
+            sizes[name] = sizes.get(name, 0) + ids.size
+    return max(sizes, key=lambda name: sizes[name], default="")
+
+
+def _of_family(found: Found, wanted: str) -> Found | None:
+    kept = [ids for kernel, ids in _kernels_of(found) if family(kernel) == wanted]
+    return replace(found, ids=np.sort(np.concatenate(kept))) if kept else None
