@@ -31,7 +31,7 @@ from calibration.silicon.fits import fit_table
 from calibration.silicon.locate import find_systems
 from calibration.silicon.profiles import shippable, thin_table
 from calibration.silicon.tables import Source, list_sources, read_source
-from moesim.costs.measured.curves import Curves
+from moesim.costs.measured.curves import Curves, tile_log
 from moesim.costs.measured.dense import gemm_s
 from moesim.costs.measured.expert_work import ExpertShape, count_work
 from moesim.costs.measured.experts import expert_anchor, moe_s
@@ -86,7 +86,8 @@ def _of_source(source: Source, frame: pd.DataFrame, good: pd.DataFrame) -> Itera
     by = "gemm_dtype" if "gemm_dtype" in good else "dtype"
     for dtype, group in good.groupby(by, sort=True):
         curves, _ = thin_table(group, source.table, 0.0)
-        yield _row("points", source.table, dtype, every_second(curves))
+        tiled = source.table == "gemm"
+        yield _row("points", source.table, dtype, every_second(curves, tiled))
         if source.table == "gemm":
             yield _row("shapes", "gemm", dtype, held_out_gemms(group, str(dtype), gpu))
         if source.table == "moe":
@@ -104,11 +105,12 @@ def _row(kind: str, name: str, dtype: object, error: NDArray[np.float64]) -> dic
     }
 
 
-def every_second(curves: Curves) -> NDArray[np.float64]:
+def every_second(curves: Curves, tiled: bool = False) -> NDArray[np.float64]:
     """Relative errors at every second inner point of each curve, from the other points."""
     errors = []
+    along = tile_log if tiled else np.log
     for first, last in zip(curves.start[:-1], curves.start[1:], strict=True):
-        x, y = np.log(curves.x_N[first:last]), curves.log_s_N[first:last]
+        x, y = along(curves.x_N[first:last]), curves.log_s_N[first:last]
         out = np.zeros(len(x), dtype=bool)
         out[1:-1:2] = True
         if out.any():

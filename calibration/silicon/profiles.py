@@ -33,9 +33,12 @@ DEEPEP_SMS = 20
 # No layer of a served model has fewer input features; a seventh of the GEMM rows do.
 LEAST_GEMM_K = 128
 
+# SGLang's scales are found while quantising: a table of zeros but for a few rows.
+LEAST_ROWS = 50
+
 # Engines choose one kernel by shape: where the collector timed several, the one that covers most
 # of the table speaks, and others fill what it lacks. Expert kernels stay apart: fits are theirs.
-ONE_KERNEL = ("gemm", "attention", "mla")
+ONE_KERNEL = ("gemm", "attention", "mla", "dsa", "quantize")
 
 STAND_INS = (
     "a refused expert shape is timed by the same shape of another version of the engine where that "
@@ -94,7 +97,7 @@ def _build(
         judged = verdicts[verdicts["table"] == source.table]
         refused = judged[judged["verdict"] == "refuse"]
         good = shippable(frame, source.table, refused)
-        if good.empty:
+        if len(good) < LEAST_ROWS:
             about[source.table] = None
             continue
         curves, errors = thin_table(good, source.table)
@@ -180,7 +183,7 @@ def thin_table(
     edges = np.flatnonzero(np.r_[True, (keys_RK[1:] != keys_RK[:-1]).any(axis=1), True])
     kept, errors, start = [], [], [0]
     for first, last in itertools.pairwise(edges.tolist()):
-        points, error = thin(x[first:last], seconds[first:last], tolerance)
+        points, error = thin(x[first:last], seconds[first:last], tolerance, name == "gemm")
         kept.append(first + points)
         errors.append(error)
         start.append(start[-1] + len(points))

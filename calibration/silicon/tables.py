@@ -112,6 +112,8 @@ def _read(source: Source) -> pd.DataFrame:
     shape = table(source.table)
     try:
         raw = pd.read_parquet(source.path)
+        if "op_name" in raw:  # layers that reuse another layer's index are not of GLM-5 or V3.2
+            raw = raw[~raw["op_name"].str.endswith("_skip_indexer")]
         frame = pd.concat(list(_phases(raw, shape)), ignore_index=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(str(source.path), f"must be a {shape.file} table: {error}") from error
@@ -121,7 +123,14 @@ def _read(source: Source) -> pd.DataFrame:
         frame["distribution"] = frame["distribution"].replace("uniform", BALANCED)
     if "window" in frame:
         frame["window"] = frame["window"].clip(lower=0)
+    if "part" in frame:
+        frame["part"] = np.where(frame["part"].str.startswith("causal_conv1d"), "conv", "scan")
+        frame.loc[frame["phase"] == "generation", "batch"] = 1  # the axis is the batch
     good = np.isfinite(frame["seconds"]) & (frame["seconds"] > 0) & (frame[shape.axis] > 0)
+    if shape.name == "quantize_scale":  # a difference of two times, down to noise
+        frame["seconds"] = frame["seconds"].where(
+            frame["seconds"] <= 0, frame["seconds"].clip(MS / 5e3)
+        )
     return frame[good].reset_index(drop=True)
 
 
@@ -145,6 +154,8 @@ def _axis(raw: pd.DataFrame, shape: Table) -> pd.Series:
     if shape.axis == "bytes":
         dtype = raw.get("nccl_dtype", raw.get("allreduce_dtype"))
         return raw["message_size"] * dtype.map(BYTES_OF)
+    if shape.name == "linear_attention":
+        return raw["seq_len"].where(raw["phase"] == "context", raw["batch_size"])
     if shape.name == "generation_mla_module":
         return raw["step"]  # already counts the new token
     if shape.name == "wideep_generation_mla":

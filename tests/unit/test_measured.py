@@ -9,7 +9,7 @@ import pytest
 
 from calibration.silicon.thin import thin
 from moesim.costs.measured.blend import blend
-from moesim.costs.measured.curves import Curves, decode_log, encode
+from moesim.costs.measured.curves import Curves, decode_log, encode, tile_log
 from moesim.costs.measured.dense import context_attention_s, gemm_s, generation_attention_s
 from moesim.costs.measured.exchange import all_reduce_s, exchange_s
 from moesim.costs.measured.expert_work import ExpertFit, ExpertShape, balanced_counts
@@ -181,3 +181,15 @@ def test_a_broken_profile_and_an_unmeasured_gpu_are_refused(tmp_path: Path) -> N
         open_profile(path)
     with pytest.raises(InputError, match="must have measured kernels"):
         load_kernels("mi300x", "vllm", folder=tmp_path)
+
+
+def test_rows_of_one_tile_cost_alike_and_the_next_tile_costs_more() -> None:
+    rows = np.arange(1.0, 3000.0)
+    along = tile_log(rows)
+    assert (np.diff(along) > 0).all()  # so that measured points are given back exactly
+    one = curves(("n",), {}, [((1,), np.array([256.0, 257.0, 513.0]), np.array([1.0, 2.0, 4.0]))])
+    at = np.exp(one.log_seconds(0, np.array([256.0, 257.0, 384.0, 385.0, 512.0]), tiled=True))
+    assert at[:2] == pytest.approx([1.0, 2.0])
+    assert at[2] == pytest.approx(2.0, rel=0.1)  # 384 rows fill the three tiles of 257
+    assert at[3] > 1.3 * at[2]
+    assert at[4] < 1.1 * at[3]
