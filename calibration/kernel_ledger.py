@@ -5,6 +5,7 @@
 Ledgers, per GPU, engine, version, table and dtype:
 
 - *points*: every second point of every curve dropped, interpolated from the others;
+- *twins*: GEMMs of m and m + 1 rows within one tile, which do the same work: noise;
 - *shapes*: whole shapes dropped (every fifth (n, k) of GEMMs, each expert shape in turn), scaled
   from the remaining ones;
 - *counts*: fits see balanced rows only; power-law rows of expert-parallel size 4 and more and 512
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.lint import lint_tables
+from calibration.lint import DROP, lint_tables
 from calibration.power_law import draw_counts, hottest_rank
 from calibration.silicon.catalogue import BALANCED, GPUS
 from calibration.silicon.expert_fit import SHAPE
@@ -72,7 +73,7 @@ def ledger(
             & (verdicts["engine"] == source.engine)
             & (verdicts["version"] == source.version)
             & (verdicts["table"] == source.table)
-            & (verdicts["verdict"] == "refuse")
+            & (verdicts["verdict"] != "use")
         ]
         frame = read_source(source)
         good = shippable(frame, source.table, judged)
@@ -88,7 +89,8 @@ def _of_source(source: Source, frame: pd.DataFrame, good: pd.DataFrame) -> Itera
         curves, _ = thin_table(group, source.table, 0.0)
         tiled = source.table == "gemm"
         yield _row("points", source.table, dtype, every_second(curves, tiled))
-        if source.table == "gemm":
+        if tiled:
+            yield _row("twins", "gemm", dtype, tile_twins(curves))
             yield _row("shapes", "gemm", dtype, held_out_gemms(group, str(dtype), gpu))
         if source.table == "moe":
             yield from _experts(frame, group, str(dtype), gpu)
@@ -116,6 +118,23 @@ def every_second(curves: Curves, tiled: bool = False) -> NDArray[np.float64]:
         if out.any():
             errors.append(np.abs(np.expm1(np.interp(x[out], x[~out], y[~out]) - y[out])))
     return np.concatenate(errors) if errors else np.zeros(0)
+
+
+def tile_twins(curves: Curves) -> NDArray[np.float64]:
+    """Relative differences of m and m + 1 rows in one tile of 64: equal work, so mostly noise."""
+    twins = np.diff(curves.x_N) == 1.0
+    twins &= (curves.x_N[:-1] > 16) & (
+        np.ceil(curves.x_N[:-1] / 64) == np.ceil(curves.x_N[1:] / 64)
+    )
+    twins[curves.start[1:-1] - 1] = False
+    return np.abs(np.expm1(np.diff(curves.log_s_N)[twins]))
+
+
+def falling_steps(curves: Curves) -> float:
+    """Share of neighbouring points whose time falls by over 5 % though the work grows."""
+    inner = np.ones(len(curves.x_N), dtype=bool)
+    inner[curves.start[:-1]] = False
+    return float((np.diff(curves.log_s_N)[inner[1:]] < np.log1p(-DROP)).mean())
 
 
 def held_out_gemms(group: pd.DataFrame, dtype: str, gpu: GPU) -> NDArray[np.float64]:
@@ -166,7 +185,11 @@ def _experts(
         law = skewed[(skewed[SHAPE] == list(shape)).all(axis=1) & (skewed["kernel"] == kernel)]
         if len(law) >= 20:
             error, ignored = from_counts(kernels, law, ExpertShape(*shape), dtype)
-            more = {"shape": name, "ignored_mape": 100.0 * float(ignored.mean())}
+            more = {
+                "shape": name,
+                "ignored_mape": 100.0 * float(ignored.mean()),
+                "drops": falling_steps(_only(curves, same)),
+            }
             yield {**_row("counts", "moe", dtype, error), **more}
 
 

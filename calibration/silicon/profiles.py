@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.lint import GROUP_BY, lint_tables
+from calibration.lint import GROUP_BY, REFUSE_RANKS, lint_tables
 from calibration.silicon.catalogue import BALANCED, table
 from calibration.silicon.fits import fit_table
 from calibration.silicon.locate import PACKAGE, VERSION
@@ -95,7 +95,7 @@ def _build(
     for source in sources:
         frame = read_source(source)
         judged = verdicts[verdicts["table"] == source.table]
-        refused = judged[judged["verdict"] == "refuse"]
+        refused = judged[judged["verdict"] != "use"]
         good = shippable(frame, source.table, refused)
         if len(good) < LEAST_ROWS:
             about[source.table] = None
@@ -114,7 +114,7 @@ def _build(
         }
         shown = {k: v for k, v in about[source.table].items() if k not in ("fits", "kernels")}
         rows.append({"table": source.table, **shown})
-    refused = verdicts[verdicts["verdict"] == "refuse"]
+    refused = verdicts[verdicts["verdict"] != "use"]
     header = {
         "gpu": first.gpu,
         "engine": first.engine,
@@ -151,6 +151,8 @@ def shippable(frame: pd.DataFrame, name: str, refused: pd.DataFrame) -> pd.DataF
         same = np.ones(len(frame), dtype=bool)
         for column in by:
             same &= (frame[column] == row[column]).to_numpy()
+        if row["verdict"] == REFUSE_RANKS:
+            same &= (frame["ep"] > 1).to_numpy()
         keep &= ~same
     return frame[keep]
 

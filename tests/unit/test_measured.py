@@ -19,7 +19,7 @@ from moesim.costs.measured.light import Roof, gemm_work
 from moesim.costs.measured.profile import open_profile, write_profile
 from moesim.costs.measured.timing import FITTED, INTERPOLATED, MEASURED, ROOFLINE
 from moesim.errors import InputError
-from moesim.hardware import load_gpu
+from moesim.hardware import load_fabric, load_gpu
 
 GPU = load_gpu("h100-sxm")
 ROOF = Roof(4e-6, 0.8, 0.7, 2.0)
@@ -143,6 +143,11 @@ def test_all_reduce_prefers_graphs_and_flags_larger_groups(kernels: MeasuredKern
     assert eager.seconds[0] == pytest.approx(2 * graph.seconds[0], rel=1e-3)
     larger = all_reduce_s(kernels, 16, [1e6, 1e9])
     assert larger.worst_origin == "roofline"
+    nic = load_fabric(GPU.fabric_name)
+    inside = all_reduce_s(kernels, 8, [1e9]).seconds[0]
+    across = larger.seconds[1] - inside - all_reduce_s(kernels, 8, [1.0]).seconds[0]
+    # 2 (d - 1) / d of each GPU's eighth passes its NIC, d = 2 domains
+    assert across == pytest.approx(1e9 / 8 / nic.effective_bytes_per_s + nic.latency_s)
     assert (larger.seconds > all_reduce_s(kernels, 8, [1e6, 1e9]).seconds).all()
     assert all_reduce_s(kernels, 1, [1e6]).seconds[0] == 0.0
 

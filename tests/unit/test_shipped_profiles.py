@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moesim.costs.measured.dense import gemm_s, generation_attention_s, quantize_s
+from moesim.costs.measured.exchange import engine_exchange_s, exchange_s
 from moesim.costs.measured.expert_work import ExpertShape
 from moesim.costs.measured.experts import moe_s
 from moesim.costs.measured.kernels import load_kernels
@@ -87,7 +88,8 @@ def test_linear_attention_grows_with_tokens_and_requests_and_knows_tensor_parall
     assert (context.light_fraction < 1).all()
     decode = linear_attention_generation_s(kernels, 16, 64, [1, 64, 256])
     assert (np.diff(decode.seconds) > 0).all()
-    assert decode.origin[0] == MEASURED and (decode.origin <= INTERPOLATED).all()
+    assert decode.origin[0] == MEASURED
+    assert (decode.origin <= INTERPOLATED).all()
     shard = linear_attention_generation_s(kernels, 4, 16, [256])
     assert 0.15 < shard.seconds[0] / decode.seconds[2] < 0.5
 
@@ -111,3 +113,23 @@ def test_small_kernels_of_quantisation_and_latent_products() -> None:
     assert quantize_s(kernels, [0], 7168).seconds[0] == 0
     timed = mla_bmm_s(kernels, 16, [1, 128])
     assert 2e-6 < timed.seconds[0] < timed.seconds[1] * 1.2 < 1e-4
+
+
+def test_engines_exchange_like_the_library_that_they_use() -> None:
+    deepep = exchange_s(
+        load_kernels("h100-sxm", "sglang"), "normal", "combine", [4096], 7168, 8, 256
+    )
+    own = engine_exchange_s(
+        load_kernels("h100-sxm", "trtllm"), "normal", "combine", [4096], 7168, 8, 256, 8
+    )
+    assert deepep is not None
+    assert own is not None
+    assert 0.6 < own.seconds[0] / deepep.seconds[0] < 1.6
+    rack = load_kernels("gb200-nvl72", "trtllm")
+    times = [
+        engine_exchange_s(rack, "two_sided", "dispatch", [1024], 7168, 8, 256, ep, "fp8")
+        for ep in (4, 24, 32, 128)
+    ]
+    assert times[3] is None  # no rack has so many
+    seconds = [each.seconds[0] for each in times[:3] if each is not None]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
