@@ -82,9 +82,9 @@ def _steady(counts: pd.DataFrame) -> str:
 def _gemm_budget(found: pd.DataFrame) -> str:
     """Dropped GEMM points beside the noise of GEMMs that do the same work."""
     lines = [
-        "What limits GEMMs: *noise* is the mean difference of m and m + 1 rows within one tile. They",
-        "do the same work. A point predicted from two such neighbours misses by 0.87 of it at best",
-        "(normal noise: the root of 1 + 1/2 over the root of 2).",
+        "What limits GEMMs: *noise* is the mean difference of m and m + 1 rows of one tile, where",
+        "both do the same work. A point predicted from two such neighbours misses by 0.87 of it at",
+        "best (normal noise: the root of 1 + 1/2 over the root of 2).",
         "",
         "| engine | n | MAPE | noise |",
         "|---|---|---|---|",

@@ -64,7 +64,7 @@ class ExpertFit:
         computing = flops / (gpu.flops(FORMATS[dtype][2]) * self.flops_fraction)
         busy = ((moving**self.power + computing**self.power) ** (1.0 / self.power)).sum(axis=-1)
         rest = own / (rate * self.pairs_fraction) + others / (rate * self.others_fraction)
-        return self.fixed_s + busy + rest
+        return np.asarray(self.fixed_s + busy + rest)
 
 
 def parts(shape: ExpertShape, dtype: str, tp: Any, counts: Counts) -> tuple[Floats, ...]:
@@ -90,7 +90,7 @@ def light_s(shape: ExpertShape, dtype: str, tp: Any, counts: Counts, gpu: GPU) -
         activation + 2.0
     )
     flops = counts.pairs * 2.0 * values
-    return np.maximum(flops / gpu.flops(compute), moved / gpu.memory_bytes_per_s)
+    return np.asarray(np.maximum(flops / gpu.flops(compute), moved / gpu.memory_bytes_per_s))
 
 
 def count_work(tokens_per_expert: NDArray[Any], tokens: Any, tile: int) -> Counts:
