@@ -34,7 +34,7 @@ DEEPEP_SMS = 20
 LEAST_GEMM_K = 128
 
 # SGLang's scales are found while quantising: a table of zeros but for a few rows.
-LEAST_ROWS = 50
+LEAST_ROWS = 40
 
 # Engines choose one kernel by shape: where the collector timed several, the one that covers most
 # of the table speaks, and others fill what it lacks. Expert kernels stay apart: fits are theirs.
