@@ -5,6 +5,7 @@
 Ledgers, per GPU, engine, version, table and dtype:
 
 - *points*: every second point of every curve dropped, interpolated from the others;
+- *twins*: GEMMs of m and m + 1 rows within one tile, which do the same work: noise;
 - *shapes*: whole shapes dropped (every fifth (n, k) of GEMMs, each expert shape in turn), scaled
   from the remaining ones;
 - *counts*: fits see balanced rows only; power-law rows of expert-parallel size 4 and more and 512
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.lint import lint_tables
+from calibration.lint import DROP, lint_tables
 from calibration.power_law import draw_counts, hottest_rank
 from calibration.silicon.catalogue import BALANCED, GPUS
 from calibration.silicon.expert_fit import SHAPE
@@ -31,7 +32,7 @@ from calibration.silicon.fits import fit_table
 from calibration.silicon.locate import find_systems
 from calibration.silicon.profiles import shippable, thin_table
 from calibration.silicon.tables import Source, list_sources, read_source
-from moesim.costs.measured.curves import Curves
+from moesim.costs.measured.curves import Curves, tile_log
 from moesim.costs.measured.dense import gemm_s
 from moesim.costs.measured.expert_work import ExpertShape, count_work
 from moesim.costs.measured.experts import expert_anchor, moe_s
@@ -72,7 +73,7 @@ def ledger(
             & (verdicts["engine"] == source.engine)
             & (verdicts["version"] == source.version)
             & (verdicts["table"] == source.table)
-            & (verdicts["verdict"] == "refuse")
+            & (verdicts["verdict"] != "use")
         ]
         frame = read_source(source)
         good = shippable(frame, source.table, judged)
@@ -86,8 +87,10 @@ def _of_source(source: Source, frame: pd.DataFrame, good: pd.DataFrame) -> Itera
     by = "gemm_dtype" if "gemm_dtype" in good else "dtype"
     for dtype, group in good.groupby(by, sort=True):
         curves, _ = thin_table(group, source.table, 0.0)
-        yield _row("points", source.table, dtype, every_second(curves))
-        if source.table == "gemm":
+        tiled = source.table == "gemm"
+        yield _row("points", source.table, dtype, every_second(curves, tiled))
+        if tiled:
+            yield _row("twins", "gemm", dtype, tile_twins(curves))
             yield _row("shapes", "gemm", dtype, held_out_gemms(group, str(dtype), gpu))
         if source.table == "moe":
             yield from _experts(frame, group, str(dtype), gpu)
@@ -104,16 +107,34 @@ def _row(kind: str, name: str, dtype: object, error: NDArray[np.float64]) -> dic
     }
 
 
-def every_second(curves: Curves) -> NDArray[np.float64]:
+def every_second(curves: Curves, tiled: bool = False) -> NDArray[np.float64]:
     """Relative errors at every second inner point of each curve, from the other points."""
     errors = []
+    along = tile_log if tiled else np.log
     for first, last in zip(curves.start[:-1], curves.start[1:], strict=True):
-        x, y = np.log(curves.x_N[first:last]), curves.log_s_N[first:last]
+        x, y = along(curves.x_N[first:last]), curves.log_s_N[first:last]
         out = np.zeros(len(x), dtype=bool)
         out[1:-1:2] = True
         if out.any():
             errors.append(np.abs(np.expm1(np.interp(x[out], x[~out], y[~out]) - y[out])))
     return np.concatenate(errors) if errors else np.zeros(0)
+
+
+def tile_twins(curves: Curves) -> NDArray[np.float64]:
+    """Relative differences of m and m + 1 rows in one tile of 64: equal work, so mostly noise."""
+    twins = np.diff(curves.x_N) == 1.0
+    twins &= (curves.x_N[:-1] > 16) & (
+        np.ceil(curves.x_N[:-1] / 64) == np.ceil(curves.x_N[1:] / 64)
+    )
+    twins[curves.start[1:-1] - 1] = False
+    return np.abs(np.expm1(np.diff(curves.log_s_N)[twins]))
+
+
+def falling_steps(curves: Curves) -> float:
+    """Share of neighbouring points whose time falls by over 5 % though the work grows."""
+    inner = np.ones(len(curves.x_N), dtype=bool)
+    inner[curves.start[:-1]] = False
+    return float((np.diff(curves.log_s_N)[inner[1:]] < np.log1p(-DROP)).mean())
 
 
 def held_out_gemms(group: pd.DataFrame, dtype: str, gpu: GPU) -> NDArray[np.float64]:
@@ -164,7 +185,11 @@ def _experts(
         law = skewed[(skewed[SHAPE] == list(shape)).all(axis=1) & (skewed["kernel"] == kernel)]
         if len(law) >= 20:
             error, ignored = from_counts(kernels, law, ExpertShape(*shape), dtype)
-            more = {"shape": name, "ignored_mape": 100.0 * float(ignored.mean())}
+            more = {
+                "shape": name,
+                "ignored_mape": 100.0 * float(ignored.mean()),
+                "drops": falling_steps(_only(curves, same)),
+            }
             yield {**_row("counts", "moe", dtype, error), **more}
 
 

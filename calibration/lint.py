@@ -9,6 +9,9 @@ expert shape or by number of nodes. Rules and thresholds:
 - **skew** (MoE tables): balanced rows slower than skewed ones (power law 1.2, busiest rank), at
   `SLOWER` times the median cell of `SATURATED` tokens on 4 to 64 ranks: what is perfectly spread
   cannot be slower than what is not. It finds collapsed tables whose lat(1) another kernel timed.
+- **unsharded** (MoE tables): at least `UNSHARDED` of the time of 2,048 tokens and more is the same
+  on every number of ranks. Rows of several ranks are refused (`REFUSE_RANKS`), those of one rank
+  used: vLLM 0.19's mxfp4 kernel and TRT-LLM's min-latency kernel give 8 ranks the work of one.
 - **copy**: at least `COPIED` of the cells that two GPUs share are equal to the last digit, over at
   least `COPY_CELLS` cells. Two machines never agree so; the row whose `device` names the other
   GPU is refused, or the later GPU of the catalogue.
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.silicon.catalogue import BALANCED, GPUS, table
-from calibration.silicon.collapse import Verdict, judge_scaling, predicted_shares
+from calibration.silicon.collapse import UNSHARDED, Verdict, judge_scaling, predicted_shares
 from calibration.silicon.tables import Source, list_sources, read_source
 
 if TYPE_CHECKING:
@@ -47,12 +50,13 @@ DROP = 0.05
 # fifteen. Slower than that is a host that does more than launch.
 LAUNCHED_S = {"gemm": 40e-6, "wideep_context_mla": 300e-6, "wideep_generation_mla": 300e-6,
               "context_mla_module": 300e-6, "generation_mla_module": 300e-6}  # fmt: skip
+REFUSE_RANKS = "refuse ep > 1"
 SHAPE = ["hidden", "inter", "topk", "experts"]
 GROUP_BY = ["kernel", "dtype", "phase", "nodes", *SHAPE]
 
 
 def lint_tables(systems: Path, only: Iterable[str] = ()) -> pd.DataFrame:
-    """One row per group with its measures, `verdict` (use or refuse) and `reason`.
+    """One row per group with its measures, `verdict` (use, refuse, `REFUSE_RANKS`) and `reason`.
 
     `only` restricts to tables of those names. Deterministic; reads every file once.
     """
@@ -158,6 +162,9 @@ def _judge_routing(row: dict[str, Any], group: pd.DataFrame) -> None:
         row[f"collapsed_share_ep{ep}"] = value
     if not verdict.use:
         _refuse(row, verdict.reason)
+    elif verdict.floor >= UNSHARDED and row["verdict"] == "use":
+        row["verdict"] = REFUSE_RANKS
+        row["reason"] = f"unsharded: {verdict.floor:.0%} of the time is the same on all ranks"
 
 
 def balanced_over_skewed(group: pd.DataFrame) -> float:

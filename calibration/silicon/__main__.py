@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(kept.to_string(index=False))
         else:
             verdicts = lint_tables(systems)
-            refused = verdicts[verdicts["verdict"] == "refuse"]
+            refused = verdicts[verdicts["verdict"] != "use"]
             columns = ["gpu", "engine", "version", "table", "group", "reason"]
             print(refused[columns].to_string(index=False))
             print(f"{len(refused)} of {len(verdicts)} groups refused")

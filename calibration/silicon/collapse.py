@@ -31,6 +31,8 @@ GOOD = 0.15
 CLEARLY = 0.6
 # Where kernels switch between lat(1) and lat(2), levels differ; one factor is then fitted too.
 LEVELS = np.geomspace(0.4, 3.0, 61)
+# A rank that takes as long as all experts together computed (or was given) all of them.
+UNSHARDED = 0.85
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def judge_scaling(share: NDArray[np.float64], predicted: dict[str, NDArray[np.fl
     spread_error = fits["spread"][0]
     if best != "spread" and error <= GOOD and error < CLEARLY * spread_error and spread_error > 0.1:
         use, reason = False, f"collapsed routing: rank 0 has the share of '{best}'"
-    elif min(error, spread_error) > 2 * GOOD:
+    elif spread_error > 2 * GOOD:
         use, reason = False, "expert-parallel scaling follows no known routing"
     else:
         best, error, floor = "spread", *fits["spread"]

@@ -9,14 +9,18 @@ from numpy.typing import NDArray
 
 from moesim.costs.measured.light import (
     CACHE_BYTES,
+    DSA_SHAPES,
     Roof,
     Work,
     context_attention_work,
+    dsa_work,
     gemm_work,
     generation_attention_work,
+    mla_bmm_work,
     mla_context_work,
     mla_generation_work,
     mla_module_work,
+    quantize_work,
 )
 from moesim.hardware import GPU
 
@@ -41,6 +45,14 @@ def table_work(name: str, dtype: str, kv_dtype: str, frame: pd.DataFrame) -> Wor
     if name == "generation_attention":
         shape = c["heads"], c["kv_heads"], c["head_dim"], c["window"]
         return generation_attention_work(*shape, cache, c["batch"], c["kv_len"])
+    if name == "mla_bmm":
+        return mla_bmm_work(dtype, c["heads"], c["tokens"])
+    if name.startswith("quantize"):
+        return quantize_work(c["tokens"], c["k"])
+    if "dsa" in name:
+        dims = DSA_SHAPES[str(c["architecture"][0])]
+        new, prefix = (c["tokens"], c["prefix"]) if "prefix" in c else (1, c["kv_len"] - 1)
+        return dsa_work(dims, dtype, c["heads"], cache, c["batch"], new, prefix)
     if "mla" in name:
         if "context" in name:
             inner = mla_context_work(c["heads"], c["batch"], c["tokens"])
@@ -86,7 +98,8 @@ def fit_roof(
     def residual(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.log(Roof(*np.exp(log_p)).seconds(work, gpu)) - log_s
 
-    start = np.log([max(LOW[0] * 2, float(seconds.min()) * 0.8), 0.7, 0.6, 2.0])
+    fixed_s = np.clip(float(seconds.min()) * 0.8, LOW[0] * 2, HIGH[0] / 2)
+    start = np.log([fixed_s, 0.7, 0.6, 2.0])
     found = least_squares(
         residual, start, bounds=(np.log(LOW), np.log(HIGH)), loss="soft_l1", f_scale=0.2
     )

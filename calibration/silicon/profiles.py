@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.lint import GROUP_BY, lint_tables
+from calibration.lint import GROUP_BY, REFUSE_RANKS, lint_tables
 from calibration.silicon.catalogue import BALANCED, table
 from calibration.silicon.fits import fit_table
 from calibration.silicon.locate import PACKAGE, VERSION
@@ -33,9 +33,12 @@ DEEPEP_SMS = 20
 # No layer of a served model has fewer input features; a seventh of the GEMM rows do.
 LEAST_GEMM_K = 128
 
+# SGLang's scales are found while quantising: a table of zeros but for a few rows.
+LEAST_ROWS = 40
+
 # Engines choose one kernel by shape: where the collector timed several, the one that covers most
 # of the table speaks, and others fill what it lacks. Expert kernels stay apart: fits are theirs.
-ONE_KERNEL = ("gemm", "attention", "mla")
+ONE_KERNEL = ("gemm", "attention", "mla", "dsa", "quantize")
 
 STAND_INS = (
     "a refused expert shape is timed by the same shape of another version of the engine where that "
@@ -92,9 +95,9 @@ def _build(
     for source in sources:
         frame = read_source(source)
         judged = verdicts[verdicts["table"] == source.table]
-        refused = judged[judged["verdict"] == "refuse"]
+        refused = judged[judged["verdict"] != "use"]
         good = shippable(frame, source.table, refused)
-        if good.empty:
+        if len(good) < LEAST_ROWS:
             about[source.table] = None
             continue
         curves, errors = thin_table(good, source.table)
@@ -111,7 +114,7 @@ def _build(
         }
         shown = {k: v for k, v in about[source.table].items() if k not in ("fits", "kernels")}
         rows.append({"table": source.table, **shown})
-    refused = verdicts[verdicts["verdict"] == "refuse"]
+    refused = verdicts[verdicts["verdict"] != "use"]
     header = {
         "gpu": first.gpu,
         "engine": first.engine,
@@ -148,6 +151,8 @@ def shippable(frame: pd.DataFrame, name: str, refused: pd.DataFrame) -> pd.DataF
         same = np.ones(len(frame), dtype=bool)
         for column in by:
             same &= (frame[column] == row[column]).to_numpy()
+        if row["verdict"] == REFUSE_RANKS:
+            same &= (frame["ep"] > 1).to_numpy()
         keep &= ~same
     return frame[keep]
 
@@ -180,7 +185,7 @@ def thin_table(
     edges = np.flatnonzero(np.r_[True, (keys_RK[1:] != keys_RK[:-1]).any(axis=1), True])
     kept, errors, start = [], [], [0]
     for first, last in itertools.pairwise(edges.tolist()):
-        points, error = thin(x[first:last], seconds[first:last], tolerance)
+        points, error = thin(x[first:last], seconds[first:last], tolerance, name == "gemm")
         kept.append(first + points)
         errors.append(error)
         start.append(start[-1] + len(points))

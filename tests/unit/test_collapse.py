@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.lint import lint_source, lint_tables, mark_copies
+from calibration.lint import REFUSE_RANKS, lint_source, lint_tables, mark_copies
 from calibration.silicon.collapse import grouped_counts, judge_scaling, predicted_shares
 from calibration.silicon.locate import find_systems
+from calibration.silicon.profiles import shippable
 from calibration.silicon.tables import Source, read_source
 from moesim.errors import InputError
 
@@ -78,6 +79,17 @@ def test_balanced_rows_slower_than_skewed_ones_are_not_balanced(tmp_path: Path) 
     assert row["routing"] == "not testable"
     assert row["verdict"] == "refuse"
     assert "times as long as skewed" in row["reason"]
+
+
+def test_ranks_that_take_as_long_as_one_are_refused_but_the_one_is_not(tmp_path: Path) -> None:
+    source = moe_source(tmp_path, "h100-sxm", dict.fromkeys(EPS, 1.0), "NVIDIA H100")
+    frame = read_source(source)
+    frame["hidden"] = 2880  # no groups of experts that could explain it
+    frame["topk"] = 2
+    (row,) = lint_source(source, frame)
+    assert row["verdict"] == REFUSE_RANKS
+    kept = shippable(frame, "moe", pd.DataFrame([row]))
+    assert set(kept["ep"]) == {1}
 
 
 def test_scaling_of_no_known_routing_is_refused() -> None:

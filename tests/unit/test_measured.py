@@ -9,7 +9,7 @@ import pytest
 
 from calibration.silicon.thin import thin
 from moesim.costs.measured.blend import blend
-from moesim.costs.measured.curves import Curves, decode_log, encode
+from moesim.costs.measured.curves import Curves, decode_log, encode, tile_log
 from moesim.costs.measured.dense import context_attention_s, gemm_s, generation_attention_s
 from moesim.costs.measured.exchange import all_reduce_s, exchange_s
 from moesim.costs.measured.expert_work import ExpertFit, ExpertShape, balanced_counts
@@ -19,7 +19,7 @@ from moesim.costs.measured.light import Roof, gemm_work
 from moesim.costs.measured.profile import open_profile, write_profile
 from moesim.costs.measured.timing import FITTED, INTERPOLATED, MEASURED, ROOFLINE
 from moesim.errors import InputError
-from moesim.hardware import load_gpu
+from moesim.hardware import load_fabric, load_gpu
 
 GPU = load_gpu("h100-sxm")
 ROOF = Roof(4e-6, 0.8, 0.7, 2.0)
@@ -143,6 +143,11 @@ def test_all_reduce_prefers_graphs_and_flags_larger_groups(kernels: MeasuredKern
     assert eager.seconds[0] == pytest.approx(2 * graph.seconds[0], rel=1e-3)
     larger = all_reduce_s(kernels, 16, [1e6, 1e9])
     assert larger.worst_origin == "roofline"
+    nic = load_fabric(GPU.fabric_name)
+    inside = all_reduce_s(kernels, 8, [1e9]).seconds[0]
+    across = larger.seconds[1] - inside - all_reduce_s(kernels, 8, [1.0]).seconds[0]
+    # 2 (d - 1) / d of each GPU's eighth passes its NIC, d = 2 domains
+    assert across == pytest.approx(1e9 / 8 / nic.effective_bytes_per_s + nic.latency_s)
     assert (larger.seconds > all_reduce_s(kernels, 8, [1e6, 1e9]).seconds).all()
     assert all_reduce_s(kernels, 1, [1e6]).seconds[0] == 0.0
 
@@ -181,3 +186,15 @@ def test_a_broken_profile_and_an_unmeasured_gpu_are_refused(tmp_path: Path) -> N
         open_profile(path)
     with pytest.raises(InputError, match="must have measured kernels"):
         load_kernels("mi300x", "vllm", folder=tmp_path)
+
+
+def test_rows_of_one_tile_cost_alike_and_the_next_tile_costs_more() -> None:
+    rows = np.arange(1.0, 3000.0)
+    along = tile_log(rows)
+    assert (np.diff(along) > 0).all()  # so that measured points are given back exactly
+    one = curves(("n",), {}, [((1,), np.array([256.0, 257.0, 513.0]), np.array([1.0, 2.0, 4.0]))])
+    at = np.exp(one.log_seconds(0, np.array([256.0, 257.0, 384.0, 385.0, 512.0]), tiled=True))
+    assert at[:2] == pytest.approx([1.0, 2.0])
+    assert at[2] == pytest.approx(2.0, rel=0.1)  # 384 rows fill the three tiles of 257
+    assert at[3] > 1.3 * at[2]
+    assert at[4] < 1.1 * at[3]

@@ -7,6 +7,8 @@ the largest measured group, and the answer says so (origin *roofline*).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,21 +16,46 @@ from numpy.typing import ArrayLike
 from moesim.costs.measured.blend import blend
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import Floats
-from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, origin_of
+from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, origin_of, total
 from moesim.errors import InputError
+from moesim.hardware import Link, load_fabric
 
+# What a method's kernel is called, or how its name ends.
+METHODS = {
+    "normal": "deepep_ht",
+    "low_latency": "deepep_ll",
+    "one_sided": "NVLinkOneSided",
+    "two_sided": "NVLinkTwoSided",
+}
 # Bytes through each GPU's port per byte of the message (NCCL's bus-bandwidth factors).
 PORT_BYTES = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
 
 
 def all_reduce_s(
-    kernels: MeasuredKernels, gpus: int, message_bytes: ArrayLike, eager: bool = False
+    kernels: MeasuredKernels,
+    gpus: int,
+    message_bytes: ArrayLike,
+    eager: bool = False,
+    scale_out: Link | None = None,
 ) -> Timing:
     """All-reduce of bytes that every GPU holds, by the engine's own kernel, else by NCCL.
 
-    `eager`: launched by the host instead of replayed from a CUDA graph.
+    `eager`: launched by the host instead of replayed from a CUDA graph. More GPUs than a scale-up
+    domain (or node) holds reduce inside each domain, and each GPU its share across them over
+    `scale_out` (the GPU's usual fabric if None); nothing was measured there.
     """
     size = np.asarray(message_bytes, dtype=np.float64)
+    inside = max(kernels.gpu.scale_up_domain, kernels.gpu.most_per_node)
+    if gpus > inside:
+        near = all_reduce_s(kernels, inside, size, eager)
+        least = all_reduce_s(kernels, inside, [1.0], eager).seconds[0]
+        link = scale_out or load_fabric(kernels.gpu.fabric_name)
+        domains = math.ceil(gpus / inside)
+        across = 2.0 * (1.0 - 1.0 / domains) / inside * size
+        seconds = near.seconds + least + link.latency_s + across / link.effective_bytes_per_s
+        origin = np.full(size.shape, ROOFLINE, dtype=np.uint8)
+        light = near.light_s + across / link.bytes_per_s
+        return Timing(seconds, origin, light, f"{near.source}, across {domains} x {inside} GPUs")
     for found in kernels.each("custom_all_reduce"):
         names = found.curves.labels["kernel"]
         wanted = [name for name in names if name.endswith("eager" if eager else "graph")] or names
@@ -66,13 +93,76 @@ def exchange_s(
     `method` is `normal` or `low_latency`. None where nothing was measured for that many nodes:
     extrapolating over nodes would be a guess about the network.
     """
-    x = np.asarray(tokens, dtype=np.float64)
     found = kernels.find(f"deepep_{method}", phase=phase, nodes=nodes)
     if found is None:
         return None
-    keys = ("hidden", "topk", "experts")
-    points = np.stack([found.curves.column(name)[found.ids] for name in keys], axis=1)
-    spoken = blend(points, found.ids, (hidden, topk, experts))
+    layer = {"hidden": hidden, "topk": topk, "experts": experts}
+    return _by_tokens(kernels, found, layer, np.asarray(tokens, dtype=np.float64), phase)
+
+
+def engine_exchange_s(
+    kernels: MeasuredKernels,
+    method: str,
+    phase: str,
+    tokens: ArrayLike,
+    hidden: int,
+    topk: int,
+    experts: int,
+    ep: int,
+    dtype: str = "bfloat16",
+) -> Timing | None:
+    """An engine's own `phase` (dispatch, combine) with `tokens` per rank of `ep` ranks.
+
+    `method`: `normal` or `low_latency` (DeepEP within vLLM or TRT-LLM, launched by the host),
+    `one_sided` or `two_sided` (TRT-LLM over NVLink, preparation in the dispatch). None where the
+    method was not measured, or not for so many ranks. A dtype that was not takes the first.
+    """
+    x = np.asarray(tokens, dtype=np.float64)
+    nvlink = METHODS[method].startswith("NVLink")
+    table = "trtllm_exchange" if nvlink else "moe_exchange"
+    wanted = {"dispatch": ("prepare", "dispatch"), "combine": ("combine",)}[phase]
+    parts = []
+    for part in wanted if nvlink else (phase,):
+        found = _of_method(kernels, table, method, f"alltoall_{part}" if nvlink else part, dtype)
+        if found is None and part == "prepare":
+            continue  # the one-sided kernel prepares nothing
+        if found is None or not _within(found, "ep", ep):
+            return None
+        layer = {"hidden": hidden, "topk": topk, "experts": experts, "ep": ep}
+        parts.append(_by_tokens(kernels, found, layer, x, part))
+    return total(*parts)
+
+
+def _of_method(
+    kernels: MeasuredKernels, table: str, method: str, phase: str, dtype: str
+) -> Found | None:
+    """Curves of the kernel that carries out a method, of the dtype if it was measured."""
+    for found in kernels.each(table, phase=phase):
+        names = found.curves.labels["kernel"]
+        kernel = found.curves.column("kernel")[found.ids]
+        of = [i for i, name in enumerate(names) if name.endswith(METHODS[method])]
+        ids = found.ids[np.isin(kernel, of)]
+        if not ids.size:
+            continue
+        dtypes, at = found.curves.labels["dtype"], found.curves.column("dtype")[ids]
+        own = dtypes.index(dtype) if dtype in dtypes else -1
+        return replace(found, ids=ids[at == (own if (at == own).any() else at[0])])
+    return None
+
+
+def _within(found: Found, key: str, value: int) -> bool:
+    """Whether a value lies within the measured ones of a key."""
+    column = found.curves.column(key)[found.ids]
+    return bool(column.min() <= value <= column.max())
+
+
+def _by_tokens(
+    kernels: MeasuredKernels, found: Found, layer: Mapping[str, int], x: Floats, phase: str
+) -> Timing:
+    """Interpolate over tokens on the curves nearest to a layer, scaled by the copies sent."""
+    hidden, topk = layer["hidden"], layer["topk"]
+    points = np.stack([found.curves.column(name)[found.ids] for name in layer], axis=1)
+    spoken = blend(points, found.ids, tuple(layer.values()))
     log_s, inside = np.zeros(x.shape), np.ones(x.shape, dtype=bool)
     for curve, weight in zip(spoken.curves, spoken.weights, strict=True):
         low, high = found.curves.span(curve)

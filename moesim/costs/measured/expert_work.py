@@ -1,10 +1,11 @@
 """Expert computation of one rank from its counts: the physical part of its time.
 
-    t = fixed + ((W / (b B))^p + (X / (f F))^p)^(1/p) + A / (a B) + G / (g B)
+    t = fixed + sum over experts of ((W / (b B))^p + (X / (f F))^p)^(1/p) + A / (a B) + G / (g B)
 
-W bytes of the active experts' weights, X FLOP of tile-padded pairs, A bytes of the rank's own
+W bytes of an active expert's weights, X FLOP of its tile-padded pairs, A bytes of the rank's own
 token-expert pairs, G bytes of all tokens' pairs (kernels that walk over pairs of other ranks too),
-B and F the datasheet's rates; every fraction is at most 1.
+B and F the datasheet's rates; every fraction is at most 1. The corner is each expert's own: beside
+a hot expert that computes, cold ones still wait for their weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ class ExpertShape(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one rank computes: experts with any token, pairs, pairs padded to tiles, all tokens."""
+    """What one rank computes, in G groups of experts with equal tokens.
+
+    Experts with any token [..., G], all their pairs [...], pairs padded to tiles [..., G], tokens
+    of the whole expert-parallel group [...].
+    """
 
     active: Floats
     pairs: Floats
@@ -57,16 +62,16 @@ class ExpertFit:
         rate = gpu.memory_bytes_per_s
         moving = weights / (rate * self.bytes_fraction)
         computing = flops / (gpu.flops(FORMATS[dtype][2]) * self.flops_fraction)
-        busy = (moving**self.power + computing**self.power) ** (1.0 / self.power)
+        busy = ((moving**self.power + computing**self.power) ** (1.0 / self.power)).sum(axis=-1)
         rest = own / (rate * self.pairs_fraction) + others / (rate * self.others_fraction)
-        return self.fixed_s + busy + rest
+        return np.asarray(self.fixed_s + busy + rest)
 
 
 def parts(shape: ExpertShape, dtype: str, tp: Any, counts: Counts) -> tuple[Floats, ...]:
-    """(bytes of active weights, FLOP, bytes of own pairs, bytes of all tokens' pairs)."""
+    """(bytes of active weights, FLOP, both [..., G]; bytes of own pairs, of all tokens' pairs)."""
     weight, activation, _ = FORMATS[dtype]
     inter = shape.inter / np.asarray(tp, dtype=np.float64)
-    values = shape.matrices * shape.hidden * inter
+    values = np.asarray(shape.matrices * shape.hidden * inter)[..., None]
     own = shape.hidden * (activation + 2.0) + shape.matrices * inter * 2.0
     others = shape.topk * (shape.hidden + inter) * 0.2
     return (
@@ -81,18 +86,20 @@ def light_s(shape: ExpertShape, dtype: str, tp: Any, counts: Counts, gpu: GPU) -
     """The time that hardware cannot beat: weights once, unpadded FLOP, own pairs' ends."""
     weight, activation, compute = FORMATS[dtype]
     values = shape.matrices * shape.hidden * shape.inter / np.asarray(tp, dtype=np.float64)
-    moved = counts.active * values * weight + counts.pairs * shape.hidden * (activation + 2.0)
+    moved = counts.active.sum(axis=-1) * values * weight + counts.pairs * shape.hidden * (
+        activation + 2.0
+    )
     flops = counts.pairs * 2.0 * values
-    return np.maximum(flops / gpu.flops(compute), moved / gpu.memory_bytes_per_s)
+    return np.asarray(np.maximum(flops / gpu.flops(compute), moved / gpu.memory_bytes_per_s))
 
 
 def count_work(tokens_per_expert: NDArray[Any], tokens: Any, tile: int) -> Counts:
     """Counts of one rank from the tokens of each of its experts, [..., experts of the rank]."""
     each = np.asarray(tokens_per_expert, dtype=np.float64)
     return Counts(
-        (each > 0).sum(axis=-1).astype(np.float64),
+        (each > 0).astype(np.float64),
         each.sum(axis=-1),
-        (np.ceil(each / tile) * tile).sum(axis=-1),
+        np.ceil(each / tile) * tile,
         np.asarray(tokens, dtype=np.float64),
     )
 
@@ -103,11 +110,14 @@ def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple
     residue = (np.arange(experts // ep)[:, None] - stride * np.arange(topk)[None, :]) % experts
     counts = np.maximum((tokens - 1 - residue) // experts + 1, 0).sum(axis=1)
     own = count_work(counts, tokens, tile)
-    return float(own.active), float(own.pairs), float(own.padded)
+    return float(own.active.sum()), float(own.pairs), float(own.padded.sum())
 
 
 def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, tile: int) -> Counts:
-    """Counts of rank 0 in the tables' balanced rows: token i takes (i + j ceil(E / k)) mod E."""
+    """Counts of rank 0 in the tables' balanced rows, as one group of like experts.
+
+    Token i takes (i + j ceil(E / k)) mod E.
+    """
     pairs = np.broadcast(tokens, np.asarray(ep))
     rows = [
         _balanced(int(t), shape.experts, shape.topk, min(int(e), shape.experts), tile)
@@ -115,4 +125,4 @@ def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, til
     ]
     table = np.array(rows, dtype=np.float64).reshape(*pairs.shape, 3)
     every = np.broadcast_to(np.asarray(tokens, dtype=np.float64), pairs.shape)
-    return Counts(table[..., 0], table[..., 1], table[..., 2], every)
+    return Counts(table[..., :1], table[..., 1], table[..., 2:], every)

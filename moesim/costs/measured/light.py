@@ -10,7 +10,7 @@ ones scale as the work does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,30 @@ CACHE_BYTES = {"bfloat16": 2.0, "fp8": 1.0}
 
 # DeepSeek-V3 (config.json): the only model that the MLA tables measure.
 MLA_LATENT, MLA_ROPE, MLA_NOPE, MLA_V, MLA_Q_RANK, MLA_HIDDEN = 512, 64, 128, 128, 1536, 7168
+MLA_BMM_PHASES = ("mla_gen_pre", "mla_gen_post")
+
+
+class DSAShape(NamedTuple):
+    """Widths of one model's sparse latent attention (config.json)."""
+
+    hidden: int
+    q_rank: int
+    nope: int
+    v: int
+    index_heads: int
+
+
+# The two models that the sparse attention tables measure: DeepSeek-V3.2, GLM-5 (config.json).
+DSA_SHAPES: dict[str, DSAShape] = {
+    "DeepseekV32ForCausalLM": DSAShape(7168, 1536, 128, 128, 64),
+    "GlmMoeDsaForCausalLM": DSAShape(6144, 2048, 192, 256, 32),
+}
+# Of both: chosen keys of a query; width of an index key, and its bytes (fp8 and a float scale).
+DSA_TOPK, DSA_INDEX, DSA_INDEX_BYTES = 2048, 128, 132.0
+
+# Qwen3.5 (config.json): width of key and value heads, convolved tokens; states are float32.
+GDN_HEAD, GDN_CONV, GDN_STATE_BYTES = 128, 4, 4.0
+GDN_CHUNK = 64  # tokens that the chunked scan multiplies at once (flash-linear-attention)
 
 
 @dataclass(frozen=True)
@@ -168,6 +192,66 @@ def mla_module_work(inner: Work, dtype: str, heads: Any, tokens: Any) -> Work:
         inner.bytes + weight * weights + 4.0 * tokens * MLA_HIDDEN,
         compute,
     )
+
+
+def mla_bmm_work(dtype: str, heads: Any, tokens: Any) -> Work:
+    """Absorbing (or expanding) the latent: per head [tokens, 128] x [128, 512]."""
+    heads, tokens = _floats(heads, tokens)
+    weight, activation, compute = FORMATS[dtype]
+    values = heads * MLA_NOPE * MLA_LATENT
+    moved = weight * values + tokens * heads * (activation * MLA_NOPE + 2.0 * MLA_LATENT)
+    return Work(2.0 * tokens * values, moved, compute)
+
+
+def quantize_work(tokens: Any, hidden: Any) -> Work:
+    """bf16 in, one byte out."""
+    tokens, hidden = _floats(tokens, hidden)
+    return Work(2.0 * tokens * hidden, 3.0 * tokens * hidden, "bf16")
+
+
+def dsa_work(
+    dims: DSAShape, dtype: str, heads: Any, cache_bytes: float, batch: Any, tokens: Any, prefix: Any
+) -> Work:
+    """Sparse latent attention with its indexer and projections; generation: 1 token after the rest.
+
+    The indexer scores all pairs in fp8; attention, absorbed, sees `DSA_TOPK` keys of each query.
+    """
+    heads, batch, tokens, prefix = _floats(heads, batch, tokens, prefix)
+    latent = MLA_LATENT + MLA_ROPE
+    seen = causal_pairs(tokens, prefix, DSA_TOPK) * heads * (latent + MLA_LATENT)
+    scored = causal_pairs(tokens, prefix, 0) * dims.index_heads * DSA_INDEX
+    weights = (
+        dims.hidden * (dims.q_rank + latent + DSA_INDEX + dims.index_heads)
+        + dims.q_rank * (heads * (dims.nope + MLA_ROPE) + dims.index_heads * DSA_INDEX)
+        + MLA_LATENT * heads * (dims.nope + dims.v)
+        + heads * dims.v * dims.hidden
+    )
+    weight, _, compute = FORMATS[dtype]
+    kept = np.minimum(prefix + tokens, DSA_TOPK * tokens)
+    moved = kept * latent * cache_bytes + (prefix + tokens) * DSA_INDEX_BYTES
+    new = batch * tokens
+    return Work(
+        2.0 * batch * (seen + scored) + 2.0 * new * weights,
+        batch * moved + weight * weights + 4.0 * new * dims.hidden,
+        compute,
+    )
+
+
+def gdn_conv_work(k_heads: Any, v_heads: Any, tokens: Any) -> Work:
+    """Causal convolution of queries, keys and values."""
+    k_heads, v_heads, tokens = _floats(k_heads, v_heads, tokens)
+    values = tokens * (2.0 * k_heads + v_heads) * GDN_HEAD
+    return Work(2.0 * GDN_CONV * values, 4.0 * values, "bf16")
+
+
+def gdn_scan_work(k_heads: Any, v_heads: Any, batch: Any, tokens: Any) -> Work:
+    """Gated delta rule: each of `batch` states read and written once, its `tokens` in chunks."""
+    k_heads, v_heads, batch, tokens = _floats(k_heads, v_heads, batch, tokens)
+    new = batch * tokens
+    chunk = np.minimum(tokens, GDN_CHUNK)
+    flops = 2.0 * new * v_heads * GDN_HEAD * (3.0 * GDN_HEAD + 3.0 * chunk)
+    state = 2.0 * GDN_STATE_BYTES * batch * v_heads * GDN_HEAD**2
+    return Work(flops, state + 4.0 * new * (k_heads + v_heads) * GDN_HEAD, "bf16")
 
 
 def _floats(*values: Any) -> tuple[Floats, ...]:

@@ -11,17 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.costs.measured.dense import Keys, by_batch
+from moesim.costs.measured.dense import Keys, by_batch, speak
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import (
     CACHE_BYTES,
+    MLA_BMM_PHASES,
     Floats,
     Work,
+    mla_bmm_work,
     mla_context_work,
     mla_generation_work,
     mla_module_work,
 )
-from moesim.costs.measured.timing import FITTED, Timing
+from moesim.costs.measured.timing import FITTED, Timing, total
 
 
 class MLATiming(NamedTuple):
@@ -93,6 +95,28 @@ def mla_generation_s(
     label = gemm_dtype if projections else "bfloat16"
     timed = by_batch(kernels.gpu, found, label, {"heads": heads}, batch, kv_len, work)
     return MLATiming(timed, projections)
+
+
+def mla_bmm_s(
+    kernels: MeasuredKernels, heads: int, tokens: ArrayLike, *, dtype: str = "bfloat16"
+) -> Timing:
+    """Both products of absorbed decode with the latent's up-projections, of `tokens` requests.
+
+    For `mla_generation_s` without projections: beside them come the query's two GEMMs, the latent's
+    and the output's. A dtype that was not measured falls back to bfloat16.
+    """
+    x = np.asarray(tokens, dtype=np.float64)
+    parts = []
+    for phase in MLA_BMM_PHASES:
+        found = kernels.find("mla_bmm", phase=phase, dtype=dtype)
+        used = dtype if found else "bfloat16"
+        found = found or kernels.find_anywhere("mla_bmm", phase=phase, dtype=used)
+
+        def work(keys: Keys, x: Floats, used: str = used) -> Work:
+            return mla_bmm_work(used, keys["heads"], x)
+
+        parts.append(speak(kernels.gpu, found, used, {"heads": heads}, x, work))
+    return total(*parts)
 
 
 def _find(

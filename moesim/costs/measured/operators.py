@@ -21,79 +21,107 @@ from moesim.costs.measured.expert_work import ExpertShape
 from moesim.costs.measured.experts import ExpertAnchor, expert_anchor
 from moesim.costs.measured.kernels import MeasuredKernels
 from moesim.costs.measured.light import TABLE_FORMATS, Floats
-from moesim.costs.measured.mla import MLATiming, mla_context_s, mla_generation_s
-from moesim.costs.measured.timing import ROOFLINE, Timing
-from moesim.operators import Linear, attention_work, linear_operators
+from moesim.costs.measured.linear_attention import (
+    linear_attention_context_s,
+    linear_attention_generation_s,
+)
+from moesim.costs.measured.mla import MLATiming, mla_bmm_s, mla_context_s, mla_generation_s
+from moesim.costs.measured.sparse_attention import dsa_context_s, dsa_generation_s
+from moesim.costs.measured.timing import Timing, total
+from moesim.hardware import Link
+from moesim.operators import Linear, linear_operators
 from moesim.precision import Precision, WeightFormat
 from moesim.sharding import Sharding
 
 # Kinds of attention layers: reading every cached token, the last `window`, or a fixed state.
 FULL, WINDOW, LINEAR = range(3)
-MLA_PROJECTIONS = ("q_a", "q_b", "kv_a", "kv_b", "o")
-KIND_NAMES = ("attention", "window attention", "linear attention")
+KINDS = ("attention", "window attention", "linear attention")
+# Projections that a measured module of latent attention contains.
+PROJECTIONS = ("q_a", "q_b", "kv_a", "kv_b", "o", "index_q", "index_k", "index_weights")
 
 
 @dataclass(frozen=True)
 class MeasuredOperators:
-    """One deployment's operators; `kernels` are those of its GPU and engine."""
+    """One deployment's operators; `kernels` are those of its GPU and engine.
+
+    `scale_out` joins the GPUs of a tensor-parallel group that leaves its node.
+    """
 
     model: MoEModel
     sharding: Sharding
     precision: Precision
     kernels: MeasuredKernels
+    scale_out: Link | None = None
+
+    def linears(self, decode: bool) -> tuple[Linear, ...]:
+        """Matrix multiplications that are timed by themselves.
+
+        Decode of latent attention absorbs `kv_b` into queries and outputs: its products are timed
+        with attention.
+        """
+        every = linear_operators(self.model, self.sharding, self.precision)
+        if decode and self._absorbed:
+            return tuple(operator for operator in every if operator.name != "kv_b")
+        return every
 
     def linear(self, operator: Linear, tokens: Floats) -> Timing:
         """One matrix multiplication of `tokens` rows."""
         dtype = self.table_format(operator.format, "gemm")
-        return gemm_s(
-            self.kernels, dtype, tokens, operator.out_features, operator.in_features
-        )
+        return gemm_s(self.kernels, dtype, tokens, operator.out_features, operator.in_features)
 
     def context(self, kind: int, new: Floats, prefix: Floats) -> Timing:
         """Attention of one prompt's chunk of `new` tokens behind `prefix` cached ones."""
+        model, formats = self.model, self._attention_formats()
         if kind == LINEAR:
-            return self._linear_attention(new)
+            return linear_attention_context_s(self.kernels, *self._linear_heads(), new)
         heads, kv_heads = self._heads()
-        if self.model.attention.kind == "mla":
-            window = self.model.index.top_k if self.model.index else 0
-            seen = np.minimum(prefix, window) if window else prefix
-            return self._mla_chunks(heads, new, seen)
+        if model.index:
+            whole = dsa_context_s(self.kernels, model.hidden, heads, new, prefix=prefix, **formats)
+            return self._proper(whole, new)
+        if model.attention.kind == "mla":
+            return self._mla_chunks(heads, new, prefix)
         return context_attention_s(
             self.kernels,
             heads,
             kv_heads,
-            self.model.attention.head_dim,
+            model.attention.head_dim,
             new,
             prefix=prefix,
             window=self._window(kind),
-            kv_dtype=self._cache_format(),
+            kv_dtype=formats["kv_dtype"],
         )
 
     def generation(self, kind: int, batch: Floats, kv_tokens: Floats) -> Timing:
         """Attention of `batch` requests' next tokens, each behind `kv_tokens` cached ones."""
+        model, formats = self.model, self._attention_formats()
         if kind == LINEAR:
-            return self._linear_state(batch)
+            return linear_attention_generation_s(self.kernels, *self._linear_heads(), batch)
         heads, kv_heads = self._heads()
-        if self.model.attention.kind == "mla":
-            if self.model.index:
-                kv_tokens = np.minimum(kv_tokens, self.model.index.top_k)
-            timed = mla_generation_s(self.kernels, heads, batch, kv_tokens, **self._mla_formats())
-            return self._without_projections(timed, batch)
+        if model.index:
+            whole = dsa_generation_s(
+                self.kernels, model.hidden, heads, batch, kv_tokens, **formats
+            )
+            return self._proper(whole, batch)
+        if model.attention.kind == "mla":
+            timed = mla_generation_s(self.kernels, heads, batch, kv_tokens, **formats)
+            proper = self._proper(timed, batch)
+            return total(proper, mla_bmm_s(self.kernels, heads, batch))
         return generation_attention_s(
             self.kernels,
             heads,
             kv_heads,
-            self.model.attention.head_dim,
+            model.attention.head_dim,
             batch,
             kv_tokens,
             window=self._window(kind),
-            kv_dtype=self._cache_format(),
+            kv_dtype=formats["kv_dtype"],
         )
 
-    def reduce(self, tokens: Floats, eager: bool) -> Timing:
-        """One all-reduce over the tensor-parallel group of `tokens` rows in bfloat16."""
-        size = tokens * self.model.hidden * 2.0
-        return all_reduce_s(self.kernels, self.sharding.attention_tp, np.maximum(size, 1.0), eager)
+    def reduce(self, message_bytes: Floats, eager: bool) -> Timing:
+        """One all-reduce over the tensor-parallel group."""
+        return all_reduce_s(
+            self.kernels, self.sharding.attention_tp, message_bytes, eager, self.scale_out
+        )
 
     def experts(self, group_tokens: Floats) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""
@@ -109,40 +137,48 @@ class MeasuredOperators:
         )
 
     def layers_of(self, kind: int) -> int:
-        """How many layers of the replica attend in this way."""
-        work = attention_work(self.model, self.sharding, self.precision)
-        if self.model.index:
-            return self.model.layers if kind == FULL else 0
-        return (work.layers_full, work.layers_sliding, work.layers_linear)[kind]
+        """How many layers of the replica attend in this way; a sparse one counts as full."""
+        model = self.model
+        if kind == LINEAR:
+            return len(model.linear.layers) if model.linear else 0
+        if model.index:
+            return model.layers if kind == FULL else 0
+        windowed = sum(window > 0 for window in model.window_of_layer)
+        return windowed if kind == WINDOW else len(model.softmax_layers) - windowed
 
     def table_format(self, weights: WeightFormat, table: str) -> str:
         """The tables' word for a weight format: of its variants the first that was measured.
 
         Models published in fp8 have one scale per block of 128 x 128; others are quantised with
-        one scale per tensor.
+        one scale per tensor. Blackwell multiplies mxfp4 weights with mxfp8 activations.
         """
         names = TABLE_FORMATS[weights.name]
         gpu = self.kernels.gpu
-        if weights.name == "mxfp4" and gpu.flops("fp4") > gpu.flops("fp8"):
-            names = names[::-1]  # Blackwell multiplies it with fp8 activations
-        if weights.name == "fp8" and self.model.native_precision != "fp8":
-            names = ("fp8", "fp8_block")
-        found = (name for name in names if self.kernels.find(table, dtype=name))
-        return next(found, names[0])
+        per_tensor = weights.name == "fp8" and self.model.native_precision != "fp8"
+        if per_tensor or (weights.name == "mxfp4" and gpu.flops("fp4") > gpu.flops("fp8")):
+            names = names[::-1]
+        measured = (name for name in names if self.kernels.find(table, dtype=name))
+        return next(measured, names[0])
+
+    @property
+    def _absorbed(self) -> bool:
+        return self.model.attention.kind == "mla" and not self.model.index
 
     def _heads(self) -> tuple[int, int]:
         of, tp = self.model.attention, self.sharding.attention_tp
         return -(-of.heads // tp), max(1, of.kv_heads // tp)
 
+    def _linear_heads(self) -> tuple[int, int]:
+        of, tp = self.model.linear, self.sharding.attention_tp
+        assert of is not None
+        return max(1, of.key_heads // tp), max(1, of.value_heads // tp)
+
     def _window(self, kind: int) -> int:
         return max(self.model.window_of_layer) if kind == WINDOW else 0
 
-    def _cache_format(self) -> str:
-        return "fp8" if self.precision.kv_cache == "fp8" else "bfloat16"
-
-    def _mla_formats(self) -> dict[str, str]:
+    def _attention_formats(self) -> dict[str, str]:
         return {
-            "kv_dtype": self._cache_format(),
+            "kv_dtype": "fp8" if self.precision.kv_cache == "fp8" else "bfloat16",
             "gemm_dtype": self.table_format(self.precision.linear, "gemm"),
         }
 
@@ -155,45 +191,23 @@ class MeasuredOperators:
         for value in np.unique(prefix):
             at = prefix == value
             chunk = mla_context_s(
-                self.kernels, heads, new[at], prefix=float(value), **self._mla_formats()
+                self.kernels, heads, new[at], prefix=float(value), **self._attention_formats()
             )
-            timed = self._without_projections(chunk, new[at])
+            timed = self._proper(chunk, new[at])
             seconds[at], light[at], origin[at] = timed.seconds, timed.light_s, timed.origin
             source = timed.source
         return Timing(seconds, origin, light, source)
 
-    def _without_projections(self, timed: MLATiming, tokens: Floats) -> Timing:
+    def _proper(self, timed: MLATiming, tokens: Floats) -> Timing:
         """Attention proper: where a whole module was measured, less its matrix multiplications,
         which are timed by themselves; a tenth of the module at least."""
         whole = timed.timing
         if not timed.projections:
             return whole
-        projections = sum(
-            (
-                self.linear(operator, tokens).seconds
-                for operator in linear_operators(self.model, self.sharding, self.precision)
-                if operator.name in MLA_PROJECTIONS
-            ),
-            np.zeros(whole.seconds.shape),
-        )
-        seconds = np.maximum(whole.seconds - projections, 0.1 * whole.seconds)
+        projections = [
+            self.linear(operator, tokens).seconds
+            for operator in linear_operators(self.model, self.sharding, self.precision)
+            if operator.name in PROJECTIONS
+        ]
+        seconds = np.maximum(whole.seconds - sum(projections), 0.1 * whole.seconds)
         return Timing(seconds, whole.origin, np.minimum(whole.light_s, seconds), whole.source)
-
-    def _linear_attention(self, tokens: Floats) -> Timing:
-        """Delta rule of a chunk: no table, at half the datasheet's rates."""
-        work = attention_work(self.model, self.sharding, self.precision)
-        gpu = self.kernels.gpu
-        light = tokens * work.linear_flops_per_token / gpu.flops("bf16")
-        light = light + work.state_bytes_per_request * 2.0 / gpu.memory_bytes_per_s
-        return _roofline(light)
-
-    def _linear_state(self, batch: Floats) -> Timing:
-        work = attention_work(self.model, self.sharding, self.precision)
-        return _roofline(
-            batch * 2.0 * work.state_bytes_per_request / self.kernels.gpu.memory_bytes_per_s
-        )
-
-
-def _roofline(light_s: Floats) -> Timing:
-    origin = np.full(light_s.shape, ROOFLINE, dtype=np.uint8)
-    return Timing(5e-6 + 2.0 * light_s, origin, light_s, "no table: half of the datasheet's rates")

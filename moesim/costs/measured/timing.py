@@ -46,8 +46,17 @@ class Timing:
         return ORIGINS[int(self.origin.max(initial=MEASURED))]
 
 
+def total(*parts: Timing) -> Timing:
+    """Kernels run one after the other, of equal shape: seconds add up, the worst origin counts."""
+    seconds = np.sum([part.seconds for part in parts], axis=0)
+    light = np.sum([part.light_s for part in parts], axis=0)
+    origin = np.max([part.origin for part in parts], axis=0)
+    sources = dict.fromkeys(part.source for part in parts)
+    return Timing(seconds, origin, light, " + ".join(sources))
+
+
 def ratio_to_roof(
-    curves: Curves, curve: int, x: Floats, roof_log_s: Floats
+    curves: Curves, curve: int, x: Floats, roof_log_s: Floats, tiled: bool = False
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """(log of curve over its own roof at x clamped to the measured range, whether x is inside).
 
@@ -55,7 +64,7 @@ def ratio_to_roof(
     """
     low, high = curves.span(curve)
     inside = (x >= low) & (x <= high)
-    return curves.log_seconds(curve, np.clip(x, low, high)) - roof_log_s, inside
+    return curves.log_seconds(curve, np.clip(x, low, high), tiled) - roof_log_s, inside
 
 
 def origin_of(
