@@ -7,7 +7,7 @@ of the expert-parallel group, P physical slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,20 @@ class StepCosts:
     """Times per unit of work of one replica; field names as in moesim.sim.cost_tables.COSTS."""
 
     rates: dict[str, float | int]
-    token_s: NDArray[np.float64]  # [3, n + 1]: attention GEMMs, dense parts, all-reduces
+    # [2, 3, n + 1], steps with prompts and steps without: attention GEMMs, dense parts, all-reduces
+    token_s: NDArray[np.float64]
     head_s: NDArray[np.float64]  # [n + 1]
     stage_of_layer: NDArray[np.int32]  # [L]
     stage_share: NDArray[np.float64]  # [B]
     domain_of_rank: NDArray[np.int32]  # [R]
+    # Measured attention: one layer's log(seconds) by kind (full, windowed, linear) on the axes of
+    # moesim.costs.grids: [3, new tokens, prefix] and [3, batch, tokens each]. Empty: rates hold.
+    context_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
+    generation_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
+    # Measured experts, of one layer: an expert's seconds by tiles of tokens [tiles + 1], and their
+    # ratio to that formula by tokens of the group, [2, T + 1] as above. Empty: rates hold.
+    expert_tile_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    expert_ratio: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
 
 
 def build_step_costs(
@@ -106,7 +115,7 @@ def build_step_costs(
     stage_of_layer, stage_share = _stages(model, sharding.pipeline)
     return StepCosts(
         rates=rates,
-        token_s=np.stack([parts["attention"], parts["dense"], reduced_s]),
+        token_s=np.stack([np.stack([parts["attention"], parts["dense"], reduced_s])] * 2),
         head_s=parts["head"],
         stage_of_layer=stage_of_layer,
         stage_share=stage_share,

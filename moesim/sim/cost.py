@@ -15,60 +15,19 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import ALL_REDUCE, ALL_REDUCED, ATTENTION_LINEAR, DENSE, NO_EXCHANGE
+from moesim.sim.attention import attend
+from moesim.sim.cost_tables import (
+    ALL_REDUCE,
+    ALL_REDUCED,
+    ATTENTION_LINEAR,
+    DECODE,
+    DENSE,
+    NO_EXCHANGE,
+    PROMPT,
+)
 from moesim.sim.exchange import exchange_layer
-from moesim.sim.experts import expert_layer, route_tokens
+from moesim.sim.experts import average_experts, expert_layer, route_tokens
 from moesim.sim.state import COUNTED_STEPS
-
-
-@inner
-def _windowed_pairs(computed: int, tokens: int, window: int) -> float:
-    """Query-key pairs of tokens [computed, computed + tokens) that see `window` keys at most."""
-    full = max(0, min(tokens, window - computed))  # queries that still see every key
-    pairs = 1.0 * full * computed + 0.5 * full * (full + 1)
-    return pairs + 1.0 * (tokens - full) * window
-
-
-@inner
-def _attend(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
-    """Attention time per layer of rank d; whether it computes any prompt."""
-    cost = c.scalars[0]
-    prefill_pairs = 0.0
-    prefill_window_pairs = 0.0
-    decode_pairs = 0.0
-    decode_window_pairs = 0.0
-    kv_tokens = 0.0
-    kv_window_tokens = 0.0
-    tokens = 0
-    prefill = False
-    window = cost.window
-    for i in range(s.batch_size[k, b, d]):
-        r = s.batch_request[k, b, d, i]
-        n = s.batch_tokens[k, b, d, i]
-        request = s.requests[r]
-        computed = request.computed - n
-        tokens += n
-        kv_tokens += computed + n
-        kv_window_tokens += min(computed + n, window + n - 1)
-        if n > 1 or computed + n <= request.prompt_tokens:
-            prefill = True
-            prefill_pairs += 1.0 * n * computed + 0.5 * n * (n + 1)
-            if window > 0:
-                prefill_window_pairs += _windowed_pairs(computed, n, window)
-        else:
-            decode_pairs += computed + 1
-            decode_window_pairs += min(computed + 1, window)
-    w.tokens[d] = tokens
-    w.requests[d] = s.batch_size[k, b, d]
-    compute_s = prefill_pairs * cost.prefill_pair_s + decode_pairs * cost.decode_pair_s
-    w.attention_s[d, 0] = max(compute_s, kv_tokens * cost.kv_token_s)
-    compute_s = (
-        prefill_window_pairs * cost.window_prefill_pair_s
-        + decode_window_pairs * cost.window_decode_pair_s
-    )
-    w.attention_s[d, 1] = max(compute_s, kv_window_tokens * cost.window_kv_token_s)
-    w.attention_s[d, 2] = s.batch_size[k, b, d] * cost.state_request_s
-    return prefill
 
 
 @inner
@@ -81,12 +40,14 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
     most_tokens = 0
     most_requests = 0
     for d in range(ranks):
-        if _attend(s, c, w, k, b, d):
+        if attend(s, c, w, k, b, d):
             prefill = True
         most_tokens = max(most_tokens, w.tokens[d])
         most_requests = max(most_requests, w.requests[d])
     padded = 0
+    kind = PROMPT
     if not prefill:
+        kind = DECODE
         # Decode replays a CUDA graph: all ranks are padded to the graph of the fullest. A static
         # batch keeps its first size.
         padded = c.graph_tokens[max(1, most_tokens)]
@@ -109,9 +70,9 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
             + w.attention_s[d, 1] * cost.window_layers
             + w.attention_s[d, 2] * cost.linear_layers
         ) / ranks
-        linear_s = max(linear_s, c.token_s[ATTENTION_LINEAR, n])
-        dense_s = max(dense_s, c.token_s[DENSE, n])
-        reduce_s = max(reduce_s, c.token_s[ALL_REDUCED, n])
+        linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n])
+        dense_s = max(dense_s, c.token_s[kind, DENSE, n])
+        reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
     slowest_s = (
         full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
     )
@@ -151,13 +112,21 @@ def _experts(
     exchange = cost.prefill_exchange if prefill else cost.decode_exchange
     if ranks == 1 and exchange > ALL_REDUCE:
         exchange = NO_EXCHANGE
-    route_tokens(s, routes, c, w, record, k, b, exchange)
     group_tokens = 0
     for d in range(ranks):
         group_tokens += max(padded, w.tokens[d])
+    kind = PROMPT if prefill else DECODE
+    if c.average.slowest_s.shape[1] > 0:
+        average_experts(c, w, step, kind, group_tokens)
+        for layer in range(layers):
+            w.stage_s[c.stage_of_layer[layer]] += exchange_layer(
+                c, w, step, layer, exchange, group_tokens
+            )
+        return
+    route_tokens(s, routes, c, w, record, k, b, exchange)
     for layer in range(layers):
         w.stage_s[c.stage_of_layer[layer]] += expert_layer(
-            c, w, record, step, layer
+            c, w, record, step, layer, kind, group_tokens
         ) + exchange_layer(c, w, step, layer, exchange, group_tokens)
     step.imbalance /= layers
     step.active_experts /= layers

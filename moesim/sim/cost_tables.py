@@ -16,7 +16,10 @@ from moesim.sim.state import row_dtype
 # How tokens reach their experts (field `exchange` of COSTS).
 NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY = range(5)
 
-# Rows of Costs.token_s.
+# Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
+PROMPT, DECODE = range(2)
+
+# Parts of Costs.token_s.
 ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 
 COSTS = row_dtype(
@@ -39,6 +42,7 @@ COSTS = row_dtype(
         ("expert_pair_s", "f8"),  # moving activations of one token-expert pair
         ("expert_flop_s", "f8"),  # computing one padded token-expert pair
         ("expert_kernel_s", "f8"),  # per MoE layer
+        ("expert_token_s", "f8"),  # per token of the whole group (measured experts only)
         ("tile_shift", "i4"),
         ("prefill_exchange", "i4"),  # steps that carry prefill
         ("decode_exchange", "i4"),
@@ -64,17 +68,33 @@ COSTS = row_dtype(
 )
 
 
+class Averages(NamedTuple):
+    """Experts of all layers by tokens of the group [2, T + 1] (PROMPT, DECODE), where each step
+    takes the mean of batches of its size instead of replaying its own tokens."""
+
+    slowest_s: NDArray[np.float64]  # busiest rank of each layer, summed
+    mean_s: NDArray[np.float64]  # mean rank of each layer, summed
+    imbalance: NDArray[np.float64]  # max / mean tokens of a rank, mean over layers
+    active_experts: NDArray[np.float64]  # per layer
+
+
 class Costs(NamedTuple):
     """Times per unit of work for one deployment; built by moesim.costs.step."""
 
     scalars: NDArray[Any]  # COSTS [1]
-    token_s: NDArray[np.float64]  # [3, n + 1] seconds of all layers for n tokens of one rank
+    # [2, 3, n + 1] seconds of all layers for n tokens of one rank; row PROMPT or DECODE
+    token_s: NDArray[np.float64]
     head_s: NDArray[np.float64]  # [n + 1] output layer for n sampled tokens of one rank
     graph_tokens: NDArray[np.int32]  # [n + 1] tokens a decode batch of n is padded to
     stage_of_layer: NDArray[np.int32]  # [L]
     stage_share: NDArray[np.float64]  # [B] share of all layers
     rank_of_slot: NDArray[np.int32]  # [P]
     domain_of_rank: NDArray[np.int32]  # [R]
+    context_log_s: NDArray[np.float64]  # measured attention, as in StepCosts; else empty
+    generation_log_s: NDArray[np.float64]
+    expert_tile_s: NDArray[np.float64]  # measured experts, as in StepCosts; else empty
+    expert_ratio: NDArray[np.float64]
+    average: Averages  # empty where routing is replayed
 
 
 class Work(NamedTuple):

@@ -87,12 +87,18 @@ def route_tokens(
 
 
 @inner
-def expert_layer(c: Any, w: Any, record: Any, step: Any, layer: int) -> float:
+def expert_layer(
+    c: Any, w: Any, record: Any, step: Any, layer: int, kind: int, group_tokens: int
+) -> float:
     """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank."""
     cost = c.scalars[0]
     ranks = w.recv_up_LR.shape[1]
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
+    measured = c.expert_tile_s.size > 0
+    ratio = 1.0
+    if measured:
+        ratio = c.expert_ratio[kind, group_tokens]
     slowest_s = 0.0
     sum_s = 0.0
     most_pairs = 0
@@ -101,16 +107,27 @@ def expert_layer(c: Any, w: Any, record: Any, step: Any, layer: int) -> float:
         counts = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
         pairs = 0
         active = 0
-        tiles = 0
-        for p in range(per_rank):
-            n = counts[p]
-            pairs += n
-            active += n > 0
-            tiles += (n + tile) >> cost.tile_shift
-        time_s = max(
-            active * cost.expert_weight_s + pairs * cost.expert_pair_s,
-            (tiles << cost.tile_shift) * cost.expert_flop_s,
-        )
+        time_s = 0.0
+        if measured:
+            for p in range(per_rank):
+                n = counts[p]
+                pairs += n
+                active += n > 0
+                time_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
+            # Each expert has its own corner between reading its weights and computing.
+            time_s += pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s
+            time_s = (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
+        else:
+            tiles = 0
+            for p in range(per_rank):
+                n = counts[p]
+                pairs += n
+                active += n > 0
+                tiles += (n + tile) >> cost.tile_shift
+            time_s = max(
+                active * cost.expert_weight_s + pairs * cost.expert_pair_s,
+                (tiles << cost.tile_shift) * cost.expert_flop_s,
+            )
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s
         most_pairs = max(most_pairs, pairs)
@@ -122,7 +139,23 @@ def expert_layer(c: Any, w: Any, record: Any, step: Any, layer: int) -> float:
     step.experts_s += mean_s + cost.expert_kernel_s
     step.expert_imbalance_s += slowest_s - mean_s
     if all_pairs > 0:
-        ratio = most_pairs * ranks / all_pairs
-        step.imbalance += ratio
-        step.imbalance_max = max(step.imbalance_max, ratio)
+        imbalance = most_pairs * ranks / all_pairs
+        step.imbalance += imbalance
+        step.imbalance_max = max(step.imbalance_max, imbalance)
     return slowest_s + cost.expert_kernel_s
+
+
+@inner
+def average_experts(c: Any, w: Any, step: Any, kind: int, group_tokens: int) -> None:
+    """Add all layers' expert compute for as many tokens, averaged beforehand, to `step`."""
+    of = c.average
+    layers = c.stage_of_layer.size
+    slowest_s = of.slowest_s[kind, group_tokens]
+    mean_s = of.mean_s[kind, group_tokens]
+    for layer in range(layers):
+        w.stage_s[c.stage_of_layer[layer]] += slowest_s / layers
+    step.experts_s += mean_s
+    step.expert_imbalance_s += slowest_s - mean_s
+    step.imbalance = of.imbalance[kind, group_tokens]
+    step.imbalance_max = step.imbalance
+    step.active_experts = of.active_experts[kind, group_tokens]

@@ -13,7 +13,7 @@ from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
-from moesim.sim.cost_tables import COSTS, LOW_LATENCY, NORMAL, Costs, Work
+from moesim.sim.cost_tables import COSTS, LOW_LATENCY, NORMAL, Averages, Costs, Work
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -34,6 +34,7 @@ STEP_ROWS = 8_192
 MOST_PREFIX_BYTES = 2e9
 MOST_BATCH_BYTES = 2e9
 MOST_RUNNING_SUM_BYTES = 1e9
+NO_AVERAGES = Averages(*[np.zeros((2, 0))] * 4)
 
 
 def build_state(rules: dict[str, int | float], demand: Demand) -> State:
@@ -93,7 +94,12 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     )
 
 
-def build_costs(costs: StepCosts, slots: int, graph_tokens: NDArray[np.int32]) -> Costs:
+def build_costs(
+    costs: StepCosts,
+    slots: int,
+    graph_tokens: NDArray[np.int32],
+    average: Averages = NO_AVERAGES,
+) -> Costs:
     """The tables of moesim.costs.step in the form that compiled code reads."""
     ranks = max(1, costs.domain_of_rank.size)
     return Costs(
@@ -105,6 +111,11 @@ def build_costs(costs: StepCosts, slots: int, graph_tokens: NDArray[np.int32]) -
         stage_share=costs.stage_share,
         rank_of_slot=np.repeat(np.arange(ranks, dtype=np.int32), slots // ranks),
         domain_of_rank=costs.domain_of_rank,
+        context_log_s=np.ascontiguousarray(costs.context_log_s),
+        generation_log_s=np.ascontiguousarray(costs.generation_log_s),
+        expert_tile_s=np.ascontiguousarray(costs.expert_tile_s),
+        expert_ratio=np.ascontiguousarray(costs.expert_ratio),
+        average=average,
     )
 
 

@@ -56,7 +56,7 @@ def table_costs(**rates: float) -> StepCosts:
     n = np.arange(600.0)
     return dataclasses.replace(
         linear_costs(**rates),
-        token_s=np.stack([n * n, 10 * n, 100 * n]) * 1e-3,
+        token_s=np.stack([np.stack([n * n, 10 * n, 100 * n]) * 1e-3] * 2),
         head_s=n,
     )
 

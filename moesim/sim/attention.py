@@ -1,0 +1,117 @@
+"""Attention time of a batch on each rank: from rates per query-key pair, or from measured kernels.
+
+Both write w.attention_s[d], seconds of one layer of each kind: full, windowed, linear. Legend: D
+attention ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.compiled import inner
+from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, look_up, position
+
+NEW_SCALE, NEW_POINTS = NEW_TOKENS.scale, NEW_TOKENS.octave_points
+PREFIX_SCALE, PREFIX_POINTS = PREFIX_TOKENS.scale, PREFIX_TOKENS.octave_points
+BATCH_SCALE, BATCH_POINTS = BATCH.scale, BATCH.octave_points
+KV_SCALE, KV_POINTS = KV_TOKENS.scale, KV_TOKENS.octave_points
+
+
+@inner
+def _windowed_pairs(computed: int, tokens: int, window: int) -> float:
+    """Query-key pairs of tokens [computed, computed + tokens) that see `window` keys at most."""
+    full = max(0, min(tokens, window - computed))  # queries that still see every key
+    pairs = 1.0 * full * computed + 0.5 * full * (full + 1)
+    return pairs + 1.0 * (tokens - full) * window
+
+
+@inner
+def attend(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
+    """Attention time per layer of rank d; whether it computes any prompt."""
+    if c.context_log_s.shape[1] > 0:
+        return _attend_measured(s, c, w, k, b, d)
+    return _attend_rated(s, c, w, k, b, d)
+
+
+@inner
+def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
+    """Each prompt's chunk by itself, all decoding requests together at their mean length."""
+    cost = c.scalars[0]
+    tokens = 0
+    decoding = 0
+    kv_tokens = 0.0
+    prefill = False
+    for kind in range(3):
+        w.attention_s[d, kind] = 0.0
+    for i in range(s.batch_size[k, b, d]):
+        n = s.batch_tokens[k, b, d, i]
+        request = s.requests[s.batch_request[k, b, d, i]]
+        before = request.computed - n
+        tokens += n
+        if n == 1 and before >= request.prompt_tokens:
+            decoding += 1
+            kv_tokens += before + 1
+            continue
+        prefill = True
+        x = position(NEW_SCALE, NEW_POINTS, n)
+        y = position(PREFIX_SCALE, PREFIX_POINTS, before)
+        if cost.full_layers > 0:
+            w.attention_s[d, 0] += look_up(c.context_log_s[0], x, y)
+        if cost.window_layers > 0:
+            w.attention_s[d, 1] += look_up(c.context_log_s[1], x, y)
+        if cost.linear_layers > 0:
+            w.attention_s[d, 2] += look_up(c.context_log_s[2], x, y)
+    if decoding > 0:
+        x = position(BATCH_SCALE, BATCH_POINTS, decoding)
+        y = position(KV_SCALE, KV_POINTS, kv_tokens / decoding)
+        if cost.full_layers > 0:
+            w.attention_s[d, 0] += look_up(c.generation_log_s[0], x, y)
+        if cost.window_layers > 0:
+            w.attention_s[d, 1] += look_up(c.generation_log_s[1], x, y)
+        if cost.linear_layers > 0:
+            w.attention_s[d, 2] += look_up(c.generation_log_s[2], x, y)
+    w.tokens[d] = tokens
+    w.requests[d] = s.batch_size[k, b, d]
+    return prefill
+
+
+@inner
+def _attend_rated(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
+    """Attention time per layer of rank d; whether it computes any prompt."""
+    cost = c.scalars[0]
+    prefill_pairs = 0.0
+    prefill_window_pairs = 0.0
+    decode_pairs = 0.0
+    decode_window_pairs = 0.0
+    kv_tokens = 0.0
+    kv_window_tokens = 0.0
+    tokens = 0
+    prefill = False
+    window = cost.window
+    for i in range(s.batch_size[k, b, d]):
+        r = s.batch_request[k, b, d, i]
+        n = s.batch_tokens[k, b, d, i]
+        request = s.requests[r]
+        computed = request.computed - n
+        tokens += n
+        kv_tokens += computed + n
+        kv_window_tokens += min(computed + n, window + n - 1)
+        if n > 1 or computed + n <= request.prompt_tokens:
+            prefill = True
+            prefill_pairs += 1.0 * n * computed + 0.5 * n * (n + 1)
+            if window > 0:
+                prefill_window_pairs += _windowed_pairs(computed, n, window)
+        else:
+            decode_pairs += computed + 1
+            decode_window_pairs += min(computed + 1, window)
+    w.tokens[d] = tokens
+    w.requests[d] = s.batch_size[k, b, d]
+    compute_s = prefill_pairs * cost.prefill_pair_s + decode_pairs * cost.decode_pair_s
+    w.attention_s[d, 0] = max(compute_s, kv_tokens * cost.kv_token_s)
+    compute_s = (
+        prefill_window_pairs * cost.window_prefill_pair_s
+        + decode_window_pairs * cost.window_decode_pair_s
+    )
+    w.attention_s[d, 1] = max(compute_s, kv_window_tokens * cost.window_kv_token_s)
+    w.attention_s[d, 2] = s.batch_size[k, b, d] * cost.state_request_s
+    return prefill
