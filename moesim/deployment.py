@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.measured.kernels import load_kernels
+from moesim.costs.measured.operators import MeasuredOperators
+from moesim.costs.measured.steps import measured_step_costs
 from moesim.costs.memory import MemoryPlan, plan_memory
 from moesim.costs.profile import Profile, load_profile
 from moesim.costs.step import StepCosts, build_step_costs
@@ -61,7 +64,7 @@ def deploy(scenario: Scenario) -> Deployment:
         scenario.cluster.fabric,
         scenario.cluster.oversubscription,
     )
-    profile = load_profile(scenario.deployment.profile)
+    profile = load_profile(scenario.deployment.profile, scenario.deployment.engine)
     spec = scenario.deployment.parallelism
     sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0
@@ -223,14 +226,35 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
     most = most_step_tokens(
         scenario, deployment.token_budget, deployment.max_requests, deployment.model.max_context
     )
-    return build_step_costs(
+    most = max(GRAPH_SIZES[-1], most)
+    base = build_step_costs(
         deployment.model,
         deployment.sharding,
         deployment.precision,
         deployment.cluster,
         deployment.profile,
         scenario.exchanges(),
-        max(GRAPH_SIZES[-1], most),
+        most,
+    )
+    if deployment.profile.kernels == "rates":
+        return base
+    operators = measured_operators(scenario, deployment)
+    return measured_step_costs(base, operators, deployment.profile, most)
+
+
+def measured_operators(scenario: Scenario, deployment: Deployment) -> MeasuredOperators:
+    """The deployment's operators, timed from kernels measured on its GPU. Raises InputError."""
+    cluster, sharding = deployment.cluster, deployment.sharding
+    kernels = load_kernels(
+        cluster.gpu.name, scenario.deployment.engine, scenario.deployment.engine_version
+    )
+    within = sharding.attention_tp <= max(cluster.gpus_per_node, cluster.scale_up_domain)
+    return MeasuredOperators(
+        deployment.model,
+        sharding,
+        deployment.precision,
+        kernels,
+        None if within else cluster.scale_out,
     )
 
 

@@ -119,6 +119,8 @@ class DeploymentSpec(Spec):
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()
     profile: str = "assumed"
+    # Version whose measured kernels are preferred; None: the newest.
+    engine_version: str | None = Field(None, max_length=64)
 
 
 class RoutingSpec(Spec):
@@ -129,6 +131,9 @@ class RoutingSpec(Spec):
     """
 
     trace: str = "synthetic"
+    # `replay` counts the experts of each step's own tokens; `averaged` takes the mean of batches of
+    # the step's size, sampled beforehand: as fast as a dense model, and without routing's variance.
+    mode: Literal["replay", "averaged"] = "replay"
     # Length of a generated trace; None: enough for the model within a few seconds.
     tokens: int | None = Field(None, ge=256, le=4_000_000)
 

@@ -12,6 +12,7 @@ import simpy
 from numpy.typing import NDArray
 
 from moesim.costs.memory import MemoryPlan
+from moesim.costs.step import StepCosts
 from moesim.deployment import (
     check_placement,
     deploy,
@@ -22,12 +23,14 @@ from moesim.deployment import (
 )
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
+from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.results import RawRun, Result
 from moesim.routing.source import open_routing
 from moesim.scenario import Scenario, load_scenario
+from moesim.sim.averages import average_experts
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.setup import (
@@ -40,7 +43,7 @@ from moesim.sim.setup import (
 )
 from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
 from moesim.streams import stream
-from moesim.workload.demand import DemandStreams, draw_demand
+from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
 # Token times are kept exactly up to this many output tokens (8 bytes each).
 MOST_TOKEN_TIMES = 100_000_000
@@ -53,20 +56,23 @@ def simulate(
     batching: BatchingPolicy | None = None,
     load_balancing: LoadBalancer | None = None,
     placement: Placement | None = None,
+    demand: Demand | None = None,
+    costs: StepCosts | None = None,
     leap: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
     `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
-    choices. `leap=False` takes every step as an event of its own: slower, same numbers.
+    choices; `demand` replays requests of your own (its workload is then not drawn), `costs` times
+    steps by tables of your own. `leap=False` takes every step as an event of its own: slower, same numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     deployment = deploy(scenario)
-    demand = draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
-    costs = step_costs(scenario, deployment)
+    demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]
     if deployment.model.is_moe:
         trace, ids_TLK, more = open_routing(
@@ -77,8 +83,20 @@ def simulate(
             placement = place(scenario, deployment, trace, ids_TLK)
             notes += placement_notes(scenario)
         check_placement(placement, deployment)
-        compiled_costs = build_costs(costs, placement.slots, graph_tokens(costs.head_s.size - 1))
-        routes = build_routes(trace, ids_TLK, placement, compiled_costs, demand.domains)
+        graphs = graph_tokens(costs.head_s.size - 1)
+        compiled_costs = build_costs(costs, placement.slots, graphs)
+        if scenario.routing.mode == "averaged":
+            average = average_experts(
+                place_rows(ids_TLK, placement),
+                compiled_costs,
+                (graphs.size - 1) * deployment.sharding.attention_dp,
+                stream(scenario.seed, "averaged routing"),
+            )
+            compiled_costs = compiled_costs._replace(average=average)
+            routes = no_routes()
+            notes.append("routing: averaged over batches of each size, no variance from it")
+        else:
+            routes = build_routes(trace, ids_TLK, placement, compiled_costs, demand.domains)
     else:
         compiled_costs = build_costs(costs, 1, graph_tokens(costs.head_s.size - 1))
         routes = no_routes()
@@ -120,7 +138,7 @@ def simulate(
         fleet,
         over_replicas,
         over_ranks,
-        deployment.profile.overhead.arrival_s,
+        deployment.profile.overhead.arrival_delay_s(demand.prompt_tokens),
         demand.concurrency,
     )
     env.run()

@@ -17,6 +17,7 @@ STREAMS = (
     "rank choice",
     "placement",
     "what-if batches",
+    "averaged routing",
 )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from moesim.errors import InputError
@@ -57,6 +60,17 @@ class OverheadProfile(Spec):
     request_s: float = Seconds
     prefill_step_s: float = Seconds
     arrival_s: float = Seconds
+    # Kernels of a layer that no table times (norms, rotary embedding, routing), and what prompts
+    # take beyond the sum of their kernels, which are launched one by one.
+    layer_s: float = Field(default=0.0, ge=0.0, le=0.01)
+    prefill_ratio: float = Field(default=1.0, ge=0.5, le=4.0)
+    # Tokenising one token of a prompt.
+    arrival_token_s: float = Field(default=0.0, ge=0.0, le=0.001)
+
+    def arrival_delay_s(self, prompt_tokens_N: NDArray[np.int32]) -> float:
+        """Time from a request's arrival to the scheduler, for the mean prompt."""
+        mean = float(prompt_tokens_N.mean()) if prompt_tokens_N.size else 0.0
+        return self.arrival_s + self.arrival_token_s * mean
 
 
 class MemoryProfile(Spec):
@@ -71,14 +85,22 @@ class Profile(Spec):
 
     label: str
     date: str
+    # Where operators' times come from: the rates below, or kernels measured on this GPU.
+    kernels: Literal["rates", "measured"] = "rates"
     compute: ComputeProfile
     network: NetworkProfile
     overhead: OverheadProfile
     memory: MemoryProfile
 
 
-def load_profile(name_or_path: str, field: str = "deployment.profile") -> Profile:
-    """A shipped profile by name, or one from a YAML file. Raises InputError."""
+def load_profile(
+    name_or_path: str, engine: str = "vllm", field: str = "deployment.profile"
+) -> Profile:
+    """A shipped profile by name, or one from a YAML file; `measured` is that of the engine.
+
+    Raises InputError.
+    """
+    name_or_path = engine if name_or_path == "measured" else name_or_path
     shipped = resources.files("moesim.presets").joinpath("profiles")
     names = sorted(
         p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")

@@ -98,9 +98,7 @@ class MeasuredOperators:
             return linear_attention_generation_s(self.kernels, *self._linear_heads(), batch)
         heads, kv_heads = self._heads()
         if model.index:
-            whole = dsa_generation_s(
-                self.kernels, model.hidden, heads, batch, kv_tokens, **formats
-            )
+            whole = dsa_generation_s(self.kernels, model.hidden, heads, batch, kv_tokens, **formats)
             return self._proper(whole, batch)
         if model.attention.kind == "mla":
             timed = mla_generation_s(self.kernels, heads, batch, kv_tokens, **formats)

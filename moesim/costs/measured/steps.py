@@ -1,0 +1,168 @@
+"""Step costs from measured kernels: operators summed over layers into the tables a step looks up.
+
+What the network's exchanges, pipeline hops and memory take comes from the rates of the same
+profile; the rest of StepCosts is replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
+from moesim.costs.measured.expert_work import Counts, parts
+from moesim.costs.measured.experts import ExpertAnchor
+from moesim.costs.measured.light import FORMATS, Floats
+from moesim.costs.measured.operators import FULL, KINDS, LINEAR, WINDOW, MeasuredOperators
+from moesim.costs.profile import Profile
+from moesim.costs.step import StepCosts
+from moesim.hardware import GPU
+
+# Tables are exact up to here, and linear between every so many tokens beyond.
+EXACT_TOKENS = 1_024
+STRIDE = 64
+
+
+def measured_step_costs(
+    base: StepCosts, operators: MeasuredOperators, profile: Profile, most_tokens: int
+) -> StepCosts:
+    """`base` with the times of measured operators, for up to `most_tokens` of an attention rank."""
+    overhead, model = profile.overhead, operators.model
+    attention, dense, head = _linear_s(operators, most_tokens, decode=False)
+    graph_attention, graph_dense, _ = _linear_s(operators, most_tokens, decode=True)
+    ratio = overhead.prefill_ratio
+    token_s = np.stack(
+        [
+            np.stack([attention, dense, _reduced_s(operators, most_tokens, True)]) * ratio,
+            np.stack([graph_attention, graph_dense, _reduced_s(operators, most_tokens, False)]),
+        ]
+    )
+    rates = {
+        **base.rates,
+        "attention_kernel_s": 0.0,
+        "full_layers": operators.layers_of(FULL),
+        "window_layers": operators.layers_of(WINDOW),
+        "linear_layers": operators.layers_of(LINEAR),
+        "step_s": overhead.step_s + overhead.layer_s * model.layers + _norm_reduces_s(operators),
+        "prefill_step_s": overhead.prefill_step_s,
+    }
+    costs = replace(
+        base,
+        rates=rates,
+        token_s=token_s,
+        head_s=head,
+        context_log_s=_grids(operators, NEW_TOKENS, PREFIX_TOKENS, True) + np.log(ratio),
+        generation_log_s=_grids(operators, BATCH, KV_TOKENS, False),
+    )
+    if not model.is_moe:
+        return costs
+    group = np.arange(most_tokens * operators.sharding.attention_dp + 1, dtype=np.float64)
+    return _with_experts(costs, operators, group, ratio)
+
+
+def _linear_s(
+    operators: MeasuredOperators, most_tokens: int, decode: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Seconds by tokens of all layers' matrix multiplications: attention's, others', the head."""
+    points = _points(most_tokens)
+    of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head")}
+    for operator in operators.linears(decode):
+        part = operator.part if operator.part in of_part else "dense"
+        of_part[part] += operator.layers * operators.linear(operator, points).seconds
+    tokens = np.arange(most_tokens + 1)
+    attention, dense, head = (np.interp(tokens, points, of_part[part]) for part in of_part)
+    return attention, dense, head
+
+
+def _reduced_s(operators: MeasuredOperators, most_tokens: int, eager: bool) -> Floats:
+    """All all-reduces of a step: one behind attention, one behind the MLP or the experts."""
+    sharding, model = operators.sharding, operators.model
+    if sharding.attention_tp == 1:
+        return np.zeros(most_tokens + 1)
+    # Tokens of data-parallel attention are exchanged instead.
+    routed = len(model.moe_layers) if sharding.attention_dp == 1 else 0
+    reduces = model.layers + (model.layers - len(model.moe_layers)) + routed
+    points = np.maximum(_points(most_tokens), 1.0)
+    once_s = operators.reduce(points * model.hidden * 2.0, eager).seconds
+    reduced_s = np.interp(np.arange(most_tokens + 1), points, reduces * once_s)
+    reduced_s[0] = 0.0
+    return reduced_s
+
+
+def _norm_reduces_s(operators: MeasuredOperators) -> float:
+    """Query and key norms over the whole width need the other ranks' sums: two small all-reduces
+    a layer (MiniMax-M2: vLLM `MiniMaxText01RMSNormTP`)."""
+    of, sharding = operators.model.attention, operators.sharding
+    if sharding.attention_tp == 1 or of.qk_norm_weights <= 2 * of.head_dim:
+        return 0.0
+    once_s = float(operators.reduce(np.array([256.0]), False).seconds[0])
+    return 2.0 * operators.model.layers * once_s
+
+
+def _grids(
+    operators: MeasuredOperators, first: Axis, second: Axis, prompts: bool
+) -> NDArray[np.float64]:
+    """log(seconds) of one layer by kind, [3, X, Y]; kinds without layers stay at nothing."""
+    shape = (len(KINDS), first.values.size, second.values.size)
+    log_s = np.full(shape, np.log(1e-9))
+    ask = operators.context if prompts else operators.generation
+
+    def seconds(kind: int) -> Any:
+        def of(x: Floats, y: Floats) -> Floats:
+            return ask(kind, np.maximum(x, 1.0), y if prompts else np.maximum(y, 1.0)).seconds
+
+        return of
+
+    for kind in range(len(KINDS)):
+        if operators.layers_of(kind):
+            log_s[kind] = tabulate(first, second, seconds(kind))
+    return log_s
+
+
+def _with_experts(
+    costs: StepCosts, operators: MeasuredOperators, group: Floats, prefill_ratio: float
+) -> StepCosts:
+    """Experts' formula as tables: an expert by its tiles, the rest as rates, and the ratio of the
+    measured time of balanced tokens to the formula."""
+    points = _points(group.size - 1)
+    anchor = operators.experts(np.maximum(points, 1.0))
+    ratio = np.interp(group, points, anchor.ratio_T)
+    tile_s, pair_s, token_s = expert_rates(anchor, operators.kernels.gpu, group.size - 1)
+    rates = {
+        **costs.rates,
+        "expert_kernel_s": anchor.fit.fixed_s,
+        "expert_pair_s": pair_s,
+        "expert_token_s": token_s,
+        "tile_shift": int(anchor.fit.tile).bit_length() - 1,
+    }
+    return replace(
+        costs,
+        rates=rates,
+        expert_tile_s=tile_s,
+        expert_ratio=np.stack([ratio * prefill_ratio, ratio]),
+    )
+
+
+def expert_rates(anchor: ExpertAnchor, gpu: GPU, most_tokens: int) -> tuple[Floats, float, float]:
+    """(seconds of one expert by tiles of its tokens, per pair of the rank, per token of all)."""
+    fit, rate = anchor.fit, gpu.memory_bytes_per_s
+    tiles = np.arange(-(-most_tokens // fit.tile) + 1, dtype=np.float64)
+    one = Counts(
+        np.minimum(tiles, 1.0)[:, None], np.ones(1), (tiles * fit.tile)[:, None], np.ones(1)
+    )
+    weights, flops, own, others = parts(anchor.shape, anchor.dtype, anchor.tp, one)
+    moving = weights[:, 0] / (rate * fit.bytes_fraction)
+    computing = flops[:, 0] / (gpu.flops(FORMATS[anchor.dtype][2]) * fit.flops_fraction)
+    tile_s = (moving**fit.power + computing**fit.power) ** (1.0 / fit.power)
+    pair_s = float(own[0]) / (rate * fit.pairs_fraction)
+    return tile_s, pair_s, float(others[0]) / (rate * fit.others_fraction)
+
+
+def _points(most: int) -> Floats:
+    """Numbers of tokens at which tables are exact."""
+    low = np.arange(min(most, EXACT_TOKENS) + 1)
+    high = np.arange(EXACT_TOKENS + STRIDE, most + STRIDE, STRIDE) if most > EXACT_TOKENS else []
+    return np.unique(np.concatenate([low, np.minimum(high, most)])).astype(np.float64)
