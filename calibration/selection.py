@@ -27,19 +27,24 @@ def scored(
     flagged: bool = False,
     data_parallel: bool = False,
 ) -> tuple[SiliconRun, ...]:
-    """The runs of a ledger, each measurement once: of its copies the first that is selected.
+    """The runs of a ledger, each pair of values once: of its copies the first that is selected.
 
-    `inferencex` takes that benchmark's runs only, `repaired` the ones whose labels were wrong too,
-    `flagged` also those that a rule excludes, `data_parallel` also attention data parallelism.
+    A copy of an excluded measurement is excluded too, rounded or not (NVIDIA's files repeat runs
+    without their dates, with values rounded to 10 us). `inferencex` takes that benchmark's runs
+    only, `repaired` the ones whose labels were wrong too, `flagged` also those that a rule
+    excludes, `data_parallel` also attention data parallelism.
     """
-    chosen, seen = [], set()
+    labelled = tuple(labelled)
+    refused = {measurement(each.run) for each in labelled if each.excluded and not flagged}
+    chosen: list[SiliconRun] = []
+    seen: set[tuple[float, float]] = set()
     for each in labelled:
         run = each.run
         values = (run.ttft_s, run.tpot_s)
         if (
             (inferencex and not run.from_inferencex)
             or (each.repair and not repaired)
-            or (each.excluded and not flagged)
+            or measurement(run) in refused
             or (run.parallel.attention_dp > 1 and not data_parallel)
             or (run.parallel.tp not in TENSOR_PARALLEL and not flagged)
             or run.concurrency is None
@@ -49,6 +54,12 @@ def scored(
         seen.add(values)
         chosen.append(run)
     return tuple(chosen)
+
+
+def measurement(run: SiliconRun) -> tuple[object, ...]:
+    """What copies of a measurement share, rounded or not."""
+    values = (round(run.ttft_s * 1e3, 2), round(run.tpot_s * 1e3, 2))
+    return (run.engine, run.gpu, run.isl, run.osl, run.concurrency, *values)
 
 
 def sample(runs: Sequence[SiliconRun], size: int, seed: int = 0) -> tuple[SiliconRun, ...]:

@@ -54,8 +54,11 @@ class Deployment:
     notes: tuple[str, ...]
 
 
-def deploy(scenario: Scenario) -> Deployment:
-    """Check that the model, so sharded, fits the machines; everything before routing and demand."""
+def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
+    """Check that the model, so sharded, fits the machines; everything before routing and demand.
+
+    `profile` takes the place of the one that the scenario names.
+    """
     model = load_model(scenario.model)
     cluster = make_cluster(
         scenario.cluster.gpu,
@@ -64,7 +67,7 @@ def deploy(scenario: Scenario) -> Deployment:
         scenario.cluster.fabric,
         scenario.cluster.oversubscription,
     )
-    profile = load_profile(scenario.deployment.profile, scenario.deployment.engine)
+    profile = profile or load_profile(scenario.deployment.profile, scenario.deployment.engine)
     spec = scenario.deployment.parallelism
     sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0

@@ -12,6 +12,7 @@ import simpy
 from numpy.typing import NDArray
 
 from moesim.costs.memory import MemoryPlan
+from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import (
     check_placement,
@@ -57,6 +58,7 @@ def simulate(
     load_balancing: LoadBalancer | None = None,
     placement: Placement | None = None,
     demand: Demand | None = None,
+    profile: Profile | None = None,
     costs: StepCosts | None = None,
     leap: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -64,13 +66,14 @@ def simulate(
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
     `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
-    choices; `demand` replays requests of your own (its workload is then not drawn), `costs` times
-    steps by tables of your own. `leap=False` takes every step as an event of its own: slower, same numbers.
+    choices; `demand` replays requests of your own (its workload is then not drawn), `profile` takes
+    the place of the one that the scenario names, `costs` times steps by tables of your own.
+    `leap=False` takes every step as an event of its own: slower, same numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
-    deployment = deploy(scenario)
+    deployment = deploy(scenario, profile)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]

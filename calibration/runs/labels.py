@@ -90,6 +90,16 @@ def _qwen3_5_mtp_day(run: SiliconRun) -> bool:
     )
 
 
+def _qwen3_5_mtp_b300(run: SiliconRun) -> bool:
+    of = run.parallel
+    return (
+        run.model.startswith("Qwen/Qwen3.5")
+        and (run.engine, run.gpu, run.precision) == ("sglang", "b300_sxm", "fp8")
+        and run.measured == date(2026, 4, 3)
+        and (of.tp, of.moe_ep) == (4, 1)
+    )
+
+
 def _in_r1_sglang_sweep(run: SiliconRun) -> bool:
     return (
         _is_r1(run)
@@ -175,6 +185,15 @@ RULES = (
         "documented",
         True,
         "measured on the day the speculative recipe was committed; tp 4, ep 1 only exists there",
+    ),
+    Rule(
+        "mtp_qwen3.5_b300",
+        _qwen3_5_mtp_b300,
+        "residual",
+        True,
+        "tp 4, ep 1 up to concurrency 256 is the speculative recipe's sweep on B200; here it stands "
+        "beside tp 4, ep 4 of the same day and image, and decodes 1.6 times as fast at concurrency "
+        "4 as the next version without speculation (cross-row)",
     ),
     Rule(
         "mtp_r1_sglang_b200",

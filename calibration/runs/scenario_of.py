@@ -65,7 +65,9 @@ def weight_formats(run: SiliconRun) -> tuple[str, str | None]:
     return ("fp8", None) if "DeepSeek" in run.model else ("bf16", None)
 
 
-def scenario_of(run: SiliconRun, profile: str = "assumed", **overrides: Any) -> Scenario:
+def scenario_of(
+    run: SiliconRun, profile: str = "assumed", engine_version: str | None = None, **overrides: Any
+) -> Scenario:
     """The scenario of a run whose labels are already repaired. Raises InputError.
 
     `overrides` replaces top-level fields of the scenario.
@@ -90,6 +92,7 @@ def scenario_of(run: SiliconRun, profile: str = "assumed", **overrides: Any) -> 
             "batching": batching_of(run, server),
             "kv_cache": kv_cache_of(server),
             "profile": profile,
+            "engine_version": engine_version,
         },
         "workload": workload_of(run, client),
         "measure": {"warmup": "none"},

@@ -75,7 +75,6 @@ def validate(
     were fitted without any run of its model. After Ctrl-C the same command goes on from there.
     """
     from calibration.predict import predict, prediction_identity
-
     from calibration.validation.assess import figures
     from calibration.validation.runner import Settings, default_store, run_validation
 

@@ -210,6 +210,23 @@ def _kernels(model: MoEModel) -> int:
     return 12 * model.layers + 8 * len(model.moe_layers)
 
 
+def launches(model: MoEModel) -> int:
+    """Operations that the host launches one by one in a step with prompts, about.
+
+    Counted in the engines' model code: grouped-query attention 10 (norm, QKV, rotary embedding,
+    cache write, attention, output, all-reduce, ...), latent 25, sparse latent 40, linear 20; a
+    dense MLP 4, routed experts 12, shared ones 4, choosing groups of experts 4.
+    """
+    softmax = 10 if model.attention.kind == "gqa" else 40 if model.index else 25
+    attention = softmax * len(model.softmax_layers)
+    if model.linear:
+        attention += 20 * len(model.linear.layers)
+    shared = 4 if model.shared_width else 0
+    groups = 4 if model.expert_groups > 1 else 0
+    routed = (12 + shared + groups) * len(model.moe_layers)
+    return attention + routed + 4 * len(model.dense_layers)
+
+
 def _stages(model: MoEModel, pipeline: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Stage of each MoE layer, and each stage's share of all layers."""
     sizes = [len(part) for part in stage_layers(model.layers, pipeline)]

@@ -147,6 +147,13 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool) 
     if prefill:
         step.overhead_s += cost.prefill_step_s
     w.stage_s[0] += step.overhead_s
+    if prefill and cost.prompt_floor_s > 0.0:
+        # The GPUs wait wherever the host launches slower than they compute.
+        for stage in range(rules.stages):
+            waited_s = cost.prompt_floor_s * c.stage_share[stage] - w.stage_s[stage]
+            if waited_s > 0.0:
+                w.stage_s[stage] += waited_s
+                step.overhead_s += waited_s
     hop_s = cost.pipeline_base_s + most_tokens * cost.pipeline_token_s
     for stage in range(1, rules.stages):
         w.stage_s[stage] += hop_s

@@ -64,6 +64,7 @@ COSTS = row_dtype(
         ("step_s", "f8"),
         ("request_s", "f8"),
         ("prefill_step_s", "f8"),
+        ("prompt_floor_s", "f8"),  # launching a step with prompts, which takes no less
     ]
 )
 

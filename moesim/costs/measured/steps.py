@@ -18,7 +18,7 @@ from moesim.costs.measured.experts import ExpertAnchor
 from moesim.costs.measured.light import FORMATS, Floats
 from moesim.costs.measured.operators import FULL, KINDS, LINEAR, WINDOW, MeasuredOperators
 from moesim.costs.profile import Profile
-from moesim.costs.step import StepCosts
+from moesim.costs.step import StepCosts, launches
 from moesim.hardware import GPU
 
 # Tables are exact up to here, and linear between every so many tokens beyond.
@@ -48,6 +48,8 @@ def measured_step_costs(
         "linear_layers": operators.layers_of(LINEAR),
         "step_s": overhead.step_s + overhead.layer_s * model.layers + _norm_reduces_s(operators),
         "prefill_step_s": overhead.prefill_step_s,
+        "prompt_floor_s": launches(model)
+        * overhead.launch_s_of.get(operators.kernels.gpu.name, overhead.launch_s),
     }
     costs = replace(
         base,

@@ -1,0 +1,180 @@
+"""Engine overheads fitted on measured end-to-end runs: few, bounded, each with a meaning.
+
+Five numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile), and
+one more per GPU: the time in which its host launches an operation (`launch_s`). They are fitted on the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on
+robust log residuals; derivatives come from simulations with one number changed at a time. A *fold*
+leaves every run of one model, or of one GPU, out of the fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from calibration.runs.rows import SiliconRun
+from calibration.runs.scenario_of import GPUS, model_name
+from moesim.errors import InputError
+from moesim.files import replace_atomically
+
+FITTED = Path(__file__).with_name("overheads.json")
+ENGINES = ("vllm", "sglang", "trtllm")
+# A residual of this log-size counts half as much as least squares would have it (soft L1): errors
+# of versions and labels are not to move what all other runs say.
+ROBUST_LOG = 0.15
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of OverheadProfile: where the search starts, its step for derivatives, its bounds."""
+
+    name: str
+    start: float
+    step: float
+    low: float
+    high: float
+
+
+PARAMETERS = (
+    Parameter("prefill_ratio", 1.2, 0.1, 0.8, 2.0),
+    Parameter("layer_s", 15e-6, 5e-6, 0.0, 60e-6),
+    Parameter("prefill_step_s", 20e-3, 10e-3, 0.0, 0.3),
+    Parameter("arrival_s", 15e-3, 10e-3, 0.0, 0.1),
+    Parameter("arrival_token_s", 2e-6, 2e-6, 0.0, 10e-6),
+)
+# Launching an operation: hosts come with GPUs, so it is fitted for each GPU.
+LAUNCH = Parameter("launch_s", 50e-6, 20e-6, 0.0, 300e-6)
+Overhead = Mapping[str, float]
+Simulate = Callable[[Sequence[tuple[SiliconRun, Overhead]]], NDArray[np.float64]]
+
+
+def folds(runs: Sequence[SiliconRun]) -> tuple[str, ...]:
+    """`all`, and one fold for each model and GPU left out."""
+    models = dict.fromkeys(f"model:{model_name(run)}" for run in runs)
+    gpus = dict.fromkeys(f"gpu:{run.gpu}" for run in runs)
+    return ("all", *models, *gpus)
+
+
+def left_out(fold: str, run: SiliconRun) -> bool:
+    """Whether a fold's constants must not know a run."""
+    kind, _, name = fold.partition(":")
+    return {"model": model_name(run), "gpu": run.gpu}.get(kind) == name
+
+
+def fit(
+    runs: Sequence[SiliconRun], simulate: Simulate, start: Mapping[str, Overhead], rounds: int = 2
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Overheads by fold and engine. `simulate` predicts [N, 2] (TTFT, TPOT) of (run, overhead).
+
+    The last round's derivatives, at the constants of fold `all`, serve every fold.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for engine in ENGINES:
+        own = [run for run in runs if run.engine == engine]
+        if not own:
+            continue
+        centre = {p.name: p.start for p in (*PARAMETERS, LAUNCH)} | dict(start.get(engine, {}))
+        for at in range(rounds):
+            lines = _linearise(own, simulate, centre)
+            every = np.ones(len(own), dtype=bool)
+            if at < rounds - 1:
+                centre = _solve(own, *lines, every, centre)
+        for fold in folds(runs):
+            kept = np.array([not left_out(fold, run) for run in own])
+            rows = kept if kept.any() else every
+            found.setdefault(fold, {})[engine] = _solve(own, *lines, rows, centre)
+    return found
+
+
+def launch_name(run: SiliconRun) -> str:
+    """Where the launch time of a run's host stands."""
+    return f"{LAUNCH.name}:{GPUS[run.gpu]}"
+
+
+def _linearise(
+    runs: Sequence[SiliconRun], simulate: Simulate, centre: Overhead
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(log residuals [N, 2], their derivatives per step of each parameter [N, 2, P], LAUNCH last).
+
+    A run that could not be predicted has zeros.
+    """
+    true_N2 = np.array([(run.ttft_s, run.tpot_s) for run in runs])
+    asked = [(run, centre) for run in runs]
+    for p in PARAMETERS:
+        asked += [(run, {**centre, p.name: centre[p.name] + p.step}) for run in runs]
+    for run in runs:
+        name = launch_name(run)
+        launch = centre.get(name, centre[LAUNCH.name]) + LAUNCH.step
+        asked.append((run, {**centre, name: launch}))
+    predicted = simulate(asked).reshape(2 + len(PARAMETERS), len(runs), 2)
+    known = np.isfinite(predicted).all(axis=0)
+    residual_N2 = np.where(known, np.log(predicted[0] / true_N2), 0.0)
+    slope = np.where(known, np.log(predicted[1:] / predicted[0]), 0.0)
+    return residual_N2, np.moveaxis(slope, 0, -1)
+
+
+def _solve(
+    runs: Sequence[SiliconRun],
+    residual_N2: NDArray[np.float64],
+    slope_N2P: NDArray[np.float64],
+    kept_N: NDArray[np.bool_],
+    centre: Overhead,
+) -> dict[str, float]:
+    """The constants with the least robust residual of the linearised predictions of kept runs.
+
+    A GPU without kept runs takes the median launch time of the others.
+    """
+    names = [launch_name(run) for run in runs]
+    hosts = sorted({name for name, kept in zip(names, kept_N, strict=True) if kept})
+    of_host = [np.array([name == host for name in names])[:, None] for host in hosts]
+    columns = [slope_N2P[..., at] for at in range(len(PARAMETERS))]
+    columns += [np.where(own, slope_N2P[..., -1], 0.0) for own in of_host]
+    slope = np.stack(columns, axis=-1)[kept_N].reshape(-1, len(columns))
+    moved = [(p.name, p, centre[p.name]) for p in PARAMETERS]
+    moved += [(host, LAUNCH, centre.get(host, centre[LAUNCH.name])) for host in hosts]
+    low = np.array([(p.low - value) / p.step for _, p, value in moved])
+    high = np.array([(p.high - value) / p.step for _, p, value in moved])
+    solved = least_squares(
+        lambda move_P: residual_N2[kept_N].ravel() + slope @ move_P,
+        np.clip(np.zeros(len(moved)), low, high),
+        bounds=(low - 1e-9, high + 1e-9),
+        loss="soft_l1",
+        f_scale=ROBUST_LOG,
+    )
+    constants = {
+        name: float(f"{np.clip(value + p.step * x, p.low, p.high):.4g}")
+        for (name, p, value), x in zip(moved, solved.x, strict=True)
+    }
+    launch_s = float(np.median([constants[host] for host in hosts]))
+    return {**constants, LAUNCH.name: float(f"{launch_s:.4g}")}
+
+
+def overhead_fields(overhead: Overhead) -> dict[str, object]:
+    """Constants as fields of OverheadProfile."""
+    prefix = f"{LAUNCH.name}:"
+    hosts = {
+        name.removeprefix(prefix): s for name, s in overhead.items() if name.startswith(prefix)
+    }
+    plain = {name: s for name, s in overhead.items() if not name.startswith(prefix)}
+    return {**plain, "launch_s_of": hosts}
+
+
+def write_overheads(found: Mapping[str, Mapping[str, Overhead]], path: Path = FITTED) -> None:
+    """Keep fitted overheads, by fold and engine."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@cache
+def read_overheads(path: Path = FITTED) -> dict[str, dict[str, dict[str, float]]]:
+    """The fitted overheads by fold and engine; InputError if they were never fitted."""
+    if not path.is_file():
+        raise InputError(str(path), "must be made by python -m calibration.fit_overheads")
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
+    return found

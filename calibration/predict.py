@@ -1,0 +1,81 @@
+"""Mean TTFT and TPOT of a measured run, predicted by simulating the benchmark that measured it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import moesim
+from calibration.overheads import Overhead, overhead_fields, read_overheads
+from calibration.runs.recipes import server_of
+from calibration.runs.rows import SiliconRun
+from calibration.runs.scenario_of import scenario_of
+from moesim.costs.measured.profile import profiles_folder
+from moesim.costs.profile import Profile, load_profile
+from moesim.simulation import simulate
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Means over all requests, as the benchmarks report them."""
+
+    ttft_s: float
+    tpot_s: float
+    notes: tuple[str, ...] = ()
+
+
+def predict(run: SiliconRun, fold: str) -> Prediction:
+    """Predict a run with a fold's constants: `model:<preset>` knows no run of that model,
+    `gpu:<name>` none of that GPU, `all` every run. Raises InputError."""
+    return predict_with(run, overhead_of(run, fold))
+
+
+def predict_with(run: SiliconRun, overhead: Overhead) -> Prediction:
+    """Predict a run with given engine overheads (fields of OverheadProfile)."""
+    scenario = scenario_of(
+        run, "measured", engine_version=engine_version(run), routing={"mode": "averaged"}
+    )
+    summary = simulate(
+        scenario, profile=_profile(run.engine, tuple(sorted(overhead.items())))
+    ).summary
+    return Prediction(summary["ttft_s"]["mean"], summary["tpot_s"]["mean"])
+
+
+def overhead_of(run: SiliconRun, fold: str) -> Overhead:
+    """The fitted overheads of a run's engine in a fold; without such a fold, those of `all`."""
+    fitted = read_overheads()
+    return fitted.get(fold, fitted["all"])[run.engine]
+
+
+def engine_version(run: SiliconRun) -> str | None:
+    """The run's engine version where it is a number (not a nightly image)."""
+    return run.version if run.version[:1].isdigit() else None
+
+
+def prediction_identity(run: SiliconRun, fold: str) -> tuple[object, ...]:
+    """Everything a prediction depends on besides moesim's and calibration's code."""
+    return (
+        run,
+        server_of(run),
+        sorted(overhead_of(run, fold).items()),
+        _kernel_files(),
+        moesim.__version__,
+    )
+
+
+@cache
+def _profile(engine: str, overhead: tuple[tuple[str, float], ...]) -> Profile:
+    base = load_profile("measured", engine)
+    fields = {
+        **base.overhead.model_dump(),
+        "step_s": 0.0,
+        "request_s": 0.0,
+        **overhead_fields(dict(overhead)),
+    }
+    return base.model_copy(update={"overhead": type(base.overhead)(**fields)})
+
+
+@cache
+def _kernel_files() -> tuple[tuple[str, int], ...]:
+    files = sorted(profiles_folder().glob("*.safetensors"))
+    return tuple((file.name, file.stat().st_size) for file in files)
