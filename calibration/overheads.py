@@ -1,9 +1,10 @@
 """Engine overheads fitted on measured end-to-end runs: few, bounded, each with a meaning.
 
 Five numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile), and
-one more per GPU: the time in which its host launches an operation (`launch_s`). They are fitted on the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on
-robust log residuals; derivatives come from simulations with one number changed at a time. A *fold*
-leaves every run of one model, or of one GPU, out of the fit.
+one more per GPU: the time in which its host launches an operation (`launch_s`). They are fitted on
+the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on robust log
+residuals; derivatives come from simulations with one number changed at a time. A *fold* leaves
+every run of one model, or of one GPU, out of the fit.
 """
 
 from __future__ import annotations

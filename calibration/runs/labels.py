@@ -191,9 +191,9 @@ RULES = (
         _qwen3_5_mtp_b300,
         "residual",
         True,
-        "tp 4, ep 1 up to concurrency 256 is the speculative recipe's sweep on B200; here it stands "
-        "beside tp 4, ep 4 of the same day and image, and decodes 1.6 times as fast at concurrency "
-        "4 as the next version without speculation (cross-row)",
+        "tp 4, ep 1 up to concurrency 256 is the speculative recipe's sweep on B200; here it "
+        "stands beside tp 4, ep 4 of the same day and image, and decodes 1.6 times as fast at "
+        "concurrency 4 as the next version without speculation (cross-row)",
     ),
     Rule(
         "mtp_r1_sglang_b200",

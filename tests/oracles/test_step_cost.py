@@ -102,3 +102,10 @@ def test_ranks_wait_for_the_slowest_of_each_kind_of_layer() -> None:
     mean_s = ((2 * keys + 3 * 4) + (2 * 15 + 3 * 14)) / 2 * 1e-3
     assert step["attention_s"] == pytest.approx(mean_s)
     assert step["attention_imbalance_s"] == pytest.approx(slowest_s - mean_s)
+
+
+def test_a_step_with_prompts_takes_no_less_than_launching_it() -> None:
+    costs = linear_costs(per_token_s=1e-3, per_step_s=2e-3, prompt_floor_s=20e-3)
+    run = Harness({"token_budget": 64}, costs).run(make_demand([10, 50], [2, 1], [0.0, 1.0]))
+    assert run.requests["first_token_s"] == pytest.approx([0.020, 1.052])  # 12 ms are too few
+    assert run.requests["finish_s"][0] == pytest.approx(0.023)  # decode replays a graph

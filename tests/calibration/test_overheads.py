@@ -1,0 +1,148 @@
+"""The overhead fit: exact recovery, folds that know nothing of what they leave out, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.overheads import (
+    PARAMETERS,
+    Overhead,
+    fit,
+    folds,
+    launch_name,
+    left_out,
+    overhead_fields,
+    read_overheads,
+    write_overheads,
+)
+from calibration.runs.rows import Parallelism, SiliconRun
+from moesim.costs.profile import OverheadProfile
+from moesim.errors import InputError
+
+RUN = SiliconRun(
+    row=0,
+    id="run",
+    source="inferencex-2026-04-06",
+    aggregated=True,
+    engine="vllm",
+    version="0.19.0",
+    image="",
+    model="openai/gpt-oss-120b",
+    gpu="h200_sxm",
+    precision="fp4",
+    gemm_format="nvfp4",
+    moe_format="nvfp4",
+    parallel=Parallelism(1, 1, 1, 1),
+    isl=1024,
+    osl=1024,
+    concurrency=4,
+    measured=date(2026, 1, 1),
+    workflow_run="",
+    ttft_s=1.0,
+    tpot_s=1.0,
+)
+TRUTH = {
+    "prefill_ratio": 1.3,
+    "layer_s": 2e-5,
+    "prefill_step_s": 0.03,
+    "arrival_s": 0.02,
+    "arrival_token_s": 3e-6,
+    "launch_s:h200-sxm": 8e-5,
+    "launch_s:b200": 4e-5,
+    "launch_s": 6e-5,
+}
+
+
+def _times(run: SiliconRun, overhead: Overhead) -> tuple[float, float]:
+    """A benchmark whose logarithms are linear in the constants, differently for every run."""
+    rng = np.random.default_rng(run.row)
+    steps = [*(overhead[p.name] / p.step for p in PARAMETERS)]
+    steps.append(overhead.get(launch_name(run), overhead["launch_s"]) / 20e-6)
+    weights = rng.uniform(0.005, 0.05, (2, len(steps)))
+    ttft, tpot = np.exp(weights @ np.array(steps))
+    return float(ttft), float(tpot)
+
+
+def _simulate(asked: Sequence[tuple[SiliconRun, Overhead]]) -> NDArray[np.float64]:
+    return np.array([_times(*each) for each in asked])
+
+
+def _measured(runs: Sequence[SiliconRun]) -> list[SiliconRun]:
+    found = []
+    for run in runs:
+        ttft_s, tpot_s = _times(run, TRUTH)
+        found.append(replace(run, ttft_s=ttft_s, tpot_s=tpot_s))
+    return found
+
+
+def _runs() -> list[SiliconRun]:
+    kinds = [
+        ("openai/gpt-oss-120b", "h200_sxm"),
+        ("moonshotai/Kimi-K2.5", "h200_sxm"),
+        ("moonshotai/Kimi-K2.5", "b200_sxm"),
+    ]
+    return [
+        replace(RUN, row=at, id=str(at), model=kinds[at % 3][0], gpu=kinds[at % 3][1])
+        for at in range(60)
+    ]
+
+
+def test_constants_are_recovered_exactly() -> None:
+    found = fit(_measured(_runs()), _simulate, {})
+    constants = found["all"]["vllm"]
+    assert constants == pytest.approx(TRUTH, rel=2e-3)
+
+
+def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
+    runs = _measured(_runs())
+    wrong = [
+        replace(run, ttft_s=run.ttft_s * 5.0) if "gpt-oss" in run.model else run for run in runs
+    ]
+    found = fit(wrong, _simulate, {})
+    assert found["model:gpt-oss-120b"]["vllm"] == pytest.approx(TRUTH, rel=5e-3)
+    assert found["all"]["vllm"] != pytest.approx(TRUTH, rel=5e-3)
+
+
+def test_a_gpu_without_runs_takes_the_others_launch_time() -> None:
+    found = fit(_measured(_runs()), _simulate, {})
+    constants = found["gpu:b200_sxm"]["vllm"]
+    assert "launch_s:b200" not in constants
+    assert constants["launch_s"] == constants["launch_s:h200-sxm"]
+
+
+def test_constants_stay_within_their_bounds() -> None:
+    runs = [replace(run, ttft_s=1e-6, tpot_s=1e-6) for run in _measured(_runs())]
+    constants = fit(runs, _simulate, {})["all"]["vllm"]
+    for parameter in PARAMETERS:
+        assert parameter.low <= constants[parameter.name] <= parameter.high
+
+
+def test_folds_and_what_they_leave_out() -> None:
+    assert folds(_runs()) == (
+        "all",
+        "model:gpt-oss-120b",
+        "model:kimi-k2.5",
+        "gpu:h200_sxm",
+        "gpu:b200_sxm",
+    )
+    assert left_out("model:gpt-oss-120b", RUN)
+    assert not left_out("model:kimi-k2.5", RUN)
+    assert left_out("gpu:h200_sxm", RUN)
+    assert not left_out("all", RUN)
+
+
+def test_constants_are_fields_of_the_profile(tmp_path: Path) -> None:
+    write_overheads({"all": {"vllm": TRUTH}}, tmp_path / "fitted.json")
+    fields = overhead_fields(read_overheads(tmp_path / "fitted.json")["all"]["vllm"])
+    profile = OverheadProfile(step_s=0.0, request_s=0.0, **fields)  # type: ignore[arg-type]
+    assert profile.launch_s_of == {"h200-sxm": 8e-5, "b200": 4e-5}
+    assert profile.prefill_ratio == 1.3
+    with pytest.raises(InputError, match="fit_overheads"):
+        read_overheads(tmp_path / "absent.json")
