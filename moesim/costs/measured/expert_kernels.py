@@ -45,13 +45,12 @@ def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str)
     """Curves of the family that the engine runs for a dtype, of one table of one version."""
     named = dict(zip(SHAPE, shape[:4], strict=True))
     blackwell = kernels.gpu.flops("fp4") > kernels.gpu.flops("fp8")
-    exact = list(kernels.each(table, dtype=dtype, **named))
-    nearby = list(kernels.each(table, dtype=dtype))
-    foreign = list(kernels.each_stand_in(table, dtype=dtype, **named))
-    elsewhere = list(kernels.each_stand_in(table, dtype=dtype))
-    wanted = _first_family([*exact, *nearby, *elsewhere])
+    asks = kernels.each, kernels.each_stand_in
+    exact, foreign = (list(ask(table, dtype=dtype, **named)) for ask in asks)
+    nearby, elsewhere = (list(ask(table, dtype=dtype)) for ask in asks)
+    timed = (*exact, *nearby, *elsewhere)
+    wanted = _first_family(timed)
     if blackwell and not dtype.startswith("int"):
-        timed = (*exact, *nearby, *elsewhere)
         wanted = BLACKWELL if any(_of_family(each, BLACKWELL) for each in timed) else wanted
     newest = sorted(exact, key=lambda found: version_key(found.profile.version), reverse=True)
     for found in (*newest, *foreign):
