@@ -17,12 +17,14 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 def decode_steps(steps: NDArray[Any]) -> NDArray[Any]:
     """Rows of STEP without prompts that decoded anything."""
-    return steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+    chosen: NDArray[Any] = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+    return chosen
 
 
 def prefill_steps(steps: NDArray[Any]) -> NDArray[Any]:
     """Rows of STEP with prompts."""
-    return steps[steps["prefill_tokens"] > 0]
+    chosen: NDArray[Any] = steps[steps["prefill_tokens"] > 0]
+    return chosen
 
 
 def context_tokens(requests: NDArray[Any], quantile: float) -> int:

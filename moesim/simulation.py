@@ -70,7 +70,8 @@ def simulate(
 
     `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
     choices; `demand` replays requests of your own (its workload is then not drawn), `costs` times
-    steps by tables of your own. `leap=False` takes every step as an event of its own: slower, same numbers.
+    steps by tables of your own. `leap=False` takes every step as an event of its own: slower, same
+    numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
     Raises InputError, with one line, for anything that cannot run.
     """

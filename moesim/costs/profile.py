@@ -110,9 +110,8 @@ def load_profile(
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         text = read_text(name_or_path, max_bytes=4e6, field=field)
     else:
-        raise InputError(
-            field, f"must be auto, measured, {', '.join(names)} or a .yaml file", name_or_path
-        )
+        known = ", ".join(["auto", "measured", *names])
+        raise InputError(field, f"must be one of {known} or a .yaml file", name_or_path)
     return _parse_profile(text, field)
 
 

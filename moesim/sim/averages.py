@@ -153,6 +153,8 @@ def _spread(sizes: NDArray[np.int64], values_2S: NDArray[np.float64]) -> NDArray
     tokens = np.arange(sizes[-1] + 1)
     spread = np.zeros((2, tokens.size))
     for kind in (PROMPT, DECODE):
+        if not values_2S[kind].any():
+            continue
         logs = np.log(np.maximum(values_2S[kind, 1:], 1e-12))
         spread[kind, 1:] = np.exp(np.interp(np.log(tokens[1:]), np.log(sizes[1:]), logs))
         spread[kind, 0] = values_2S[kind, 0]

@@ -75,8 +75,8 @@ def quantize_s(
     return Timing(np.where(m > 0, timed.seconds, 0.0), timed.origin, timed.light_s, timed.source)
 
 
-# TensorRT-LLM's tables of these formats time the quantisation of activations as a kernel of its own:
-# 14 us where SGLang and vLLM need 7 for the smallest shapes, on every GPU (bfloat16: 7 in all
+# TensorRT-LLM's tables of these formats time the quantisation of activations as a kernel of its
+# own: 14 us where SGLang and vLLM need 7 for the smallest shapes, on every GPU (bfloat16: 7 in all
 # three). The engine fuses it with the norm before, so another engine's table is nearer the truth.
 UNFUSED = {("trtllm", "fp8"), ("trtllm", "nvfp4")}
 

@@ -150,3 +150,11 @@ def points_of(most: int) -> Floats:
     """Numbers of tokens up to `most` at which tables are exact: each, then every STRIDE."""
     beyond = np.arange(EXACT_TOKENS, most, STRIDE)
     return np.unique([*range(min(most, EXACT_TOKENS) + 1), *beyond, most]).astype(np.float64)
+
+
+def bracket(n: int, most: int) -> tuple[float, float, float]:
+    """(point at or below n, point at or above, share of the second) of tables up to `most`."""
+    points = points_of(most)
+    above = int(np.searchsorted(points, n))
+    low, high = float(points[max(0, above - 1)]), float(points[above])
+    return (high, high, 0.0) if high == n else (low, high, (n - low) / (high - low))
