@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.measured.kernels import load_kernels
+from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
 from moesim.costs.measured.steps import measured_step_costs
 from moesim.costs.memory import MemoryPlan, plan_memory
@@ -52,6 +52,17 @@ class Deployment:
     token_budget: int
     max_requests: int
     notes: tuple[str, ...]
+    kernels: MeasuredKernels | None = None  # of the profiles that time steps by them
+
+    @property
+    def operators(self) -> MeasuredOperators | None:
+        """Its operators timed from measured kernels; None where rates do."""
+        if self.kernels is None:
+            return None
+        cluster, tp = self.cluster, self.sharding.attention_tp
+        within = tp <= max(cluster.gpus_per_node, cluster.scale_up_domain)
+        link = None if within else cluster.scale_out
+        return MeasuredOperators(self.model, self.sharding, self.precision, self.kernels, link)
 
 
 def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
@@ -67,7 +78,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         scenario.cluster.fabric,
         scenario.cluster.oversubscription,
     )
-    profile = profile or load_profile(scenario.deployment.profile, scenario.deployment.engine)
+    profile, kernels, notes = _timing(scenario, cluster, profile)
     spec = scenario.deployment.parallelism
     sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0
@@ -97,15 +108,48 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
     requests = min(requests, max(1, int(memory.kv_capacity_tokens)))
     # A static batch computes its prompts whole: its budget is what they can add up to.
     budget = budget or most_step_tokens(scenario, budget, requests, model.max_context)
-    notes = [profile.label]
     used = sharding.gpus * scenario.deployment.replicas
     if used < cluster.num_gpus:
         notes.append(f"{used} of the cluster's {cluster.num_gpus} GPUs are used and paid for")
     if model.status != "published":
         notes.append(f"{model.name}: {model.status} model, {model.note}")
     return Deployment(
-        model, precision, cluster, sharding, profile, memory, slots, budget, requests, tuple(notes)
+        model,
+        precision,
+        cluster,
+        sharding,
+        profile,
+        memory,
+        slots,
+        budget,
+        requests,
+        tuple(notes),
+        kernels,
     )
+
+
+def _timing(
+    scenario: Scenario, cluster: Cluster, given: Profile | None
+) -> tuple[Profile, MeasuredKernels | None, list[str]]:
+    """(profile, the kernels it rests on if it does, what every result says of them).
+
+    A `given` profile takes the place of the scenario's. Raises InputError where kernels are asked for that nobody measured.
+    """
+    of, gpu = scenario.deployment, cluster.gpu.name
+    choice = of.profile
+    if choice == "auto":
+        choice = "measured" if is_measured(gpu, of.engine) else "assumed"
+    profile = given or load_profile(choice, of.engine)
+    if profile.kernels == "rates":
+        return profile, None, [profile.label]
+    kernels = load_kernels(gpu, of.engine, of.engine_version)
+    answers = kernels.profiles[0].version
+    notes = [f"{profile.label} ({gpu}, {of.engine} {answers})"]
+    if of.engine_version not in (None, answers):
+        notes.append(
+            f"kernels: {of.engine} {of.engine_version} was not measured on {gpu}, {answers} answers"
+        )
+    return profile, kernels, notes
 
 
 def place(
@@ -239,26 +283,10 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         scenario.exchanges(),
         most,
     )
-    if deployment.profile.kernels == "rates":
+    operators = deployment.operators
+    if operators is None:
         return base
-    operators = measured_operators(scenario, deployment)
     return measured_step_costs(base, operators, deployment.profile, most)
-
-
-def measured_operators(scenario: Scenario, deployment: Deployment) -> MeasuredOperators:
-    """The deployment's operators, timed from kernels measured on its GPU. Raises InputError."""
-    cluster, sharding = deployment.cluster, deployment.sharding
-    kernels = load_kernels(
-        cluster.gpu.name, scenario.deployment.engine, scenario.deployment.engine_version
-    )
-    within = sharding.attention_tp <= max(cluster.gpus_per_node, cluster.scale_up_domain)
-    return MeasuredOperators(
-        deployment.model,
-        sharding,
-        deployment.precision,
-        kernels,
-        None if within else cluster.scale_out,
-    )
 
 
 def run_rules(

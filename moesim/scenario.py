@@ -118,7 +118,8 @@ class DeploymentSpec(Spec):
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()
-    profile: str = "assumed"
+    # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
+    profile: str = "auto"
     # Version whose measured kernels are preferred; None: the newest.
     engine_version: str | None = Field(None, max_length=64)
 

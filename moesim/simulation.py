@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from moesim.costs.memory import MemoryPlan
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import (
+    Deployment,
     check_placement,
     deploy,
     place,
@@ -28,12 +30,15 @@ from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
+from moesim.provenance import run_notes
 from moesim.results import RawRun, Result
 from moesim.routing.source import open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.averages import average_experts
+from moesim.sim.cost_tables import Costs
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
+from moesim.sim.replay import Routes
 from moesim.sim.setup import (
     build_costs,
     build_record,
@@ -75,34 +80,12 @@ def simulate(
     scenario = as_scenario(scenario)
     deployment = deploy(scenario, profile)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]
-    if deployment.model.is_moe:
-        trace, ids_TLK, more = open_routing(
-            scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
-        )
-        notes += more
-        if placement is None:
-            placement = place(scenario, deployment, trace, ids_TLK)
-            notes += placement_notes(scenario)
-        check_placement(placement, deployment)
-        graphs = graph_tokens(costs.head_s.size - 1)
-        compiled_costs = build_costs(costs, placement.slots, graphs)
-        if scenario.routing.mode == "averaged":
-            average = average_experts(
-                place_rows(ids_TLK, placement),
-                compiled_costs,
-                (graphs.size - 1) * deployment.sharding.attention_dp,
-                stream(scenario.seed, "averaged routing"),
-            )
-            compiled_costs = compiled_costs._replace(average=average)
-            routes = no_routes()
-            notes.append("routing: averaged over batches of each size, no variance from it")
-        else:
-            routes = build_routes(trace, ids_TLK, placement, compiled_costs, demand.domains)
-    else:
-        compiled_costs = build_costs(costs, 1, graph_tokens(costs.head_s.size - 1))
-        routes = no_routes()
+    wired = wire(scenario, deployment, costs, demand.domains, placement)
+    notes += wired.notes
+    compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
     state = build_state(rules, demand)
@@ -155,6 +138,9 @@ def simulate(
             "rank's KV cache holds"
         )
     steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
+    operators = deployment.operators
+    if operators is not None and not own_costs:
+        notes += run_notes(operators, steps, state.requests, ranks)
     return Result(
         scenario=scenario,
         raw=RawRun(
@@ -174,6 +160,49 @@ def simulate(
         ),
         labels=tuple(notes),
     )
+
+
+@dataclass(frozen=True)
+class Wired:
+    """What steps are priced by: costs and routes in the form of compiled code."""
+
+    costs: Costs
+    routes: Routes
+    notes: tuple[str, ...]
+
+
+def wire(
+    scenario: Scenario,
+    deployment: Deployment,
+    costs: StepCosts,
+    domains: tuple[str, ...],
+    placement: Placement | None = None,
+) -> Wired:
+    """Open the routing trace and place its experts (as the scenario says, unless given)."""
+    graphs = graph_tokens(costs.head_s.size - 1)
+    if not deployment.model.is_moe:
+        return Wired(build_costs(costs, 1, graphs), no_routes(), ())
+    trace, ids_TLK, notes = open_routing(
+        scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
+    )
+    if placement is None:
+        placement = place(scenario, deployment, trace, ids_TLK)
+        notes = (*notes, *placement_notes(scenario))
+    check_placement(placement, deployment)
+    compiled_costs = build_costs(costs, placement.slots, graphs)
+    if scenario.routing.mode == "replay":
+        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains)
+        return Wired(compiled_costs, routes, tuple(notes))
+    ranks = deployment.sharding.attention_dp
+    average = average_experts(
+        place_rows(ids_TLK, placement),
+        compiled_costs,
+        ranks,
+        (graphs.size - 1) * ranks,
+        stream(scenario.seed, "averaged routing"),
+    )
+    said = "routing: averaged over batches of each size, no variance from it"
+    return Wired(compiled_costs._replace(average=average), no_routes(), (*notes, said))
 
 
 def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scenario:

@@ -12,6 +12,9 @@ from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOp
 from moesim.cli.output import check_file, check_folder, print_json, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from moesim.explain import ExplainedStep
     from moesim.results import Result
 
 
@@ -32,6 +35,12 @@ def run(
             show_default=False,
         ),
     ] = None,
+    explained: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Split a typical step by operator, with where each time comes from."
+        ),
+    ] = False,
     report: ReportOption = None,
     charts: Annotated[
         Path | None,
@@ -56,14 +65,31 @@ def run(
     with progress(chosen.name) as tell:
         result = simulate(chosen, progress=tell)
     written = _write(result, out, report, charts, chart_format)
+    steps = _explain(result) if explained else ()
     if as_json:
-        print_json(result.summary)
+        print_json(_summary(result, steps, explained))
         return
-    from moesim.cli.tables import print_run
+    from moesim.cli.tables import print_explanation, print_run
 
     print_run(result)
+    print_explanation(steps)
     for path in written:
         print(f"Wrote {path}")
+
+
+def _explain(result: Result) -> tuple[ExplainedStep, ...]:
+    from moesim.explain import explain
+
+    return explain(result)
+
+
+def _summary(
+    result: Result, steps: Sequence[ExplainedStep], explained: bool
+) -> Mapping[str, object]:
+    """What --json prints: the summary, and under `explain` the typical steps."""
+    if not explained:
+        return result.summary
+    return {**result.summary, "explain": [step.plain() for step in steps]}
 
 
 def _write(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moesim.comparison import Comparison, Difference
+    from moesim.explain import ExplainedStep
     from moesim.results import Result
     from moesim.what_if import Candidate
 
@@ -35,6 +36,31 @@ def print_run(result: Result) -> None:
     for name, text in _lines(result.summary):
         out.print(f"{name:<12} {text}", soft_wrap=True)
     print_notes(out, result.notes)
+
+
+def print_explanation(steps: Sequence[ExplainedStep]) -> None:
+    """Typical steps by operator: time, share, provenance, share of the speed of light."""
+    from moesim.report.words import percent, significant
+
+    out = console()
+    header = ["", "layers", "us each", "ms", "share", "origin", "of light", "source"]
+    for step in steps:
+        out.print(one_line(f"A typical {step.kind} step: {step.batch}."), style="bold")
+        rows = [
+            [
+                row.name,
+                str(row.layers),
+                significant(row.layer_s * 1e6, 3),
+                significant(row.total_s * 1e3, 3),
+                percent(row.total_s / step.total_s),
+                row.origin,
+                NOTHING if row.light_fraction is None else percent(row.light_fraction),
+                row.source,
+            ]
+            for row in step.rows
+        ]
+        whole = ["step", "", "", significant(step.total_s * 1e3, 3), percent(1.0), "", "", ""]
+        print_table(out, header, [*rows, whole])
 
 
 def _latency_rows(summary: Mapping[str, Any]) -> Iterable[list[str]]:

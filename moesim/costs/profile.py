@@ -100,7 +100,7 @@ class Profile(Spec):
 def load_profile(
     name_or_path: str, engine: str = "vllm", field: str = "deployment.profile"
 ) -> Profile:
-    """A shipped profile by name, or one from a YAML file; `measured` is that of the engine.
+    """A shipped profile by name, or one from a YAML file; `measured` is the engine's own.
 
     Raises InputError.
     """
@@ -114,7 +114,8 @@ def load_profile(
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         text = read_text(name_or_path, max_bytes=4e6, field=field)
     else:
-        raise InputError(field, f"must be one of {', '.join(names)} or a .yaml file", name_or_path)
+        known = ", ".join(["auto", "measured", *names])
+        raise InputError(field, f"must be one of {known} or a .yaml file", name_or_path)
     return _parse_profile(text, field)
 
 

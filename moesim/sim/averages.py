@@ -1,9 +1,9 @@
-"""Mean expert times of batches by size, sampled from a trace before a run.
+"""Mean expert and exchange times of batches by size, sampled from a trace before a run.
 
 A step that replays its own tokens counts every expert. Where only means matter (sweeps, fits), the
-same formula is averaged here once, over batches drawn from the trace: contiguous tokens for steps
-with prompts, tokens from everywhere for decode. Legend: T trace rows, L MoE layers, K top-k, P
-slots, n tokens of the expert-parallel group.
+same formulas are averaged here once, over batches drawn from the trace: for each attention rank
+contiguous tokens in steps with prompts, tokens from everywhere in decode. Legend: T trace rows,
+L MoE layers, K top-k, D attention ranks, S sampled sizes, n tokens of the expert-parallel group.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.compiled import hot
-from moesim.sim.cost_tables import DECODE, PROMPT, Averages, Costs
+from moesim.sim.cost_tables import (
+    ALL_REDUCE,
+    DECODE,
+    LOW_LATENCY,
+    NO_EXCHANGE,
+    NORMAL,
+    PROMPT,
+    Averages,
+    Costs,
+)
+from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic, exchange_layer
 from moesim.sim.experts import expert_layer
-from moesim.sim.setup import build_work
+from moesim.sim.replay import count_rows, touch_rows
+from moesim.sim.setup import build_work, no_routes
 from moesim.sim.state import COUNTERS, STEP, Record
 
 SIZES_PER_OCTAVE = 2
@@ -26,67 +37,128 @@ MOST_BATCHES = 32
 
 
 def average_experts(
-    slots_TLK: NDArray[Any], costs: Costs, most_tokens: int, rng: np.random.Generator
+    slots_TLK: NDArray[Any], costs: Costs, ranks: int, most_tokens: int, rng: np.random.Generator
 ) -> Averages:
-    """Averages for every number of tokens of the group up to `most_tokens`.
+    """Averages for every number of tokens up to `most_tokens` of the group of `ranks`.
 
     `slots_TLK` holds the physical slots of a trace's tokens. Sampled sizes lie on a logarithmic
     scale; between them the logarithm is linear.
     """
     rows, layers, _ = slots_TLK.shape
     chosen = np.unique(np.linspace(0, layers - 1, min(LAYERS, layers)).astype(np.int64))
-    last = int(np.ceil(SIZES_PER_OCTAVE * np.log2(max(2, most_tokens))))
-    sizes = np.unique(np.rint(np.exp2(np.arange(last + 1) / SIZES_PER_OCTAVE)).astype(np.int64))
-    sizes = np.minimum(sizes, most_tokens)
-    work = build_work(1, 1, costs)
-    record = _no_record(costs)
-    found = np.zeros((2, 4, sizes.size))
-    for at, size in enumerate(sizes):
-        batches = int(np.clip(DRAWN_TOKENS // size, 1, MOST_BATCHES))
+    some = costs._replace(stage_of_layer=np.zeros(chosen.size, np.int32))
+    few_TLK = np.ascontiguousarray(slots_TLK[:, chosen].astype(np.uint16, copy=False))
+    routes, work = no_routes()._replace(slots_TLK=few_TLK), build_work(1, 1, some)
+    record = _no_record(some)
+    sizes = _sizes(most_tokens)
+    found = np.zeros((2, len(Averages._fields), sizes.size))
+    for at, size in enumerate(sizes.tolist()):
+        batches = int(np.clip(DRAWN_TOKENS // max(1, size), 1, MOST_BATCHES))
         for kind in (PROMPT, DECODE):
+            how = kind, _exchange(costs, kind, ranks), _group_tokens(costs, kind, size, ranks)
             for _ in range(batches):
-                if kind == PROMPT:
-                    drawn = (rng.integers(rows) + np.arange(size)) % rows
-                else:
-                    drawn = rng.integers(rows, size=size)
-                step = np.zeros(1, STEP)
-                _count_and_time(costs, work, record, step[0], slots_TLK, drawn, chosen, kind)
-                found[kind, :, at] += _totals(step, chosen.size, layers)
-            found[kind, :, at] /= batches
-    return Averages(*(_spread(sizes, found[:, part], most_tokens) for part in range(4)))
+                drawn, step = _draw(rng, kind, rows, size, ranks), np.zeros(1, STEP)
+                _sample(some, work, routes, record, step[0], drawn, ranks, *how)
+                found[kind, :, at] += _totals(step, layers / chosen.size) / batches
+    return Averages(*(_spread(sizes, found[:, part]) for part in range(found.shape[1])))
+
+
+def _sizes(most: int) -> NDArray[np.int64]:
+    """0, and numbers of tokens from 1 to `most` on a logarithmic scale."""
+    last = int(np.ceil(SIZES_PER_OCTAVE * np.log2(max(2, most))))
+    sizes = np.rint(np.exp2(np.arange(last + 1) / SIZES_PER_OCTAVE)).astype(np.int64)
+    return np.unique([0, *np.minimum(sizes, most)])
+
+
+def _draw(
+    rng: np.random.Generator, kind: int, rows: int, size: int, ranks: int
+) -> NDArray[np.int64]:
+    """Trace rows of a batch, rank after rank."""
+    if kind == DECODE:
+        return rng.integers(rows, size=size)
+    edges = np.arange(ranks + 1) * size // ranks
+    pieces = [rng.integers(rows) + np.arange(n) for n in np.diff(edges)]
+    return np.concatenate(pieces) % rows
+
+
+def _exchange(costs: Costs, kind: int, ranks: int) -> int:
+    scalars = costs.scalars[0]
+    exchange = int(scalars["prefill_exchange" if kind == PROMPT else "decode_exchange"])
+    return NO_EXCHANGE if ranks == 1 and exchange > ALL_REDUCE else exchange
+
+
+def _group_tokens(costs: Costs, kind: int, size: int, ranks: int) -> int:
+    """Tokens of the group after padding to CUDA graphs, which decode has where ranks are even."""
+    return size if kind == PROMPT else ranks * int(costs.graph_tokens[max(1, -(-size // ranks))])
 
 
 @hot
-def _count_and_time(
-    c: Any, w: Any, record: Any, step: Any, slots_TLK: Any, rows_n: Any, layers_M: Any, kind: int
+def _sample(
+    c: Any,
+    w: Any,
+    routes: Any,
+    record: Any,
+    step: Any,
+    rows_n: Any,
+    ranks: int,
+    kind: int,
+    exchange: int,
+    group_tokens: int,
 ) -> None:
-    """Count the slots of trace rows in some layers, and add those layers' times to `step`."""
-    for layer in layers_M:
-        counts = w.counts_LP[layer]
-        counts[:] = 0
-        for row in rows_n:
-            for k in range(slots_TLK.shape[2]):
-                counts[slots_TLK[row, layer, k]] += 1
-        expert_layer(c, w, record, step, layer, kind, rows_n.size)
+    """Add to `step` what all layers of `w` take for the tokens of these trace rows."""
+    w.counts_LP[:] = 0
+    clear_traffic(w)
+    for d in range(ranks):
+        w.source_LP[:] = 0
+        w.source_LX[:] = 0
+        for i in range(d * rows_n.size // ranks, (d + 1) * rows_n.size // ranks):
+            count_rows(routes, rows_n[i], 1, w.source_LP)
+            if exchange == NORMAL:
+                touch_rows(
+                    routes, rows_n[i], 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
+                )
+        if exchange == NORMAL:
+            add_normal(c, w, d)
+        elif exchange == LOW_LATENCY:
+            add_low_latency(c, w, d)
+        for layer in range(w.counts_LP.shape[0]):
+            counts, source = w.counts_LP[layer], w.source_LP[layer]
+            for p in range(counts.size):
+                counts[p] += source[p]
+    for layer in range(w.counts_LP.shape[0]):
+        expert_layer(c, w, record, step, layer, kind, group_tokens)
+        if exchange in (NORMAL, LOW_LATENCY):
+            exchange_layer(c, w, step, layer, exchange, group_tokens)
 
 
-def _totals(step: NDArray[Any], sampled: int, layers: int) -> NDArray[np.float64]:
-    """Fields of Averages from the sums over the sampled layers."""
-    mean_s = float(step["experts_s"][0]) * layers / sampled
-    excess_s = float(step["expert_imbalance_s"][0]) * layers / sampled
-    imbalance, active = (float(step[name][0]) / sampled for name in ("imbalance", "active_experts"))
-    return np.array([mean_s + excess_s, mean_s, imbalance, active])
+def _totals(step: NDArray[Any], layers_each: float) -> NDArray[np.float64]:
+    """Fields of Averages from sums over sampled layers, each of which stands for `layers_each`."""
+    of = {name: float(step[name][0]) * layers_each for name in STEP.names or ()}
+    return np.array(
+        [
+            of["experts_s"] + of["expert_imbalance_s"],
+            of["experts_s"],
+            of["imbalance"],
+            of["active_experts"],
+            of["dispatch_s"],
+            of["combine_s"],
+            of["scale_up_bytes"],
+            of["scale_out_bytes"],
+        ]
+    )
 
 
-def _spread(
-    sizes: NDArray[np.int64], values_2S: NDArray[np.float64], most: int
-) -> NDArray[np.float64]:
-    """Values at every number of tokens, [2, most + 1]; no tokens take nothing."""
-    tokens = np.arange(most + 1)
-    spread = np.zeros((2, most + 1))
+def _spread(sizes: NDArray[np.int64], values_2S: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values at every number of tokens, [2, most + 1]."""
+    tokens = np.arange(sizes[-1] + 1)
+    spread = np.zeros((2, tokens.size))
     for kind in (PROMPT, DECODE):
-        logs = np.log(np.maximum(values_2S[kind], 1e-12))
-        spread[kind, 1:] = np.exp(np.interp(np.log(tokens[1:]), np.log(sizes), logs))
+        if not values_2S[kind].any():
+            continue
+        logs = np.log(np.maximum(values_2S[kind, 1:], 1e-12))
+        spread[kind, 1:] = np.exp(np.interp(np.log(tokens[1:]), np.log(sizes[1:]), logs))
+        spread[kind, 0] = values_2S[kind, 0]
+        spread[kind, sizes] = values_2S[kind]
     return spread
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.attention import attend
 from moesim.sim.cost_tables import (
+    ALL_GATHER,
     ALL_REDUCE,
     ALL_REDUCED,
     ATTENTION_LINEAR,
@@ -26,7 +27,7 @@ from moesim.sim.cost_tables import (
     PROMPT,
 )
 from moesim.sim.exchange import exchange_layer
-from moesim.sim.experts import average_experts, expert_layer, route_tokens
+from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.state import COUNTED_STEPS
 
 
@@ -113,15 +114,18 @@ def _experts(
     if ranks == 1 and exchange > ALL_REDUCE:
         exchange = NO_EXCHANGE
     group_tokens = 0
+    tokens = 0
     for d in range(ranks):
         group_tokens += max(padded, w.tokens[d])
+        tokens += w.tokens[d]
     kind = PROMPT if prefill else DECODE
     if c.average.slowest_s.shape[1] > 0:
-        average_experts(c, w, step, kind, group_tokens)
-        for layer in range(layers):
-            w.stage_s[c.stage_of_layer[layer]] += exchange_layer(
-                c, w, step, layer, exchange, group_tokens
-            )
+        average_layers(c, w, step, kind, tokens)
+        if exchange == ALL_GATHER:
+            for layer in range(layers):
+                w.stage_s[c.stage_of_layer[layer]] += exchange_layer(
+                    c, w, step, layer, exchange, group_tokens
+                )
         return
     route_tokens(s, routes, c, w, record, k, b, exchange)
     for layer in range(layers):

@@ -70,13 +70,18 @@ COSTS = row_dtype(
 
 
 class Averages(NamedTuple):
-    """Experts of all layers by tokens of the group [2, T + 1] (PROMPT, DECODE), where each step
-    takes the mean of batches of its size instead of replaying its own tokens."""
+    """Experts and exchanges by tokens of the group [2, T + 1] (PROMPT, DECODE), summed over all
+    layers, where each step takes the mean of batches of its size instead of replaying its tokens.
+    """
 
-    slowest_s: NDArray[np.float64]  # busiest rank of each layer, summed
-    mean_s: NDArray[np.float64]  # mean rank of each layer, summed
-    imbalance: NDArray[np.float64]  # max / mean tokens of a rank, mean over layers
-    active_experts: NDArray[np.float64]  # per layer
+    slowest_s: NDArray[np.float64]  # busiest rank of each layer
+    mean_s: NDArray[np.float64]  # mean rank of each layer
+    imbalance: NDArray[np.float64]  # max / mean tokens of a rank
+    active_experts: NDArray[np.float64]
+    dispatch_s: NDArray[np.float64]  # of exchanges that depend on routing, else 0; likewise:
+    combine_s: NDArray[np.float64]
+    scale_up_bytes: NDArray[np.float64]
+    scale_out_bytes: NDArray[np.float64]
 
 
 class Costs(NamedTuple):

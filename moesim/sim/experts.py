@@ -146,16 +146,22 @@ def expert_layer(
 
 
 @inner
-def average_experts(c: Any, w: Any, step: Any, kind: int, group_tokens: int) -> None:
-    """Add all layers' expert compute for as many tokens, averaged beforehand, to `step`."""
+def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int) -> None:
+    """Add all layers' experts, and exchanges that depend on routing, for so many tokens of the
+    group, averaged beforehand, to `step`."""
     of = c.average
     layers = c.stage_of_layer.size
-    slowest_s = of.slowest_s[kind, group_tokens]
-    mean_s = of.mean_s[kind, group_tokens]
+    slowest_s = of.slowest_s[kind, tokens]
+    mean_s = of.mean_s[kind, tokens]
+    exchange_s = of.dispatch_s[kind, tokens] + of.combine_s[kind, tokens]
     for layer in range(layers):
-        w.stage_s[c.stage_of_layer[layer]] += slowest_s / layers
+        w.stage_s[c.stage_of_layer[layer]] += (slowest_s + exchange_s) / layers
     step.experts_s += mean_s
     step.expert_imbalance_s += slowest_s - mean_s
-    step.imbalance = of.imbalance[kind, group_tokens]
+    step.dispatch_s += of.dispatch_s[kind, tokens]
+    step.combine_s += of.combine_s[kind, tokens]
+    step.scale_up_bytes += of.scale_up_bytes[kind, tokens]
+    step.scale_out_bytes += of.scale_out_bytes[kind, tokens]
+    step.imbalance = of.imbalance[kind, tokens] / layers
     step.imbalance_max = step.imbalance
-    step.active_experts = of.active_experts[kind, group_tokens]
+    step.active_experts = of.active_experts[kind, tokens] / layers

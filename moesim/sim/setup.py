@@ -34,7 +34,7 @@ STEP_ROWS = 8_192
 MOST_PREFIX_BYTES = 2e9
 MOST_BATCH_BYTES = 2e9
 MOST_RUNNING_SUM_BYTES = 1e9
-NO_AVERAGES = Averages(*[np.zeros((2, 0))] * 4)
+NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
 def build_state(rules: dict[str, int | float], demand: Demand) -> State:

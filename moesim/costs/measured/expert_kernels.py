@@ -19,8 +19,7 @@ from moesim.costs.measured.kernels import Found, MeasuredKernels, version_key
 SHAPE = ("hidden", "inter", "topk", "experts")
 
 # Words in the tables' kernel names, the first that fits: TRT-LLM-gen kernels (which all engines
-# call on Blackwell), Marlin, Triton, CUTLASS, DeepGEMM. A kernel of no family (vLLM 0.19's
-# `vllm_mxfp4_moe`, seven times slower than the newer tables of its own engine) is not used.
+# call on Blackwell), Marlin, Triton, CUTLASS, DeepGEMM. A kernel of no family is not used.
 FAMILIES = (
     ("trtllm-gen", ("flashinfer_trtllm", "min_latency")),
     ("marlin", ("marlin",)),
@@ -34,9 +33,16 @@ FAMILIES = (
 BLACKWELL = "trtllm-gen"
 
 
+# Not used: vLLM 0.19's mxfp4 kernel, seven times slower than the newer tables of its own engine;
+# and vLLM 0.24's FlashInfer-CUTLASS kernel for fp8 with one scale per tensor, which on Hopper takes
+# 3.9 ms where the same table's bf16 kernel, with twice the bytes, takes 1.1 (H200, hidden 4096,
+# width 1536, top-8 of 128, 16 tokens). vLLM itself prefers Triton there.
+UNUSED = {"vllm_mxfp4_moe", "vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts"}
+
+
 def family(kernel: str) -> str:
     """The family of a kernel of the tables; empty for a kernel that is not used."""
-    if kernel == "vllm_mxfp4_moe":
+    if kernel in UNUSED:
         return ""
     return next((name for name, words in FAMILIES if any(w in kernel for w in words)), "")
 
@@ -45,13 +51,12 @@ def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str)
     """Curves of the family that the engine runs for a dtype, of one table of one version."""
     named = dict(zip(SHAPE, shape[:4], strict=True))
     blackwell = kernels.gpu.flops("fp4") > kernels.gpu.flops("fp8")
-    exact = list(kernels.each(table, dtype=dtype, **named))
-    nearby = list(kernels.each(table, dtype=dtype))
-    foreign = list(kernels.each_stand_in(table, dtype=dtype, **named))
-    elsewhere = list(kernels.each_stand_in(table, dtype=dtype))
-    wanted = _first_family([*exact, *nearby, *elsewhere])
+    asks = kernels.each, kernels.each_stand_in
+    exact, foreign = (list(ask(table, dtype=dtype, **named)) for ask in asks)
+    nearby, elsewhere = (list(ask(table, dtype=dtype)) for ask in asks)
+    timed = (*exact, *nearby, *elsewhere)
+    wanted = _first_family(timed)
     if blackwell and not dtype.startswith("int"):
-        timed = (*exact, *nearby, *elsewhere)
         wanted = BLACKWELL if any(_of_family(each, BLACKWELL) for each in timed) else wanted
     newest = sorted(exact, key=lambda found: version_key(found.profile.version), reverse=True)
     for found in (*newest, *foreign):

@@ -87,6 +87,11 @@ class MeasuredKernels:
         return (replace(found, foreign=True) for found in _each(self.stand_ins, table, equal))
 
 
+def is_measured(gpu: str, engine: str, folder: Path | None = None) -> bool:
+    """Whether any profile holds kernels of that GPU and engine."""
+    return any(name[:2] == (gpu, engine) for name in profile_names(folder))
+
+
 def _each(
     profiles: tuple[KernelProfile, ...], table: str, equal: Mapping[str, str | int]
 ) -> Iterator[Found]:

@@ -7,6 +7,7 @@ from. What is summed over a step, and what the engine adds, is said in `steps`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,17 @@ from moesim.sharding import Sharding
 # Kinds of attention layers: reading every cached token, the last `window`, or a fixed state.
 FULL, WINDOW, LINEAR = range(3)
 KINDS = ("attention", "window attention", "linear attention")
+# A message so small that its size does not matter.
+NORM_BYTES = 256.0
 # Projections that a measured module of latent attention contains.
 PROJECTIONS = ("q_a", "q_b", "kv_a", "kv_b", "o", "index_q", "index_k", "index_weights")
+
+
+class AttentionFormats(NamedTuple):
+    """The tables' words for what the cache holds and what projections compute in."""
+
+    kv_dtype: str
+    gemm_dtype: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,9 @@ class MeasuredOperators:
             return linear_attention_context_s(self.kernels, *self._linear_heads(), new)
         heads, kv_heads = self._heads()
         if model.index:
-            whole = dsa_context_s(self.kernels, model.hidden, heads, new, prefix=prefix, **formats)
+            whole = dsa_context_s(
+                self.kernels, model.hidden, heads, new, prefix=prefix, **formats._asdict()
+            )
             return self._proper(whole, new)
         if model.attention.kind == "mla":
             return self._mla_chunks(heads, new, prefix)
@@ -88,7 +100,7 @@ class MeasuredOperators:
             new,
             prefix=prefix,
             window=self._window(kind),
-            kv_dtype=formats["kv_dtype"],
+            kv_dtype=formats.kv_dtype,
         )
 
     def generation(self, kind: int, batch: Floats, kv_tokens: Floats) -> Timing:
@@ -98,10 +110,12 @@ class MeasuredOperators:
             return linear_attention_generation_s(self.kernels, *self._linear_heads(), batch)
         heads, kv_heads = self._heads()
         if model.index:
-            whole = dsa_generation_s(self.kernels, model.hidden, heads, batch, kv_tokens, **formats)
+            whole = dsa_generation_s(
+                self.kernels, model.hidden, heads, batch, kv_tokens, **formats._asdict()
+            )
             return self._proper(whole, batch)
         if model.attention.kind == "mla":
-            timed = mla_generation_s(self.kernels, heads, batch, kv_tokens, **formats)
+            timed = mla_generation_s(self.kernels, heads, batch, kv_tokens, **formats._asdict())
             proper = self._proper(timed, batch)
             return total(proper, mla_bmm_s(self.kernels, heads, batch))
         return generation_attention_s(
@@ -112,7 +126,7 @@ class MeasuredOperators:
             batch,
             kv_tokens,
             window=self._window(kind),
-            kv_dtype=formats["kv_dtype"],
+            kv_dtype=formats.kv_dtype,
         )
 
     def reduce(self, message_bytes: Floats, eager: bool) -> Timing:
@@ -120,6 +134,31 @@ class MeasuredOperators:
         return all_reduce_s(
             self.kernels, self.sharding.attention_tp, message_bytes, eager, self.scale_out
         )
+
+    @property
+    def reduces(self) -> int:
+        """All-reduces of a step: one behind attention, one behind the MLP or the experts, but
+        none behind experts that tokens of data-parallel attention are exchanged with."""
+        model, sharding = self.model, self.sharding
+        if sharding.attention_tp == 1:
+            return 0
+        routed = len(model.moe_layers)
+        return 2 * model.layers - (routed if sharding.attention_dp > 1 else 0)
+
+    @property
+    def norm_reduces(self) -> int:
+        """Small all-reduces of a step: norms of queries and keys over the whole width need the
+        other ranks' sums, two a layer (MiniMax-M2: vLLM `MiniMaxText01RMSNormTP`)."""
+        of = self.model.attention
+        whole_width = of.qk_norm_weights > 2 * of.head_dim
+        return 2 * self.model.layers if whole_width and self.sharding.attention_tp > 1 else 0
+
+    def norm_reduce_s(self) -> float:
+        """Seconds of all of them."""
+        if not self.norm_reduces:
+            return 0.0
+        once_s = float(self.reduce(np.array([NORM_BYTES]), False).seconds[0])
+        return self.norm_reduces * once_s
 
     def experts(self, group_tokens: Floats) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""
@@ -174,14 +213,15 @@ class MeasuredOperators:
     def _window(self, kind: int) -> int:
         return max(self.model.window_of_layer) if kind == WINDOW else 0
 
-    def _attention_formats(self) -> dict[str, str]:
-        return {
-            "kv_dtype": "fp8" if self.precision.kv_cache == "fp8" else "bfloat16",
-            "gemm_dtype": self.table_format(self.precision.linear, "gemm"),
-        }
+    def _attention_formats(self) -> AttentionFormats:
+        return AttentionFormats(
+            "fp8" if self.precision.kv_cache == "fp8" else "bfloat16",
+            self.table_format(self.precision.linear, "gemm"),
+        )
 
     def _mla_chunks(self, heads: int, new: Floats, prefix: Floats) -> Timing:
         """Chunks behind prefixes, one query for each distinct prefix."""
+        formats = self._attention_formats()
         new, prefix = np.broadcast_arrays(new, prefix)
         seconds, light = np.zeros(new.shape), np.zeros(new.shape)
         origin = np.zeros(new.shape, dtype=np.uint8)
@@ -189,7 +229,7 @@ class MeasuredOperators:
         for value in np.unique(prefix):
             at = prefix == value
             chunk = mla_context_s(
-                self.kernels, heads, new[at], prefix=float(value), **self._attention_formats()
+                self.kernels, heads, new[at], prefix=float(value), **formats._asdict()
             )
             timed = self._proper(chunk, new[at])
             seconds[at], light[at], origin[at] = timed.seconds, timed.light_s, timed.origin

@@ -46,7 +46,7 @@ def measured_step_costs(
         "full_layers": operators.layers_of(FULL),
         "window_layers": operators.layers_of(WINDOW),
         "linear_layers": operators.layers_of(LINEAR),
-        "step_s": overhead.step_s + overhead.layer_s * model.layers + _norm_reduces_s(operators),
+        "step_s": overhead.step_s + overhead.layer_s * model.layers + operators.norm_reduce_s(),
         "prefill_step_s": overhead.prefill_step_s,
         "prompt_floor_s": launches(model)
         * overhead.launch_s_of.get(operators.kernels.gpu.name, overhead.launch_s),
@@ -69,7 +69,7 @@ def _linear_s(
     operators: MeasuredOperators, most_tokens: int, decode: bool
 ) -> tuple[Floats, Floats, Floats]:
     """Seconds by tokens of all layers' matrix multiplications: attention's, others', the head."""
-    points = _points(most_tokens)
+    points = points_of(most_tokens)
     of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head")}
     for operator in operators.linears(decode):
         part = operator.part if operator.part in of_part else "dense"
@@ -80,28 +80,13 @@ def _linear_s(
 
 
 def _reduced_s(operators: MeasuredOperators, most_tokens: int, eager: bool) -> Floats:
-    """All all-reduces of a step: one behind attention, one behind the MLP or the experts."""
-    sharding, model = operators.sharding, operators.model
-    if sharding.attention_tp == 1:
+    """All all-reduces of a step by tokens; [0] is 0."""
+    if not operators.reduces:
         return np.zeros(most_tokens + 1)
-    # Tokens of data-parallel attention are exchanged instead.
-    routed = len(model.moe_layers) if sharding.attention_dp == 1 else 0
-    reduces = model.layers + (model.layers - len(model.moe_layers)) + routed
-    points = np.maximum(_points(most_tokens), 1.0)
-    once_s = operators.reduce(points * model.hidden * 2.0, eager).seconds
-    reduced_s = np.interp(np.arange(most_tokens + 1), points, reduces * once_s)
-    reduced_s[0] = 0.0
-    return reduced_s
-
-
-def _norm_reduces_s(operators: MeasuredOperators) -> float:
-    """Query and key norms over the whole width need the other ranks' sums: two small all-reduces
-    a layer (MiniMax-M2: vLLM `MiniMaxText01RMSNormTP`)."""
-    of, sharding = operators.model.attention, operators.sharding
-    if sharding.attention_tp == 1 or of.qk_norm_weights <= 2 * of.head_dim:
-        return 0.0
-    once_s = float(operators.reduce(np.array([256.0]), False).seconds[0])
-    return 2.0 * operators.model.layers * once_s
+    points = points_of(most_tokens)
+    once_s = operators.reduce(np.maximum(points, 1.0) * operators.model.hidden * 2.0, eager).seconds
+    once_s[0] = 0.0
+    return operators.reduces * np.interp(np.arange(most_tokens + 1), points, once_s)
 
 
 def _grids(
@@ -129,7 +114,7 @@ def _with_experts(
 ) -> StepCosts:
     """Experts' formula as tables: an expert by its tiles, the rest as rates, and the ratio of the
     measured time of balanced tokens to the formula."""
-    points = _points(group.size - 1)
+    points = points_of(group.size - 1)
     anchor = operators.experts(np.maximum(points, 1.0))
     ratio = np.interp(group, points, anchor.ratio_T)
     tile_s, pair_s, token_s = expert_rates(anchor, operators.kernels.gpu, group.size - 1)
@@ -163,8 +148,15 @@ def expert_rates(anchor: ExpertAnchor, gpu: GPU, most_tokens: int) -> tuple[Floa
     return tile_s, pair_s, float(others[0]) / (rate * fit.others_fraction)
 
 
-def _points(most: int) -> Floats:
-    """Numbers of tokens at which tables are exact."""
-    low = np.arange(min(most, EXACT_TOKENS) + 1)
-    high = np.arange(EXACT_TOKENS + STRIDE, most + STRIDE, STRIDE) if most > EXACT_TOKENS else []
-    return np.unique(np.concatenate([low, np.minimum(high, most)])).astype(np.float64)
+def points_of(most: int) -> Floats:
+    """Numbers of tokens up to `most` at which tables are exact: each, then every STRIDE."""
+    beyond = np.arange(EXACT_TOKENS, most, STRIDE)
+    return np.unique([*range(min(most, EXACT_TOKENS) + 1), *beyond, most]).astype(np.float64)
+
+
+def bracket(n: int, most: int) -> tuple[float, float, float]:
+    """(point at or below n, point at or above, share of the second) of tables up to `most`."""
+    points = points_of(most)
+    above = int(np.searchsorted(points, n))
+    low, high = float(points[max(0, above - 1)]), float(points[above])
+    return (high, high, 0.0) if high == n else (low, high, (n - low) / (high - low))

@@ -1,0 +1,143 @@
+"""Where the time of each operator of a step comes from, at the sizes of that step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.costs.measured.expert_work import balanced_counts, light_s
+from moesim.costs.measured.operators import KINDS, MeasuredOperators
+from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, total
+
+GEMMS, ATTENTION, EXPERTS, ALL_REDUCE = (
+    "matrix multiplications",
+    "attention",
+    "experts",
+    "all-reduce",
+)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What the busiest attention rank computes in a step.
+
+    `tokens`: rows of matrix multiplications, padding included; `chunks`: (new tokens, tokens cached
+    before them) of each prompt; `decoding` requests of `kv_tokens` tokens each on average;
+    `group_tokens`: rows of all attention ranks together.
+    """
+
+    tokens: int
+    requests: int
+    chunks: tuple[tuple[int, int], ...]
+    decoding: int
+    kv_tokens: float
+    group_tokens: int
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator at one size; `timing` is of one layer, its arrays have one entry."""
+
+    name: str
+    group: str
+    layers: int
+    timing: Timing
+
+    @property
+    def origin(self) -> int:
+        return int(self.timing.origin.max())
+
+
+def operator_times(operators: MeasuredOperators, size: StepSize) -> Iterator[OperatorTime]:
+    """Every operator of a step of this size, in the order in which a layer runs them.
+
+    Experts are timed for balanced routing; engine overhead is no operator.
+    """
+    rows = np.array([float(size.tokens)])
+    for linear in operators.linears(decode=not size.chunks):
+        n = np.array([float(size.requests)]) if linear.part == "head" else rows
+        yield OperatorTime(linear.name, GEMMS, linear.layers, operators.linear(linear, n))
+    for kind, name in enumerate(KINDS):
+        if operators.layers_of(kind):
+            timing = _attention(operators, kind, size)
+            yield OperatorTime(name, ATTENTION, operators.layers_of(kind), timing)
+    if operators.reduces:
+        message = rows * operators.model.hidden * 2.0
+        timing = operators.reduce(message, eager=bool(size.chunks))
+        yield OperatorTime("all-reduce", ALL_REDUCE, operators.reduces, timing)
+    if operators.model.is_moe:
+        timing = _experts(operators, size.group_tokens)
+        yield OperatorTime("experts", EXPERTS, len(operators.model.moe_layers), timing)
+
+
+def beyond_grid(operators: MeasuredOperators, sizes: Iterable[StepSize]) -> tuple[str, ...]:
+    """One line for each group of operators of which any lay beyond what was measured."""
+    worst: dict[str, dict[str, OperatorTime]] = {}
+    for size in sizes:
+        for time in operator_times(operators, size):
+            of_group = worst.setdefault(time.group, {})
+            known = of_group.get(time.name)
+            if time.origin >= FITTED and (known is None or time.origin > known.origin):
+                of_group[time.name] = time
+    return tuple(
+        _why(operators, group, list(times.values())) for group, times in worst.items() if times
+    )
+
+
+def tables_used(operators: MeasuredOperators, sizes: Iterable[StepSize]) -> dict[str, set[str]]:
+    """Groups of operators by the engine and version whose tables timed them."""
+    used: dict[str, set[str]] = {}
+    for size in sizes:
+        for time in operator_times(operators, size):
+            for version in versions(time.timing.source):
+                used.setdefault(version, set()).add(time.group)
+    return used
+
+
+def versions(source: str) -> list[str]:
+    """Engines and versions that a Timing's source names, like "vllm 0.24.0"."""
+    words = (part.split() for part in source.split(" + "))
+    named = (each for each in words if len(each) >= 4 and each[0] != "no")
+    return list(dict.fromkeys(f"{each[1]} {each[2]}" for each in named))
+
+
+def _attention(operators: MeasuredOperators, kind: int, size: StepSize) -> Timing:
+    parts = []
+    for new, prefix in size.chunks:
+        parts.append(operators.context(kind, np.array([float(new)]), np.array([float(prefix)])))
+    if size.decoding:
+        batch, kv = np.array([float(size.decoding)]), np.array([max(1.0, size.kv_tokens)])
+        parts.append(operators.generation(kind, batch, kv))
+    return total(*parts)
+
+
+def _experts(operators: MeasuredOperators, group_tokens: int) -> Timing:
+    anchor = operators.experts(np.array([max(1.0, group_tokens)]))
+    tokens = np.array([max(1, group_tokens)])
+    ep = np.int64(operators.sharding.expert_parallel)
+    counts = balanced_counts(anchor.shape, tokens, ep, anchor.fit.tile)
+    how = anchor.shape, anchor.dtype, anchor.tp, counts, operators.kernels.gpu
+    seconds = anchor.fit.seconds(*how) * anchor.ratio_T
+    return Timing(seconds, anchor.origin_T, light_s(*how), anchor.source)
+
+
+def _why(operators: MeasuredOperators, group: str, times: list[OperatorTime]) -> str:
+    """Why a group's times are not measured ones, by its least trusted operator."""
+    worst = max(times, key=lambda time: time.origin)
+    engine = operators.kernels.engine
+    named = versions(worst.timing.source)
+    names = ", ".join(time.name for time in times[:3]) + (", ..." if len(times) > 3 else "")
+    which = group if group in names else f"{group} ({names})"
+    if group == ALL_REDUCE and worst.origin == ROOFLINE:
+        gpu = operators.kernels.gpu
+        across = operators.sharding.attention_tp > max(gpu.scale_up_domain, gpu.most_per_node)
+        return f"{group}: beyond {'one node' if across else 'the measured numbers of GPUs'}"
+    if worst.origin == ROOFLINE or not named:
+        return f"{which}: not measured, an assumed roofline stands in"
+    if all(version.split()[0] != engine for version in named):
+        return f"{which}: no sound table of {engine}, {' and '.join(named)} stands in"
+    if group == EXPERTS:
+        return f"{which}: nearest shapes of {named[0]}, not measured for this one"
+    return f"{which}: beyond what {named[0]} was measured for, scaled by the work"

@@ -1,0 +1,367 @@
+"""Where the time of a run's typical steps goes, operator by operator, and what it rests on.
+
+A typical step has the run's median batch and context. It is priced by the compiled code of the
+simulation itself, and split into operators: their times add up to its duration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.measured.expert_work import ExpertShape, count_work, light_s
+from moesim.costs.measured.light import TABLE_FORMATS, gemm_work
+from moesim.costs.measured.operators import KINDS, MeasuredOperators
+from moesim.costs.measured.provenance import (
+    ALL_REDUCE,
+    ATTENTION,
+    EXPERTS,
+    StepSize,
+    operator_times,
+)
+from moesim.costs.measured.steps import bracket
+from moesim.costs.measured.timing import ORIGINS, ROOFLINE
+from moesim.costs.roofline import linear_s
+from moesim.costs.step import StepCosts
+from moesim.deployment import Deployment, deploy, run_rules, step_costs
+from moesim.engine import graph_tokens
+from moesim.operators import Linear, linear_operators
+from moesim.provenance import context_tokens, decode_steps, prefill_steps
+from moesim.results import Result
+from moesim.scenario import Scenario
+from moesim.sim.advance import launch
+from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
+from moesim.sim.setup import build_record, build_state, build_work
+from moesim.sim.state import State
+from moesim.simulation import Wired, wire
+from moesim.workload.demand import Demand
+
+LEAST_S = 1e-12  # what is left of a part below this is rounding
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator of a step: `layer_s` once, `total_s` in all `layers`.
+
+    `origin` is a word of ORIGINS or `profile` (a constant of it); `light_fraction` the share of the
+    speed of light, None where there is none to compare with.
+    """
+
+    name: str
+    layers: int
+    total_s: float
+    origin: str
+    source: str
+    light_fraction: float | None = None
+
+    @property
+    def layer_s(self) -> float:
+        return self.total_s / max(1, self.layers)
+
+
+@dataclass(frozen=True)
+class ExplainedStep:
+    """A step: what it computes, its rows, and its duration as the simulator computes it."""
+
+    kind: str
+    batch: str
+    rows: tuple[Row, ...]
+    total_s: float
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers and words, for JSON."""
+        rows = [
+            {**asdict(row), "layer_s": row.layer_s, "share": row.total_s / self.total_s}
+            for row in self.rows
+        ]
+        return {"step": self.kind, "batch": self.batch, "total_s": self.total_s, "rows": rows}
+
+
+class Batch(NamedTuple):
+    """What each attention rank computes: (new tokens, tokens before) of prompts; decodes."""
+
+    chunks: tuple[tuple[tuple[int, int], ...], ...]
+    decoding: tuple[int, ...]
+    kv_tokens: int
+
+    @property
+    def size(self) -> StepSize:
+        """Of the busiest rank, before padding."""
+        new = [sum(n for n, _ in chunks) for chunks in self.chunks]
+        tokens = [n + decoding for n, decoding in zip(new, self.decoding, strict=True)]
+        requests = [len(c) + d for c, d in zip(self.chunks, self.decoding, strict=True)]
+        fullest = int(np.argmax(new))
+        most, kv = max(tokens), float(self.kv_tokens)
+        chunks, decoding = self.chunks[fullest], self.decoding[fullest]
+        return StepSize(most, max(requests), chunks, decoding, kv, sum(tokens))
+
+
+def explain(result: Result) -> tuple[ExplainedStep, ...]:
+    """The typical decode step and the typical step with prompts of a run, where it had any."""
+    scenario = result.scenario
+    deployment = deploy(scenario)
+    costs = step_costs(scenario, deployment)
+    wired = wire(scenario, deployment, costs, ())
+    ranks = deployment.sharding.attention_dp
+    batches = typical_batches(result.raw.steps, result.raw.requests, ranks)
+    return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
+
+
+def typical_batches(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> Iterator[Batch]:
+    """The median decode step, decodes spread evenly over the ranks; and the median step with
+    prompts, each of the median chunk, dealt to the ranks in turn."""
+    kv = context_tokens(requests, 0.5)
+    decode, prefill = decode_steps(steps), prefill_steps(steps)
+    if decode.size:
+        n = max(1, round(float(np.median(decode["decode_tokens"])) / ranks))
+        yield Batch(((),) * ranks, (n,) * ranks, kv)
+    if prefill.size:
+        new = max(1, int(np.median(prefill["prefill_tokens"])))
+        riding = int(np.median(prefill["decode_tokens"])) // ranks
+        prompt = max(1, int(np.median(requests["prompt_tokens"])))
+        count = max(1, round(new / prompt))
+        chunks = [(len(each), 0) for each in np.array_split(np.arange(new), count)]
+        dealt = tuple(tuple(chunks[d::ranks]) for d in range(ranks))
+        yield Batch(dealt, (riding,) * ranks, kv)
+
+
+def explain_step(
+    scenario: Scenario, deployment: Deployment, costs: StepCosts, wired: Wired, batch: Batch
+) -> ExplainedStep:
+    """Price one batch as the simulation does, and split its time."""
+    step, work = _price(scenario, deployment, wired, batch)
+    size = batch.size
+    if not size.chunks:
+        padded = int(graph_tokens(costs.head_s.size - 1)[size.tokens])
+        group = padded * deployment.sharding.attention_dp
+        size = replace(size, tokens=padded, group_tokens=group)
+    made = _Rows(deployment, costs, size, step, work)
+    said = []
+    if size.chunks:
+        new = sum(n for chunks in batch.chunks for n, _ in chunks)
+        prompts = sum(map(len, batch.chunks))
+        said.append(f"{new} tokens of {prompts} prompt{'s' if prompts > 1 else ''}")
+    if sum(batch.decoding):
+        said.append(f"{sum(batch.decoding)} requests decode behind {batch.kv_tokens - 1} tokens")
+    rows = tuple(row for row in made.rows() if row.total_s > LEAST_S)
+    kind = "prefill" if size.chunks else "decode"
+    return ExplainedStep(kind, ", ".join(said), rows, float(step["duration_s"]))
+
+
+def _price(
+    scenario: Scenario, deployment: Deployment, wired: Wired, batch: Batch
+) -> tuple[Any, Work]:
+    """(the step's row of STEP, the scratch arrays behind it)."""
+    ranks = len(batch.chunks)
+    parts = [
+        (d, n, before, before + n) for d, chunks in enumerate(batch.chunks) for n, before in chunks
+    ]
+    parts += [
+        (d, 1, batch.kv_tokens - 1, batch.kv_tokens - 1)
+        for d, decoding in enumerate(batch.decoding)
+        for _ in range(decoding)
+    ]
+    prompts = np.array([prompt for *_, prompt in parts], np.int32)
+    demand = _demand(np.maximum(prompts, 1))
+    rules = run_rules(scenario, deployment, demand, external=False)
+    rules |= {"replicas": 1, "prefix_block_tokens": 0}
+    rules["max_running"] = max(int(rules["max_running"]), len(parts))
+    state = build_state(rules, demand)
+    _put(state, parts)
+    record = build_record(False, demand, wired.costs, len(parts) + 1)
+    work = build_work(ranks, int(rules["stages"]), wired.costs)
+    launch(state, wired.routes, wired.costs, work, record, 0, 0.0, len(parts))
+    return record.steps[0], work
+
+
+def _put(state: State, parts: list[tuple[int, int, int, int]]) -> None:
+    """Put requests into the first batch: (rank, new tokens, computed before, prompt)."""
+    for r, (d, n, before, _) in enumerate(parts):
+        i = int(state.batch_size[0, 0, d])
+        state.batch_request[0, 0, d, i] = r
+        state.batch_tokens[0, 0, d, i] = n
+        state.batch_size[0, 0, d] = i + 1
+        state.requests[r]["computed"] = before + n
+
+
+def _demand(prompt_tokens: NDArray[np.int32]) -> Demand:
+    ones = np.ones(prompt_tokens.size, np.int32)
+    return Demand(
+        arrival_s=np.zeros(prompt_tokens.size),
+        prompt_tokens=prompt_tokens,
+        output_tokens=ones,
+        max_output_tokens=ones,
+        domain=np.zeros(prompt_tokens.size, np.uint16),
+        domains=(),
+        concurrency=None,
+        prefix_start=np.zeros(prompt_tokens.size + 1, np.int64),
+        prefix_blocks=np.zeros(0, np.int32),
+        prefix_block_tokens=0,
+    )
+
+
+class _Rows:
+    """Splits one priced step; every method yields rows of a part."""
+
+    def __init__(
+        self, deployment: Deployment, costs: StepCosts, size: StepSize, step: Any, work: Work
+    ) -> None:
+        self.of, self.costs, self.size, self.step, self.work = deployment, costs, size, step, work
+        self.kind = PROMPT if size.chunks else DECODE
+        self.ratio = deployment.profile.overhead.prefill_ratio if size.chunks else 1.0
+        operators = deployment.operators
+        self.times = list(operator_times(operators, size)) if operators else []
+
+    def rows(self) -> Iterator[Row]:
+        """All of the step, engine last."""
+        yield from self._linears()
+        yield from self._attention()
+        yield from self._experts()
+        yield from self._links()
+        yield from self._engine()
+
+    def _linears(self) -> Iterator[Row]:
+        summed = {"attention": 0.0, "dense": 0.0}
+        for operator, row in self._linear_rows():
+            if operator.part != "head":
+                summed["attention" if operator.part == "attention" else "dense"] += row.total_s
+            yield row
+        n = self.size.tokens
+        for part, index in (("attention", ATTENTION_LINEAR), ("dense", DENSE)):
+            rest = float(self.costs.token_s[self.kind, index, n]) - summed[part]
+            name = "linear attention" if part == "attention" else "norms and other passes"
+            yield self._rated(name, self.of.model.layers, rest)
+
+    def _linear_rows(self) -> Iterator[tuple[Linear, Row]]:
+        of = self.of
+        for operator in linear_operators(of.model, of.sharding, of.precision):
+            n = self.size.requests if operator.part == "head" else self.size.tokens
+            if of.operators is None:
+                yield operator, self._rated_linear(operator, n)
+            elif operator in of.operators.linears(decode=not self.size.chunks):
+                yield operator, self._measured_linear(of.operators, operator, n)
+
+    def _rated_linear(self, operator: Linear, n: int) -> Row:
+        gpu, rows = self.of.cluster.gpu, np.array([float(n)])
+        once_s = float(linear_s(operator, rows, gpu, self.of.profile.compute)[0])
+        dtype = TABLE_FORMATS[operator.format.name][0]
+        light = gemm_work(dtype, n, operator.out_features, operator.in_features).light_s(gpu)
+        row = self._rated(operator.name, operator.layers, operator.layers * once_s)
+        return replace(row, light_fraction=float(light) / once_s)
+
+    def _measured_linear(self, operators: MeasuredOperators, operator: Linear, n: int) -> Row:
+        """The table's time, which is linear between its points."""
+        low, high, share = bracket(n, self.costs.head_s.size - 1)
+        timing = operators.linear(operator, np.array([low, high]))
+        weights = np.array([1.0 - share, share])
+        once_s = float(timing.seconds @ weights)
+        once_s *= 1.0 if operator.part == "head" else self.ratio
+        return Row(
+            operator.name,
+            operator.layers,
+            operator.layers * once_s,
+            timing.worst_origin,
+            timing.source,
+            float(timing.light_s @ weights) / once_s,
+        )
+
+    def _attention(self) -> Iterator[Row]:
+        rates = self.costs.rates
+        timed = {time.name: time for time in self.times if time.group == ATTENTION}
+        for kind, name in enumerate(KINDS):
+            layers = int(rates[("full_layers", "window_layers", "linear_layers")[kind]])
+            seconds = float(self.work.attention_s[:, kind].mean()) * layers
+            if name not in timed:
+                yield self._rated(name, layers, seconds)
+                continue
+            timing = timed[name].timing
+            busiest = float(self.work.attention_s[:, kind].max())
+            light = float(timing.light_s[0]) / max(busiest, LEAST_S)
+            yield Row(name, layers, seconds, timing.worst_origin, timing.source, light)
+        launches = float(rates.get("attention_kernel_s", 0.0)) * self.of.model.layers
+        yield self._rated("attention, launching", self.of.model.layers, launches)
+        waiting = float(self.step["attention_imbalance_s"])
+        yield self._rated("waiting for the slowest attention rank", 1, waiting)
+
+    def _experts(self) -> Iterator[Row]:
+        layers = len(self.of.model.moe_layers)
+        seconds = float(self.step["experts_s"])
+        if not layers:
+            return
+        light = self._expert_light_s()
+        fraction = light / seconds if light else None
+        timed = [time.timing for time in self.times if time.group == EXPERTS]
+        if timed:
+            row = Row(EXPERTS, layers, seconds, timed[0].worst_origin, timed[0].source, fraction)
+        else:
+            row = replace(self._rated(EXPERTS, layers, seconds), light_fraction=fraction)
+        yield row
+        waiting = float(self.step["expert_imbalance_s"])
+        yield replace(row, name="waiting for the busiest expert rank", total_s=waiting,
+                      light_fraction=None)  # fmt: skip
+
+    def _expert_light_s(self) -> float:
+        """Mean over ranks, summed over layers; 0 where routing is averaged."""
+        of, counts_LP = self.of, self.work.counts_LP
+        if not counts_LP.any():
+            return 0.0
+        layers, ep = len(of.model.moe_layers), of.sharding.expert_parallel
+        counts_LRP = counts_LP.reshape(layers, ep, -1)
+        model, dtype = of.model, TABLE_FORMATS[of.precision.experts.name][0]
+        operators = of.operators
+        if operators is not None:
+            dtype = operators.table_format(of.precision.experts, "moe")
+        shape = ExpertShape(model.hidden, model.expert_width, model.top_k, model.experts)
+        counts = count_work(counts_LRP, 0.0, 1)
+        seconds_LR = light_s(shape, dtype, of.sharding.moe_tp, counts, of.cluster.gpu)
+        return float(seconds_LR.mean(axis=1).sum())
+
+    def _links(self) -> Iterator[Row]:
+        layers = len(self.of.model.moe_layers)
+        for name in ("dispatch", "combine"):
+            yield self._rated(name, layers, float(self.step[f"{name}_s"]))
+        reduced = float(self.step["all_reduce_s"])
+        timed = [time for time in self.times if time.group == ALL_REDUCE]
+        if timed:
+            timing = timed[0].timing
+            once_s = reduced / timed[0].layers
+            fraction = float(timing.light_s[0]) / once_s
+            yield Row(
+                "all-reduce",
+                timed[0].layers,
+                reduced,
+                timing.worst_origin,
+                timing.source,
+                fraction,
+            )
+        else:
+            yield self._rated("all-reduce", self.of.model.layers, reduced)
+        yield self._rated(
+            "hops between stages", self.of.sharding.pipeline - 1, float(self.step["pipeline_s"])
+        )
+
+    def _engine(self) -> Iterator[Row]:
+        """The engine's overhead, by constant of the profile."""
+        overhead, operators = self.of.profile.overhead, self.of.operators
+        layers = self.of.model.layers
+        left = float(self.step["overhead_s"])
+        named = [("engine, each step", 1, overhead.step_s)]
+        named.append(("engine, each request", self.size.requests,
+                      overhead.request_s * self.size.requests))  # fmt: skip
+        if operators is not None:
+            named.append(("kernels without a table, each layer", layers, overhead.layer_s * layers))
+            reduces = operators.norm_reduces
+            named.append(("all-reduce of norms", reduces, operators.norm_reduce_s()))
+        if self.size.chunks:
+            named.append(("engine, each step with prompts", 1, overhead.prefill_step_s))
+        for name, count, seconds in named:
+            left -= seconds
+            yield Row(name, count, seconds, "profile", self.of.profile.label)
+        yield Row("launching kernels one by one", 1, left, "profile", self.of.profile.label)
+
+    def _rated(self, name: str, layers: int, seconds: float) -> Row:
+        return Row(name, layers, seconds, ORIGINS[ROOFLINE], self.of.profile.label)

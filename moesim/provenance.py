@@ -1,0 +1,70 @@
+"""The sizes of steps that a run really took, and what of them lay beyond what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.measured.operators import MeasuredOperators
+from moesim.costs.measured.provenance import StepSize, beyond_grid, tables_used
+from moesim.engine import graph_tokens
+
+# Steps at these quantiles of their tokens stand for all of a run.
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+def decode_steps(steps: NDArray[Any]) -> NDArray[Any]:
+    """Rows of STEP without prompts that decoded anything."""
+    chosen: NDArray[Any] = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+    return chosen
+
+
+def prefill_steps(steps: NDArray[Any]) -> NDArray[Any]:
+    """Rows of STEP with prompts."""
+    chosen: NDArray[Any] = steps[steps["prefill_tokens"] > 0]
+    return chosen
+
+
+def context_tokens(requests: NDArray[Any], quantile: float) -> int:
+    """Quantile over requests (rows of REQUEST) of their length when half of the output is there."""
+    if not requests.size:
+        return 1
+    half = requests["prompt_tokens"] + requests["output_tokens"] // 2
+    return max(1, int(np.quantile(half, quantile, method="nearest")))
+
+
+def used_sizes(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> tuple[StepSize, ...]:
+    """Sizes of small, median and large steps of a run, taken to be even over attention ranks."""
+    sizes = []
+    decode, prefill = decode_steps(steps), prefill_steps(steps)
+    for quantile in QUANTILES:
+        kv = context_tokens(requests, quantile)
+        if decode.size:
+            n = _tokens(decode["decode_tokens"], quantile, ranks)
+            padded = int(graph_tokens(n)[n])
+            sizes.append(StepSize(padded, n, (), n, float(kv), ranks * padded))
+        if prefill.size:
+            # One rank computes prompts while others may not: the longest prompt bounds a chunk.
+            new = int(np.quantile(prefill["prefill_tokens"], quantile, method="nearest"))
+            longest = int(np.quantile(requests["prompt_tokens"], quantile, method="nearest"))
+            n = -(-new // ranks)
+            chunks = ((max(1, min(new, longest)), 0),)
+            sizes.append(StepSize(n, 1, chunks, 0, 0.0, new))
+    return tuple(sizes)
+
+
+def run_notes(
+    operators: MeasuredOperators, steps: NDArray[Any], requests: NDArray[Any], ranks: int
+) -> list[str]:
+    """Which tables timed the run, and one line for each kind of operators beyond them."""
+    sizes = used_sizes(steps, requests, ranks)
+    used = tables_used(operators, sizes)
+    named = [f"{version} ({', '.join(sorted(groups))})" for version, groups in used.items()]
+    tables = [f"kernel tables: {'; '.join(named)}"] if named else []
+    return [*tables, *beyond_grid(operators, sizes)]
+
+
+def _tokens(tokens: NDArray[Any], quantile: float, ranks: int) -> int:
+    return max(1, -(-int(np.quantile(tokens, quantile, method="nearest")) // ranks))
