@@ -35,9 +35,8 @@ def predict_with(run: SiliconRun, overhead: Overhead) -> Prediction:
     scenario = scenario_of(
         run, "measured", engine_version=engine_version(run), routing={"mode": "averaged"}
     )
-    summary = simulate(
-        scenario, profile=_profile(run.engine, tuple(sorted(overhead.items())))
-    ).summary
+    profile = _profile(run.engine, tuple(sorted(overhead.items())))
+    summary = simulate(scenario, profile=profile, provenance=False).summary
     return Prediction(summary["ttft_s"]["mean"], summary["tpot_s"]["mean"])
 
 

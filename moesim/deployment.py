@@ -133,7 +133,8 @@ def _timing(
 ) -> tuple[Profile, MeasuredKernels | None, list[str]]:
     """(profile, the kernels it rests on if it does, what every result says of them).
 
-    A `given` profile takes the place of the scenario's. Raises InputError where kernels are asked for that nobody measured.
+    A `given` profile takes the place of the scenario's. Raises InputError where kernels are asked
+    for that nobody measured.
     """
     of, gpu = scenario.deployment, cluster.gpu.name
     choice = of.profile

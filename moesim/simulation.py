@@ -65,6 +65,7 @@ def simulate(
     demand: Demand | None = None,
     profile: Profile | None = None,
     costs: StepCosts | None = None,
+    provenance: bool = True,
     leap: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -73,6 +74,7 @@ def simulate(
     `batching`, `load_balancing` and `placement` put your own objects in the place of the scenario's
     choices; `demand` replays requests of your own (its workload is then not drawn), `profile` takes
     the place of the one that the scenario names, `costs` times steps by tables of your own.
+    `provenance=False` leaves out the notes on measured tables, which take as long as a short run.
     `leap=False` takes every step as an event of its own: slower, same numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
     Raises InputError, with one line, for anything that cannot run.
@@ -139,7 +141,7 @@ def simulate(
         )
     steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
     operators = deployment.operators
-    if operators is not None and not own_costs:
+    if operators is not None and not own_costs and provenance:
         notes += run_notes(operators, steps, state.requests, ranks)
     return Result(
         scenario=scenario,

@@ -6,6 +6,7 @@ models it stands for. Synthetic traces are made once and kept in the user's cach
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -49,6 +50,7 @@ def profile_names() -> tuple[str, ...]:
     return preset_names("routing", ".yaml")
 
 
+@functools.cache
 def load_profile(name: str) -> RoutingProfile:
     """A shipped routing profile; InputError for an unknown name."""
     if name not in profile_names():
