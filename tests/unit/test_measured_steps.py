@@ -43,6 +43,7 @@ def scenario(
     mode: str = "replay",
     requests: int = 24,
     trace: str = "synthetic",
+    tokens: int = 4096,
     deployment: dict[str, Any] | None = None,
     **parallelism: int,
 ) -> Scenario:
@@ -52,7 +53,7 @@ def scenario(
             "model": model,
             "cluster": {"gpu": gpu, "nodes": 4},
             "deployment": {"engine": engine, "parallelism": parallelism, **(deployment or {})},
-            "routing": {"mode": mode, "trace": trace, "tokens": 4096},
+            "routing": {"mode": mode, "trace": trace, "tokens": tokens},
             "workload": {
                 "prompt": {"uniform": {"low": 100, "high": 900}},
                 "output": {"fixed": 40},
@@ -297,6 +298,7 @@ def test_averaged_routing_takes_the_time_of_replaying_it() -> None:
                     mode=mode,
                     requests=96,
                     trace="uniform",
+                    tokens=100_000,  # so many sequences that no two requests walk the same one
                     attention_dp=4,
                     expert_parallel=4,
                 )
