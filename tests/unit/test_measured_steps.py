@@ -42,7 +42,6 @@ def scenario(
     engine: str = "vllm",
     mode: str = "replay",
     requests: int = 24,
-    trace: str = "synthetic",
     tokens: int = 4096,
     deployment: dict[str, Any] | None = None,
     **parallelism: int,
@@ -53,7 +52,7 @@ def scenario(
             "model": model,
             "cluster": {"gpu": gpu, "nodes": 4},
             "deployment": {"engine": engine, "parallelism": parallelism, **(deployment or {})},
-            "routing": {"mode": mode, "trace": trace, "tokens": tokens},
+            "routing": {"mode": mode, "tokens": tokens},
             "workload": {
                 "prompt": {"uniform": {"low": 100, "high": 900}},
                 "output": {"fixed": 40},
@@ -297,8 +296,7 @@ def test_averaged_routing_takes_the_time_of_replaying_it() -> None:
                     engine=engine,
                     mode=mode,
                     requests=96,
-                    trace="uniform",
-                    tokens=100_000,  # so many sequences that no two requests walk the same one
+                    tokens=65_536,  # so many sequences that few requests walk the same one
                     attention_dp=4,
                     expert_parallel=4,
                 )
@@ -307,7 +305,7 @@ def test_averaged_routing_takes_the_time_of_replaying_it() -> None:
         ]
         for name in ("experts_s", "dispatch_s", "combine_s", "duration_s"):
             replayed, averaged = (float(steps[name].mean()) for steps in runs)
-            assert averaged == pytest.approx(replayed, rel=0.04), (engine, name)
+            assert averaged == pytest.approx(replayed, rel=0.05), (engine, name)
 
 
 def durations() -> list[str]:
