@@ -216,6 +216,12 @@ class _Rows:
         operators = deployment.operators
         self.times = list(operator_times(operators, size)) if operators else []
 
+    def _slowest(self, index: int) -> int:
+        """Tokens of the rank that takes longest in a part of token_s: often, not always, most."""
+        tokens_D = self.work.tokens if self.size.chunks else np.array([self.size.tokens])
+        seconds_D = self.costs.token_s[self.kind, index, tokens_D]
+        return int(tokens_D[int(np.argmax(seconds_D))])
+
     def rows(self) -> Iterator[Row]:
         """All of the step, engine last."""
         yield from self._linears()
@@ -230,16 +236,17 @@ class _Rows:
             if operator.part != "head":
                 summed["attention" if operator.part == "attention" else "dense"] += row.total_s
             yield row
-        n = self.size.tokens
         for part, index in (("attention", ATTENTION_LINEAR), ("dense", DENSE)):
-            rest = float(self.costs.token_s[self.kind, index, n]) - summed[part]
+            whole = self.costs.token_s[self.kind, index, self._slowest(index)]
+            rest = float(whole) - summed[part]
             name = "linear attention" if part == "attention" else "norms and other passes"
             yield self._rated(name, self.of.model.layers, rest)
 
     def _linear_rows(self) -> Iterator[tuple[Linear, Row]]:
         of = self.of
         for operator in linear_operators(of.model, of.sharding, of.precision):
-            n = self.size.requests if operator.part == "head" else self.size.tokens
+            index = ATTENTION_LINEAR if operator.part == "attention" else DENSE
+            n = self.size.requests if operator.part == "head" else self._slowest(index)
             if of.operators is None:
                 yield operator, self._rated_linear(operator, n)
             elif operator in of.operators.linears(decode=not self.size.chunks):

@@ -275,7 +275,10 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         last = str(problem["loc"][-1])
-        close = difflib.get_close_matches(last, _known_fields(cls), n=1)
+        # A field of the outermost record is meant as one of its own, if any is close.
+        own = list(cls.model_fields) if len(problem["loc"]) == 1 else []
+        close = difflib.get_close_matches(last, own, n=1)
+        close = close or difflib.get_close_matches(last, _known_fields(cls), n=1)
         return InputError(
             field, "is not a known field", None, f"did you mean {close[0]}?" if close else ""
         )

@@ -217,6 +217,52 @@ FAULTS = (
         "        for _ in done:\n            self._start_next()\n            self._start_next()\n",
         "tests/oracles/test_batching.py::test_a_closed_loop_keeps_its_number_in_flight",
     ),
+    Fault(
+        "decode-at-all-lengths-together",
+        "moesim/sim/attention.py",
+        "kv_tokens / decoding)",
+        "kv_tokens)",
+        "tests/oracles/test_measured_attention.py::"
+        "test_decoding_requests_are_timed_together_at_their_mean_length",
+    ),
+    Fault(
+        "chunks-forget-their-prefix",
+        "moesim/sim/attention.py",
+        "position(PREFIX_SCALE, PREFIX_POINTS, before)",
+        "position(PREFIX_SCALE, PREFIX_POINTS, 0)",
+        "tests/oracles/test_measured_attention.py::"
+        "test_each_chunk_of_a_prompt_is_timed_behind_its_prefix",
+    ),
+    Fault(
+        "decode-at-the-ratio-of-prompts",
+        "moesim/sim/experts.py",
+        "c.expert_ratio[kind, group_tokens]",
+        "c.expert_ratio[0, group_tokens]",
+        "tests/oracles/test_measured_attention.py::test_decode_takes_the_other_ratio",
+    ),
+    Fault(
+        "averages-without-exchange",
+        "moesim/sim/averages.py",
+        "        if exchange in (NORMAL, LOW_LATENCY):\n",
+        "        if exchange < 0:\n",
+        "tests/oracles/test_measured_attention.py::"
+        "test_averages_of_equal_tokens_are_what_replaying_them_takes",
+    ),
+    Fault(
+        "foreign-kernels-first",
+        "moesim/costs/measured/expert_kernels.py",
+        "(*newest, *foreign)",
+        "(*foreign, *newest)",
+        "tests/unit/test_measured_steps.py::"
+        "test_experts_are_timed_by_the_family_that_the_engine_runs",
+    ),
+    Fault(
+        "tables-end-flat",
+        "moesim/costs/grids.py",
+        "    u = x - i\n",
+        "    u = min(1.0, x - i)\n",
+        "tests/unit/test_grids.py::test_powers_are_exact_between_points_and_beyond_the_table",
+    ),
 )
 
 

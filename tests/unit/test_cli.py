@@ -105,8 +105,21 @@ def test_run_prints_a_table_sentences_and_labels(
     for name in ("TTFT", "TPOT", "ITL", "end to end"):
         row = next(line for line in lines if line.strip().startswith(f"{name},"))
         assert len(row.split()) >= len(header) + 2
-    assert any("not calibrated" in line for line in lines if line.startswith("Note: "))
+    assert any("measured kernels" in line for line in lines if line.startswith("Note: "))
     assert any("All 30 requests completed" in line for line in lines)
+
+
+def test_run_explains_typical_steps(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(["run", small, "--explain"], capsys)
+    assert "A typical decode step: " in text
+    assert "A typical prefill step: " in text
+    data = json.loads(printed(["run", small, "--explain", "--json"], capsys))
+    for step in data["explain"]:
+        rows = step["rows"]
+        assert sum(row["total_s"] for row in rows) == pytest.approx(step["total_s"], rel=1e-9)
+        assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+        assert {"name", "layers", "layer_s", "origin", "source", "light_fraction"} <= set(rows[0])
+    assert "explain" not in json.loads(printed(["run", small, "--json"], capsys))
 
 
 def test_run_writes_everything_it_measured(small: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,8 @@ def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str)
     wanted = _first_family(timed)
     if blackwell and not dtype.startswith("int"):
         wanted = BLACKWELL if any(_of_family(each, BLACKWELL) for each in timed) else wanted
+    if not wanted:
+        return None
     newest = sorted(exact, key=lambda found: version_key(found.profile.version), reverse=True)
     for found in (*newest, *foreign):
         kept = _of_family(found, wanted)
