@@ -13,8 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.costs.measured.expert_work import ExpertShape
+from moesim.costs.measured.expert_work import ExpertShape, balanced_counts, light_s
 from moesim.costs.measured.kernels import Found, MeasuredKernels, version_key
+from moesim.hardware import GPU
 
 SHAPE = ("hidden", "inter", "topk", "experts")
 
@@ -31,6 +32,8 @@ FAMILIES = (
 # What every engine runs on Blackwell, but for integer weights (Marlin everywhere): vLLM and SGLang
 # call it through FlashInfer; the recipes of TensorRT-LLM set moe_config.backend TRTLLM.
 BLACKWELL = "trtllm-gen"
+# Where most experts are active and their weights do not fit caches; noise allows a little below 1.
+DECODE_TOKENS, LEAST_OF_LIGHT = (32, 64, 128), 0.95
 
 
 # Not used: vLLM 0.19's mxfp4 kernel, seven times slower than the newer tables of its own engine;
@@ -63,13 +66,27 @@ def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str)
     newest = sorted(exact, key=lambda found: version_key(found.profile.version), reverse=True)
     for found in (*newest, *foreign):
         kept = _of_family(found, wanted)
-        if kept is not None:
+        if kept is not None and _possible(kept, shape, dtype, kernels.gpu):
             return kept
     for others in (nearby, elsewhere):
         known = [kept for found in others if (kept := _of_family(found, wanted)) is not None]
         if known:
             return max(known, key=lambda found: found.ids.size)
     return None
+
+
+def _possible(found: Found, shape: ExpertShape, dtype: str, gpu: GPU) -> bool:
+    """Whether an exact shape's curves are slower than light at decode sizes, where every weight of
+    an active expert must be read: collapsed routing reads fewer (vLLM 0.24 Triton, DeepSeek-V3)."""
+    ratios = []
+    tokens = np.array(DECODE_TOKENS)
+    for curve in found.ids:
+        ep, tp = (int(found.curves.column(name)[curve]) for name in ("ep", "tp"))
+        counts = balanced_counts(shape, tokens, np.int64(ep), 1)
+        light = light_s(shape, dtype, tp, counts, gpu)
+        seconds = np.exp(found.curves.log_seconds(int(curve), tokens.astype(np.float64)))
+        ratios.append(seconds / light)
+    return bool(np.median(ratios) >= LEAST_OF_LIGHT)
 
 
 def _first_family(found: Sequence[Found]) -> str:
