@@ -36,9 +36,8 @@ Floats = NDArray[np.float64]
 # Host time that the GPU waits for: the one constant that was fitted, on the two RTX PRO 6000 runs
 # (alone they would take 1.0 and 0 ms) and tried on the RTX 4090 run (which would take 0).
 # All-reduce: GPUs without peer-to-peer, staged through the host; latency and rate of a hop as in
-# LLMServingSim's own
-# cluster file of that machine has them (bench/examples/RTXPRO6000/Qwen3-32B/config.json: link_bw 16
-# GB/s, link_latency 20 us; @5daddb21).
+# LLMServingSim's cluster file of that machine (bench/examples/RTXPRO6000/Qwen3-32B/config.json:
+# link_bw 16 GB/s, link_latency 20 us; @5daddb21).
 OVERHEADS = Overheads(step_s=0.5e-3, layer_s=0.0, reduce_s=20e-6, reduce_bytes_per_s=16e9)
 
 # vLLM takes 0.9 of what CUDA calls the GPU's memory, which is some 0.5 GiB less than the driver

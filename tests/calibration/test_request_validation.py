@@ -108,7 +108,7 @@ def test_the_command_refuses_runs_without_layer_times(capsys: pytest.CaptureFixt
 
 
 # What was asked is 12, 4 and 4 percent. The RTX 4090 misses it at two points, where what decides is
-# which of the requests in line enter before the memory is full (docs/explanation/accuracy.md).
+# which of the requests in line enter before the memory is full.
 MISSED = {
     ("RTX4090_Llama-3.1-8B", "tpot", "p90"): 0.07,
     ("RTX4090_Llama-3.1-8B", "e2e", "p50"): 0.07,
