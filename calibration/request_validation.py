@@ -34,8 +34,8 @@ from moesim.simulation import simulate
 Floats = NDArray[np.float64]
 
 # Host time that the GPU waits for: one constant for all runs, halfway between what the two RTX PRO
-# 6000 runs would take alone (1.0 and 0 ms; the RTX 4090 run 0). It was chosen with the errors of all
-# three in view: none of them is a blind test of it.
+# 6000 runs would take alone (1.0 and 0 ms; the RTX 4090 run 0). It was chosen with the errors of
+# all three in view: none of them is a blind test of it.
 # All-reduce: GPUs without peer-to-peer, staged through the host; latency and rate of a hop as in
 # LLMServingSim's cluster file of that machine (bench/examples/RTXPRO6000/Qwen3-32B/config.json:
 # link_bw 16 GB/s, link_latency 20 us; @5daddb21).
@@ -49,7 +49,7 @@ DRIVER_BYTES = 506e6
 # and the peak of a trial step, which is the sampler's. It holds, per request and word of the
 # vocabulary, logits in bf16 and fp32, sorted values and their indices, probabilities, their
 # running sum and its mask, and the result.
-# OUTSIDE_BYTES is what makes the sum agree with the RTX 4090 run, whose upstream meta.json says 2,588
+# OUTSIDE_BYTES makes the sum agree with the RTX 4090 run, whose upstream meta.json says 2,588
 # blocks: on that run the capacity is fitted. The others have room to spare. The sampler's list is
 # recalled, not read from that version's source.
 OUTSIDE_BYTES = 0.2e9

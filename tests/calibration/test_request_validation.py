@@ -126,7 +126,7 @@ def test_distributions_of_measured_runs_are_predicted(shared_data: Path) -> None
 
 
 def test_memory_left_for_keys_and_values_is_what_vllm_found(shared_data: Path) -> None:
-    """2,588 blocks of 16 tokens, from the run's own meta.json upstream; one constant was fitted to it."""
+    """2,588 blocks of 16 tokens (meta.json upstream); one constant was fitted to them."""
     run = read_request_run(shared_data / "runs/RTX4090_Llama-3.1-8B")
     scenario = run_scenario(run.settings, find_gpu("RTX4090"), find_model("Llama-3.1-8B"))
     assert deploy(scenario).memory.kv_capacity_tokens == pytest.approx(41408, rel=0.01)
