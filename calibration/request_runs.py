@@ -47,12 +47,15 @@ class Settings:
 class RequestRun:
     """One run. Times are seconds on the engine's clock from the first request's arrival there.
 
-    All [N]: arrival_s (when the engine queued the request), scheduled_s, first_token_s, finish_s,
-    prompt_tokens, output_tokens.
+    All [N]: submitted_s (when the client sent the request), arrival_s (when the engine queued it:
+    it looks between steps only), scheduled_s, first_token_s, finish_s, prompt_tokens,
+    output_tokens.
     """
 
     name: str
     settings: Settings
+    device: str
+    submitted_s: Floats
     prompt_tokens: NDArray[np.int32]
     output_tokens: NDArray[np.int32]
     arrival_s: Floats
@@ -80,7 +83,7 @@ class RequestRun:
         """What was asked, at the times it was asked; clients declared their exact output length."""
         requests = len(self.arrival_s)
         return Demand(
-            arrival_s=self.arrival_s,
+            arrival_s=self.submitted_s - min(0.0, float(self.submitted_s.min())),
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
             max_output_tokens=self.output_tokens,
@@ -111,11 +114,15 @@ def read_request_run(folder: Path) -> RequestRun:
     """A run from its folder. Raises InputError naming the file and line."""
     meta = _object(read_text(folder / "meta.json", 1e6), "meta.json")
     columns: dict[str, list[float]] = {name: [] for name in _COLUMNS}
+    sent_s: list[float] = []
     text = read_text(folder / "requests.jsonl", MAX_FILE_BYTES)
     for number, line in enumerate(text.splitlines(), 1):
         if number > MAX_REQUESTS:
             raise InputError("requests.jsonl", f"must hold at most {MAX_REQUESTS} requests")
         row = _object(line, f"requests.jsonl line {number}")
+        sent = row.get("arrival_time")
+        known = isinstance(sent, int | float) and not isinstance(sent, bool)
+        sent_s.append(float(sent) if known else np.nan)  # type: ignore[arg-type]
         for name, values in columns.items():
             value = row.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -123,18 +130,21 @@ def read_request_run(folder: Path) -> RequestRun:
             values.append(float(value))
     if not columns["queued_ts"]:
         raise InputError("requests.jsonl", "must hold at least one request")
+    columns["arrival_time"] = sent_s
     of = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
     order_N = np.argsort(of["queued_ts"], kind="stable")
     of = {name: values[order_N] for name, values in of.items()}
     if (of["input_toks"] < 1).any() or (of["output_toks"] < 1).any():
         raise InputError("requests.jsonl", "must have input_toks and output_toks of at least 1")
     start = of["queued_ts"][0]
-    times = [of[name] - start for name in _COLUMNS[2:]]
+    times = [of[name] - start for name in _TIMES]
     if any((later < earlier).any() for earlier, later in pairwise(times)):
         raise InputError("requests.jsonl", "must have times in the order of a request's life")
     return RequestRun(
         folder.name,
         _settings(meta),
+        _device(meta, folder.name),
+        _submitted_s(of["arrival_time"], of["queued_ts"]) - start,
         of["input_toks"].astype(np.int32),
         of["output_toks"].astype(np.int32),
         *times,
@@ -164,10 +174,24 @@ def statistic(values_N: Floats, name: str) -> float:
     return float(np.nanquantile(values_N, SHARES[name]))
 
 
-_COLUMNS = (
-    *("input_toks", "output_toks"),
-    *("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"),
-)
+_TIMES = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+_COLUMNS = ("input_toks", "output_toks", *_TIMES)
+
+
+def _submitted_s(wall_s: Floats, queued_s: Floats) -> Floats:
+    """When clients sent requests, on the engine's clock: the shortest way into the queue took no
+    time. Where a file has no such times, requests were sent when they were queued."""
+    if not np.isfinite(wall_s).all():
+        return queued_s
+    return wall_s - float((wall_s - queued_s).max())
+
+
+def _device(meta: dict[str, object], folder: str) -> str:
+    """The GPU's name, as the engine saw it; else what the folder's name begins with."""
+    hardware = meta.get("hardware")
+    if isinstance(hardware, dict) and isinstance(hardware.get("device_name"), str):
+        return str(hardware["device_name"])
+    return folder.partition("_")[0]
 
 
 def _settings(meta: dict[str, object]) -> Settings:

@@ -74,8 +74,11 @@ def memory_reserve(
 
     SGLang: what mem-fraction-static leaves out, which holds weights and KV (`model_runner.py`,
     profile_max_num_token); unless set, 512 + 1.5 x chunk + 1,024 x tp x pp / 8 MiB, at least 10 GiB
-    on GPUs above 60 GB. Others: what the profile assumes for activations and graphs.
+    on GPUs above 60 GB. Others: what the profile assumes for activations and graphs. What the
+    scenario sets goes first.
     """
+    if scenario.deployment.kv_cache.reserved_bytes is not None:
+        return scenario.deployment.kv_cache.reserved_bytes
     if scenario.deployment.engine != "sglang":
         return profile.memory.reserved_bytes
     if scenario.deployment.kv_cache.utilisation is not None:
@@ -140,12 +143,21 @@ def engine_rules(
         "state_bytes": round(memory.state_bytes_per_request),
         "kv_capacity_bytes": int(memory.kv_bytes),
         "prefix_block_tokens": prefix,
+        # Blocks of windows and states are not found again.
+        "recall": int(
+            engine == "vllm"
+            and kv_cache.prefix_caching
+            and memory.kv_window_bytes_per_token + memory.state_bytes_per_request == 0
+        ),
         "dummy_interval": 16 if engine == "vllm" and sharding.attention_dp > 1 else 0,
         "clip_output_tokens": 4096,
         "seed": scenario.seed,
     }
     if isinstance(batching, ChunkedPrefill):
         rules["long_prefill_tokens"] = batching.long_prefill_tokens
+        # With pipeline stages the batches in flight hide the scheduler anyway.
+        ahead = batching.async_scheduling and sharding.pipeline == 1 and not external
+        rules["schedule_ahead"] = int(ahead)
     if isinstance(batching, InFlight):
         for name in (
             "chunked_prefill",

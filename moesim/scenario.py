@@ -101,6 +101,7 @@ class KVCacheSpec(Spec):
     """The key-value cache of an attention rank; None follows the engine's rule."""
 
     utilisation: float | None = Field(None, gt=0.0, le=1.0)
+    reserved_bytes: float | None = Field(None, ge=0.0, le=1e13)
     capacity_tokens: int | None = Field(None, ge=16, le=10**12)
     block_tokens: int | None = Field(None, ge=1, le=4096)
     prefix_caching: bool = True

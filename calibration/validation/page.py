@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration.silicon.locate import PACKAGE, VERSION
 from calibration.validation.document import Block, Heading, Points, Table, Text
+from calibration.validation.request_page import request_blocks
 from calibration.validation.targets import BIAS_RANGE, ENGINE_NAMES
 from moesim.report.figure import Figure
 
@@ -27,7 +28,11 @@ SMALL_CAPITALS = {"tpot": "TPOT", "ttft": "TTFT"}
 COLUMNS = ("rows", "covered, %", "TPOT", "bias", "TTFT", "bias")
 
 
-def blocks(told: Mapping[str, Any], charts: Sequence[Figure] = ()) -> list[Block]:
+def blocks(
+    told: Mapping[str, Any],
+    charts: Sequence[Figure] = (),
+    request_charts: Sequence[Figure] = (),
+) -> list[Block]:
     """The document of what `assess.figures` returns."""
     return [
         Heading(1, "How accurate moesim is"),
@@ -43,6 +48,7 @@ def blocks(told: Mapping[str, Any], charts: Sequence[Figure] = ()) -> list[Block
         *bias_blocks(told["bias_by_band"]),
         Heading(2, "Charts"),
         *charts,
+        *request_blocks(told["request_runs"], request_charts),
         *same_rows_blocks(told["peer"]),
         Heading(2, "Slices of the headline"),
         *(slice_table(name, found) for name, found in told["slices"].items()),

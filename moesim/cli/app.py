@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from moesim import __version__
+from moesim.cli.calibrate import app as calibrate
 from moesim.cli.catalogue import gpus, models, scenarios, schema
 from moesim.cli.compare import compare
 from moesim.cli.place import place
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (run, compare, place, validate, models, gpus, scenarios, schema):
     app.command()(command)
 app.add_typer(traces, name="trace")
+app.add_typer(calibrate, name="calibrate")
 
 
 def _print_version(wanted: bool) -> None:

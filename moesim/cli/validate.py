@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from moesim.cli.output import check_file, print_json, progress, warn
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
+    from calibration.request_validation import RequestRunScore
     from calibration.validation.assess import Validation
 
 
@@ -51,6 +53,23 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    request_runs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Runs with the times of every request, one folder each; without --sample and "
+            "--page only these are predicted.",
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Layer times measured on the machines of these runs.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Processes that predict.")] = 2,
     report: Annotated[
         Path | None,
@@ -74,6 +93,10 @@ def validate(
     The runs come from the package aiconfigurator-core 0.12.0. Each is predicted with constants that
     were fitted without any run of its model. After Ctrl-C the same command goes on from there.
     """
+    scores = _request_scores(request_runs, kernels)
+    if scores and page is None and not sample:
+        _tell_request_runs(scores, as_json, report)
+        return
     from calibration.predict import predict, prediction_identity
     from calibration.validation.assess import figures
     from calibration.validation.runner import Settings, default_store, run_validation
@@ -85,12 +108,13 @@ def validate(
     try:
         with progress("predicting", remaining=True) as tell:
             found = run_validation(settings, predict, prediction_identity, tell)
+        found = replace(found, request_runs=_summaries(scores))
     except KeyboardInterrupt:
         warn(f"stopped; predictions are kept in {settings.store}, the same command goes on")
         raise
     told = figures(found)
     if report is not None or page is not None:
-        _write(found, told, report, page)
+        _write(found, scores, told, report, page)
     if as_json:
         print_json(told)
         return
@@ -102,14 +126,57 @@ def validate(
             print(f"Wrote {path}")
 
 
+def _request_scores(runs: Path | None, kernels: Path | None) -> list[RequestRunScore]:
+    if (runs is None) != (kernels is None):
+        raise InputError("--request-runs", "goes with --kernels")
+    if runs is None or kernels is None:
+        return []
+    from calibration.request_validation import validate_request_runs
+
+    return validate_request_runs(runs, kernels)
+
+
+def _summaries(scores: Sequence[RequestRunScore]) -> list[Mapping[str, object]]:
+    if not scores:
+        return []
+    from calibration.request_validation import summary
+
+    return [summary(score) for score in scores]
+
+
+def _tell_request_runs(
+    scores: Sequence[RequestRunScore], as_json: bool, report: Path | None
+) -> None:
+    told = _summaries(scores)
+    if report is not None:
+        from calibration.validation.document import write_html
+        from calibration.validation.request_page import request_blocks, request_figures
+
+        check_file(report, "--report")
+        write_html(request_blocks(told, request_figures(scores)), report)
+    if as_json:
+        print_json({"request_runs": told})
+        return
+    from moesim.cli.validation_tables import print_request_runs
+
+    print_request_runs(told)
+    if report is not None:
+        print(f"Wrote {report}")
+
+
 def _write(
-    found: Validation, told: Mapping[str, Any], report: Path | None, page: Path | None
+    found: Validation,
+    scores: Sequence[RequestRunScore],
+    told: Mapping[str, Any],
+    report: Path | None,
+    page: Path | None,
 ) -> None:
     from calibration.validation.charts import figures_of
     from calibration.validation.document import write_html, write_markdown
     from calibration.validation.page import blocks
+    from calibration.validation.request_page import request_figures
 
-    document = blocks(told, figures_of(found))
+    document = blocks(told, figures_of(found), request_figures(scores))
     if report is not None:
         write_html(document, report)
     if page is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moesim.cli.output import console, print_notes, print_table
@@ -42,7 +42,19 @@ def print_validation(told: Mapping[str, Any]) -> None:
         f"{reason['rows']} of {missing['tried']} without prediction: {reason['reason']}"
         for reason in missing["reasons"]
     ]
+    if told["request_runs"]:
+        print_request_runs(told["request_runs"])
     print_notes(out, notes)
+
+
+def print_request_runs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Errors of every run's distributions, in percent, with the measured values."""
+    from calibration.request_runs import STATISTICS
+    from calibration.validation.request_page import request_rows
+
+    rows = [row for run in found for row in request_rows(run)]
+    header = ["error, % (measured)", "", *STATISTICS, "target"]
+    print_table(console(), header, rows)
 
 
 def _target_rows(targets: Iterable[Mapping[str, Any]]) -> Iterable[list[str]]:

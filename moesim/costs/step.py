@@ -39,6 +39,9 @@ class StepCosts:
     # moesim.costs.grids: [3, new tokens, prefix] and [3, batch, tokens each]. Empty: rates hold.
     context_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
     generation_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
+    # Decoding requests in steps with prompts, where one kernel serves both: as generation_log_s.
+    # Empty: as in steps without.
+    mixed_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
     # Measured experts, of one layer: an expert's seconds by tiles of tokens [tiles + 1], and their
     # ratio to that formula by tokens of the group, [2, T + 1] as above. Empty: rates hold.
     expert_tile_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))

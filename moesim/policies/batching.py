@@ -23,12 +23,17 @@ MostRequests = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class ChunkedPrefill(Spec):
-    """vLLM v1: running requests first, then new ones, under one token budget; prompts in chunks."""
+    """vLLM v1: running requests first, then new ones, under one token budget; prompts in chunks.
+
+    `async_scheduling` (vLLM's flag): a step is composed while the one before it computes, so that
+    new requests and freed seats wait one step longer.
+    """
 
     policy: Literal["chunked-prefill"] = "chunked-prefill"
     token_budget: MostTokens | None = None
     max_requests: MostRequests | None = None
     long_prefill_tokens: int = Field(0, ge=0)
+    async_scheduling: bool = False
 
 
 class PrefillFirst(Spec):

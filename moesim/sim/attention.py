@@ -38,6 +38,7 @@ def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
     """Each prompt's chunk by itself, all decoding requests together at their mean length."""
     cost = c.scalars[0]
     tokens = 0
+    longest = 0
     decoding = 0
     kv_tokens = 0.0
     prefill = False
@@ -48,6 +49,7 @@ def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
         request = s.requests[s.batch_request[k, b, d, i]]
         before = request.computed - n
         tokens += n
+        longest = max(longest, n)
         if n == 1 and before >= request.prompt_tokens:
             decoding += 1
             kv_tokens += before + 1
@@ -62,14 +64,20 @@ def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int) -> bool:
         if cost.linear_layers > 0:
             w.attention_s[d, 2] += look_up(c.context_log_s[2], x, y)
     if decoding > 0:
+        table = c.generation_log_s
+        if prefill and c.mixed_log_s.shape[1] > 0:
+            table = c.mixed_log_s
         x = position(BATCH_SCALE, BATCH_POINTS, decoding)
         y = position(KV_SCALE, KV_POINTS, kv_tokens / decoding)
         if cost.full_layers > 0:
-            w.attention_s[d, 0] += look_up(c.generation_log_s[0], x, y)
+            w.attention_s[d, 0] += look_up(table[0], x, y)
         if cost.window_layers > 0:
-            w.attention_s[d, 1] += look_up(c.generation_log_s[1], x, y)
+            w.attention_s[d, 1] += look_up(table[1], x, y)
         if cost.linear_layers > 0:
-            w.attention_s[d, 2] += look_up(c.generation_log_s[2], x, y)
+            w.attention_s[d, 2] += look_up(table[2], x, y)
+    if prefill:
+        uneven = longest * s.batch_size[k, b, d] - tokens
+        w.attention_s[d, 0] += uneven * cost.uneven_token_s
     w.tokens[d] = tokens
     w.requests[d] = s.batch_size[k, b, d]
     return prefill

@@ -20,7 +20,7 @@ def commit(s: Any, record: Any, k: int) -> int:
     finished = 0
     for d in range(rules.ranks):
         g = k * rules.ranks + d
-        left = False
+        left = 0
         for i in range(s.batch_size[k, b, d]):
             r = s.batch_request[k, b, d, i]
             request = s.requests[r]
@@ -40,8 +40,9 @@ def commit(s: Any, record: Any, k: int) -> int:
                 record.done[record.counters[DONE_FILLED]] = r
                 record.counters[DONE_FILLED] += 1
                 finished += 1
-                left = True
-        if left:
+                left += 1
+        s.ranks[g].left = left
+        if left > 0:
             kept = 0
             for i in range(s.ranks[g].running):
                 r = s.running[g, i]

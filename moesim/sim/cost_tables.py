@@ -38,6 +38,9 @@ COSTS = row_dtype(
         ("linear_layers", "i4"),
         ("state_request_s", "f8"),  # reading and writing one request's state of one layer
         ("attention_kernel_s", "f8"),  # per layer
+        # Per layer and token that a request of a step with prompts computes less than the longest:
+        # the attention kernel gives every request as many blocks as the longest (measured only).
+        ("uneven_token_s", "f8"),
         ("expert_weight_s", "f8"),  # reading the weights of one active expert
         ("expert_pair_s", "f8"),  # moving activations of one token-expert pair
         ("expert_flop_s", "f8"),  # computing one padded token-expert pair
@@ -98,6 +101,7 @@ class Costs(NamedTuple):
     domain_of_rank: NDArray[np.int32]  # [R]
     context_log_s: NDArray[np.float64]  # measured attention, as in StepCosts; else empty
     generation_log_s: NDArray[np.float64]
+    mixed_log_s: NDArray[np.float64]
     expert_tile_s: NDArray[np.float64]  # measured experts, as in StepCosts; else empty
     expert_ratio: NDArray[np.float64]
     average: Averages  # empty where routing is replayed

@@ -57,7 +57,7 @@ def open_door(
 @hot
 def enqueue(s: Any, r: int, g: int, now: float) -> None:
     """Request r arrives at attention rank g; an idle replica wakes."""
-    if s.rules[0].recv_interval > 1:
+    if s.rules[0].recv_interval > 1 or s.rules[0].schedule_ahead > 0:
         push_inbox(s, g, r)
     else:
         push_waiting(s, g, r, False)

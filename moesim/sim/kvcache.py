@@ -99,7 +99,9 @@ def grow(s: Any, g: int, r: int, tokens: int) -> bool:
     if not make_room(s, g, need):
         return False
     s.ranks[g].kv_free_bytes -= need
-    s.requests[r].blocks = blocks_of(s.rules[0], tokens)
+    blocks = blocks_of(s.rules[0], tokens)
+    s.ranks[g].taken_blocks += blocks - s.requests[r].blocks
+    s.requests[r].blocks = blocks
     return True
 
 
@@ -158,6 +160,31 @@ def hold_prefix(s: Any, g: int, r: int, count: int) -> None:
 
 
 @inner
+def recall(s: Any, g: int, r: int) -> None:
+    """Give waiting request r, preempted before, those of its old blocks that are still free.
+
+    vLLM's block pool takes free blocks in the order in which they were freed, and a request's are
+    freed from its last to its first (`block_pool.py`, `free_blocks`): what is left is its
+    beginning. At least one token is left to compute.
+    """
+    rules = s.rules[0]
+    request = s.requests[r]
+    rank = s.ranks[g]
+    if rules.recall == 0 or request.freed_blocks == 0:
+        return
+    overwritten = min(max(0, rank.taken_blocks - request.freed_at), request.freed_blocks)
+    most = (request.prompt_tokens + request.generated - 1) // rules.block_tokens
+    found = min(request.freed_blocks - overwritten, request.freed_full, most)
+    request.freed_blocks = 0
+    if found <= 0:
+        return
+    request.blocks = found
+    request.computed = found * rules.block_tokens
+    rank.kv_free_bytes -= bytes_of(rules, found)
+    rank.freed_blocks -= found  # they leave the line
+
+
+@inner
 def publish_prefix(s: Any, g: int, r: int) -> None:
     """Offer the whole prefix blocks among the computed tokens of request r to others."""
     rules = s.rules[0]
@@ -188,6 +215,11 @@ def release(s: Any, g: int, r: int) -> None:
     size = prefix_block_bytes(rules)
     own = bytes_of(rules, request.blocks) - request.shared * size
     s.ranks[g].kv_free_bytes += own
+    if rules.recall > 0 and request.shared == 0:
+        request.freed_at = s.ranks[g].freed_blocks
+        request.freed_blocks = request.blocks
+        request.freed_full = request.computed // rules.block_tokens
+        s.ranks[g].freed_blocks += request.blocks
     for i in range(request.shared - 1, -1, -1):
         block = s.prefix_blocks[request.prefix_start + i]
         s.prefix_refs[g, block] -= 1

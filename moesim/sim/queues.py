@@ -13,6 +13,7 @@ from moesim.sim.kvcache import (
     grow,
     hold_prefix,
     publish_prefix,
+    recall,
     release,
     spare_bytes,
 )
@@ -160,6 +161,8 @@ def admit(s: Any, g: int, r: int, limit: int) -> int:
         return 0
     if found > 0:
         hold_prefix(s, g, r, found)
+    else:
+        recall(s, g, r)
     granted = min(tokens_due(s, r), limit)
     grow(s, g, r, request.computed + granted)
     if request.generated == 0 and request.preemptions == 0:

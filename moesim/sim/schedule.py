@@ -13,7 +13,7 @@ from typing import Any
 
 from moesim.compiled import hot, inner
 from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
-from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
+from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
 from moesim.sim.sglang import prefill_first
 from moesim.sim.state import (
     CHUNKED_PREFILL,
@@ -76,13 +76,31 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
         i += 1
     if preempted:
         return
-    while budget > 0 and rank.waiting > 0 and rank.running < rules.max_running:
+    seats = rules.max_running
+    if rules.schedule_ahead > 0:
+        seats -= rank.left
+    while budget > 0 and rank.waiting > 0 and rank.running < seats:
         r = rank.head
         granted = admit(s, g, r, min(budget, most))
         if granted == 0:
             return
         add_to_batch(s, k, b, d, r, granted)
         budget -= granted
+
+
+@inner
+def scheduled_ahead(s: Any, k: int, b: int, d: int) -> None:
+    """vLLM with asynchronous scheduling: a step is composed while the one before it computes.
+
+    Who came since, and the seats of those who finished with it, wait for the step after.
+    """
+    g = k * s.rules[0].ranks + d
+    rank = s.ranks[g]
+    if rank.running == 0:  # nothing computes: the engine looks at once
+        rank.left = 0
+        receive(s, g)
+    chunked_prefill(s, k, b, d)
+    receive(s, g)
 
 
 @inner
@@ -128,7 +146,9 @@ def schedule(s: Any, k: int, b: int) -> int:
         prefill_first(s, k, b)
     total = 0
     for d in range(rules.ranks):
-        if rules.policy == CHUNKED_PREFILL:
+        if rules.policy == CHUNKED_PREFILL and rules.schedule_ahead > 0:
+            scheduled_ahead(s, k, b, d)
+        elif rules.policy == CHUNKED_PREFILL:
             chunked_prefill(s, k, b, d)
         elif rules.policy == STATIC:
             static_batch(s, k, b, d)

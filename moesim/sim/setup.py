@@ -68,6 +68,7 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
         )
     rank_rows = np.zeros(replicas * ranks, RANK)
     rank_rows["kv_free_bytes"] = rules["kv_capacity_bytes"]
+    rank_rows["freed_blocks"] = rules["kv_capacity_bytes"] // max(1, rules.get("block_bytes", 1))
     rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
     for name in ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail"):
         rank_rows[name] = NOBODY
@@ -113,6 +114,7 @@ def build_costs(
         domain_of_rank=costs.domain_of_rank,
         context_log_s=np.ascontiguousarray(costs.context_log_s),
         generation_log_s=np.ascontiguousarray(costs.generation_log_s),
+        mixed_log_s=np.ascontiguousarray(costs.mixed_log_s),
         expert_tile_s=np.ascontiguousarray(costs.expert_tile_s),
         expert_ratio=np.ascontiguousarray(costs.expert_ratio),
         average=average,

@@ -32,6 +32,7 @@ REQUEST = row_dtype(
         ("first_token_s", "f8"),
         ("finish_s", "f8"),
         ("token_start", "i8"),  # its first row of token_s
+        ("freed_at", "i8"),  # freed_blocks of its rank when its blocks were freed last
         ("prefix_start", "i8"),  # its first entry of prefix_blocks
         ("prompt_row", "i8"),  # next routing row of its prompt
         ("decode_row", "i8"),  # next routing row of its output
@@ -49,6 +50,8 @@ REQUEST = row_dtype(
         ("shared", "i4"),  # leading prefix blocks held in common with other requests
         ("prefix_count", "i4"),  # whole prefix blocks of its prompt
         ("cached_tokens", "i4"),  # prompt tokens found in the prefix cache at first admission
+        ("freed_blocks", "i4"),  # blocks that were freed then, and how many of them were full
+        ("freed_full", "i4"),
         ("preemptions", "i4"),
         ("next", "i4"),
         ("rank", "i4"),
@@ -62,6 +65,8 @@ RANK = row_dtype(
     [
         ("kv_free_bytes", "i8"),  # held by nobody, not even by the prefix cache
         ("kv_idle_bytes", "i8"),  # cached prefix blocks that no running request holds
+        ("freed_blocks", "i8"),  # length of the line of free blocks since the start, and how many
+        ("taken_blocks", "i8"),  # of its first have been taken (see kvcache.recall)
         ("new_token_ratio", "f8"),  # SGLang's estimate of the output still to come
         ("head", "i4"),
         ("tail", "i4"),
@@ -69,9 +74,10 @@ RANK = row_dtype(
         ("running", "i4"),
         ("chunked", "i4"),  # SGLang: the request whose prompt is being computed in chunks
         ("batch_size", "i4"),  # static batching: size of the batch under way
-        ("inbox_head", "i4"),  # SGLang: requests that came since the scheduler last looked
+        ("inbox_head", "i4"),  # requests that came since the scheduler last looked
         ("inbox_tail", "i4"),
         ("inbox", "i4"),
+        ("left", "i4"),  # requests that finished with the last step
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
     ]
@@ -147,6 +153,7 @@ RULES = row_dtype(
         ("max_context", "i4"),  # most tokens of a request; 0 = no limit
         ("max_prefill_tokens", "i4"),
         ("long_prefill_tokens", "i4"),  # most tokens of one prompt in a step; 0 = no limit
+        ("schedule_ahead", "i4"),  # vLLM: a step's requests are chosen when the one before starts
         ("mixed_chunk", "i4"),
         ("block_tokens", "i4"),
         ("block_bytes", "i8"),  # of the layers with full attention
@@ -155,6 +162,7 @@ RULES = row_dtype(
         ("state_bytes", "i8"),  # of a request, in the layers with linear attention
         ("kv_capacity_bytes", "i8"),  # per attention rank
         ("prefix_block_tokens", "i4"),  # 0 = no prefix caching
+        ("recall", "i4"),  # preempted requests find blocks that nobody has taken since (vLLM)
         ("dummy_interval", "i4"),  # idle data-parallel replicas step on to a multiple of this
         ("ratio_start", "f8"),
         ("ratio_floor", "f8"),

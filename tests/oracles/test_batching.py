@@ -57,6 +57,33 @@ def test_a_long_prompt_is_cut_unless_it_is_alone() -> None:
     ]
 
 
+def test_scheduled_ahead_requests_and_seats_wait_a_step() -> None:
+    """The step that starts at t = 1 was composed at 0, before b came at 0.5."""
+    demand = make_demand([3, 3], [4, 2], [0, 0.5])
+    assert Harness({}, SECOND).run(demand).requests["scheduled_s"].tolist() == [0, 1]
+    ahead = {"schedule_ahead": 1}
+    assert Harness(ahead, SECOND).run(demand).requests["scheduled_s"].tolist() == [0, 2]
+    # Nothing runs at 10: the engine looks at once.
+    late = make_demand([3, 3], [4, 2], [0, 10])
+    assert Harness(ahead, SECOND).run(late).requests["scheduled_s"].tolist() == [0, 10]
+    # a ends at 4; who composed the step from 4 to 5 saw its seat taken.
+    full = Harness({"max_running": 2, **ahead}, SECOND).run(make_demand([3] * 3, [4, 6, 2]))
+    assert full.requests["scheduled_s"].tolist() == [0, 0, 5]
+
+
+def test_a_preempted_request_finds_its_blocks_that_nobody_took() -> None:
+    """Six blocks of 4 tokens. b, with 12 tokens in 3 blocks, is preempted at t = 5; a takes the
+    last of them at 9 and ends at 11. b then finds 8 of its 13 tokens."""
+    rules = {**BLOCK_4, "kv_capacity_bytes": 24}
+    demand = make_demand([4, 8], [11, 13])
+    for recall, computed in ((0, 13), (1, 5)):
+        run = Harness({**rules, "recall": recall}, SECOND, log=True).run(demand)
+        assert run.requests["preemptions"].tolist() == [0, 1]
+        assert parts(run, 11.0) == [(1, computed)]
+        assert run.requests["finish_s"].tolist() == [11, 19]
+        assert run.state.ranks["kv_free_bytes"].tolist() == [24]
+
+
 def test_a_prompt_enters_only_if_all_of_it_fits() -> None:
     """Eight blocks of 4; a holds up to three. b (24 tokens) needs six of them: it waits for a."""
     rules = {**BLOCK_4, "kv_capacity_bytes": 32, "token_budget": 8}
