@@ -46,7 +46,7 @@ def main() -> None:
     with ProcessPoolExecutor(given.processes) as pool:
 
         def simulate(asked: Sequence[tuple[SiliconRun, Overhead]]) -> NDArray[np.float64]:
-            done = pool.map(_attempt, asked, chunksize=4)
+            done = pool.map(_attempt, asked, chunksize=2)
             return np.array(list(track(done, "simulating", len(asked))))
 
         found = fit(runs, simulate, start, given.rounds)
