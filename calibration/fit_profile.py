@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from calibration.bench_results import BenchResult
 from calibration.request_runs import RelativeError, statistic
-from moesim.costs.profile import Profile, load_profile
+from moesim.costs.profile import Profile
+from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.files import replace_atomically
 from moesim.scenario import Scenario
@@ -70,7 +71,7 @@ class ProfileFit:
 
 def fit_profile(scenario: Scenario, results: Sequence[BenchResult]) -> ProfileFit:
     """Adjust the overheads of the scenario's profile. Raises InputError for what cannot run."""
-    start = load_profile(scenario.deployment.profile, scenario.deployment.engine)
+    start = deploy(scenario).profile
     knobs = [knob for knob in KNOBS if start.kernels == "measured" or knob.name in RATED]
     first = _predict(scenario, start, results)
     problem = _Problem(scenario, start, results)
