@@ -1,10 +1,10 @@
 """Engine overheads fitted on measured end-to-end runs: few, bounded, each with a meaning.
 
-Five numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile), and
-one more per GPU: the time in which its host launches an operation (`launch_s`). They are fitted on
-the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on robust log
-residuals; derivatives come from simulations with one number changed at a time. A *fold* leaves
-every run of one model, or of one GPU, out of the fit.
+Six numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile). They
+are fitted on the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on robust
+log residuals; derivatives come from simulations with one number changed at a time. A *fold* leaves
+every run of one model, or of one GPU, out of the fit. A launch time for every GPU's hosts fits
+better and predicts worse: a GPU has too few models for that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibration.runs.rows import SiliconRun
-from calibration.runs.scenario_of import GPUS, model_name
+from calibration.runs.scenario_of import model_name
 from moesim.errors import InputError
 from moesim.files import replace_atomically
 
@@ -48,9 +48,8 @@ PARAMETERS = (
     Parameter("prefill_step_s", 20e-3, 10e-3, 0.0, 0.3),
     Parameter("arrival_s", 15e-3, 10e-3, 0.0, 0.1),
     Parameter("arrival_token_s", 2e-6, 2e-6, 0.0, 10e-6),
+    Parameter("launch_s", 40e-6, 20e-6, 0.0, 100e-6),
 )
-# Launching an operation: hosts come with GPUs, so it is fitted for each GPU.
-LAUNCH = Parameter("launch_s", 50e-6, 20e-6, 0.0, 300e-6)
 Overhead = Mapping[str, float]
 Simulate = Callable[[Sequence[tuple[SiliconRun, Overhead]]], NDArray[np.float64]]
 
@@ -80,40 +79,30 @@ def fit(
         own = [run for run in runs if run.engine == engine]
         if not own:
             continue
-        centre = {p.name: p.start for p in (*PARAMETERS, LAUNCH)} | dict(start.get(engine, {}))
+        centre = {p.name: p.start for p in PARAMETERS} | dict(start.get(engine, {}))
         for at in range(rounds):
-            lines = _linearise(own, simulate, centre)
-            every = np.ones(len(own), dtype=bool)
+            residual_N2, slope_N2P = _linearise(own, simulate, centre)
             if at < rounds - 1:
-                centre = _solve(own, *lines, every, centre)
+                centre = _solve(residual_N2, slope_N2P, centre)
         for fold in folds(runs):
             kept = np.array([not left_out(fold, run) for run in own])
-            rows = kept if kept.any() else every
-            found.setdefault(fold, {})[engine] = _solve(own, *lines, rows, centre)
+            rows = kept if kept.any() else ~kept
+            constants = _solve(residual_N2[rows], slope_N2P[rows], centre)
+            found.setdefault(fold, {})[engine] = constants
     return found
-
-
-def launch_name(run: SiliconRun) -> str:
-    """Where the launch time of a run's host stands."""
-    return f"{LAUNCH.name}:{GPUS[run.gpu]}"
 
 
 def _linearise(
     runs: Sequence[SiliconRun], simulate: Simulate, centre: Overhead
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(log residuals [N, 2], their derivatives per step of each parameter [N, 2, P], LAUNCH last).
+    """(log residuals [N, 2], their derivatives per step of each parameter [N, 2, P]).
 
     A run that could not be predicted has zeros.
     """
     true_N2 = np.array([(run.ttft_s, run.tpot_s) for run in runs])
-    asked = [(run, centre) for run in runs]
-    for p in PARAMETERS:
-        asked += [(run, {**centre, p.name: centre[p.name] + p.step}) for run in runs]
-    for run in runs:
-        name = launch_name(run)
-        launch = centre.get(name, centre[LAUNCH.name]) + LAUNCH.step
-        asked.append((run, {**centre, name: launch}))
-    predicted = simulate(asked).reshape(2 + len(PARAMETERS), len(runs), 2)
+    moved = [{**centre, p.name: centre[p.name] + p.step} for p in PARAMETERS]
+    asked = [(run, overhead) for overhead in (centre, *moved) for run in runs]
+    predicted = simulate(asked).reshape(1 + len(PARAMETERS), len(runs), 2)
     known = np.isfinite(predicted).all(axis=0)
     residual_N2 = np.where(known, np.log(predicted[0] / true_N2), 0.0)
     slope = np.where(known, np.log(predicted[1:] / predicted[0]), 0.0)
@@ -121,49 +110,21 @@ def _linearise(
 
 
 def _solve(
-    runs: Sequence[SiliconRun],
-    residual_N2: NDArray[np.float64],
-    slope_N2P: NDArray[np.float64],
-    kept_N: NDArray[np.bool_],
-    centre: Overhead,
+    residual_N2: NDArray[np.float64], slope_N2P: NDArray[np.float64], centre: Overhead
 ) -> dict[str, float]:
-    """The constants with the least robust residual of the linearised predictions of kept runs.
-
-    A GPU without kept runs takes the median launch time of the others.
-    """
-    names = [launch_name(run) for run in runs]
-    hosts = sorted({name for name, kept in zip(names, kept_N, strict=True) if kept})
-    of_host = [np.array([name == host for name in names])[:, None] for host in hosts]
-    columns = [slope_N2P[..., at] for at in range(len(PARAMETERS))]
-    columns += [np.where(own, slope_N2P[..., -1], 0.0) for own in of_host]
-    slope = np.stack(columns, axis=-1)[kept_N].reshape(-1, len(columns))
-    moved = [(p.name, p, centre[p.name]) for p in PARAMETERS]
-    moved += [(host, LAUNCH, centre.get(host, centre[LAUNCH.name])) for host in hosts]
-    low = np.array([(p.low - value) / p.step for _, p, value in moved])
-    high = np.array([(p.high - value) / p.step for _, p, value in moved])
+    """The constants with the least robust residual of the linearised predictions."""
+    low = np.array([(p.low - centre[p.name]) / p.step for p in PARAMETERS])
+    high = np.array([(p.high - centre[p.name]) / p.step for p in PARAMETERS])
+    slope = slope_N2P.reshape(-1, len(PARAMETERS))
     solved = least_squares(
-        lambda move_P: residual_N2[kept_N].ravel() + slope @ move_P,
-        np.clip(np.zeros(len(moved)), low, high),
+        lambda move_P: residual_N2.ravel() + slope @ move_P,
+        np.clip(np.zeros(len(PARAMETERS)), low, high),
         bounds=(low - 1e-9, high + 1e-9),
         loss="soft_l1",
         f_scale=ROBUST_LOG,
     )
-    constants = {
-        name: float(f"{np.clip(value + p.step * x, p.low, p.high):.4g}")
-        for (name, p, value), x in zip(moved, solved.x, strict=True)
-    }
-    launch_s = float(np.median([constants[host] for host in hosts]))
-    return {**constants, LAUNCH.name: float(f"{launch_s:.4g}")}
-
-
-def overhead_fields(overhead: Overhead) -> dict[str, object]:
-    """Constants as fields of OverheadProfile."""
-    prefix = f"{LAUNCH.name}:"
-    hosts = {
-        name.removeprefix(prefix): s for name, s in overhead.items() if name.startswith(prefix)
-    }
-    plain = {name: s for name, s in overhead.items() if not name.startswith(prefix)}
-    return {**plain, "launch_s_of": hosts}
+    moved = {p.name: centre[p.name] + p.step * x for p, x in zip(PARAMETERS, solved.x, strict=True)}
+    return {p.name: float(f"{np.clip(moved[p.name], p.low, p.high):.4g}") for p in PARAMETERS}
 
 
 def write_overheads(found: Mapping[str, Mapping[str, Overhead]], path: Path = FITTED) -> None:

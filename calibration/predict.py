@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import moesim
-from calibration.overheads import Overhead, overhead_fields, read_overheads
+from calibration.overheads import Overhead, read_overheads
 from calibration.runs.recipes import server_of
 from calibration.runs.rows import SiliconRun
 from calibration.runs.scenario_of import scenario_of
@@ -69,7 +69,7 @@ def _profile(engine: str, overhead: tuple[tuple[str, float], ...]) -> Profile:
         **base.overhead.model_dump(),
         "step_s": 0.0,
         "request_s": 0.0,
-        **overhead_fields(dict(overhead)),
+        **dict(overhead),
     }
     return base.model_copy(update={"overhead": type(base.overhead)(**fields)})
 

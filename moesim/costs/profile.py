@@ -65,9 +65,8 @@ class OverheadProfile(Spec):
     layer_s: float = Field(default=0.0, ge=0.0, le=0.01)
     prefill_ratio: float = Field(default=1.0, ge=0.5, le=4.0)
     # Launching one operation of a step with prompts from Python: such a step takes no less than all
-    # its launches. Hosts differ: `launch_s_of` holds other values by the name of their GPU.
+    # its launches.
     launch_s: float = Field(default=0.0, ge=0.0, le=0.01)
-    launch_s_of: dict[str, float] = Field(default_factory=dict)
     # Tokenising one token of a prompt.
     arrival_token_s: float = Field(default=0.0, ge=0.0, le=0.001)
 

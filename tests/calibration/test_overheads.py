@@ -16,9 +16,7 @@ from calibration.overheads import (
     Overhead,
     fit,
     folds,
-    launch_name,
     left_out,
-    overhead_fields,
     read_overheads,
     write_overheads,
 )
@@ -54,8 +52,6 @@ TRUTH = {
     "prefill_step_s": 0.03,
     "arrival_s": 0.02,
     "arrival_token_s": 3e-6,
-    "launch_s:h200-sxm": 8e-5,
-    "launch_s:b200": 4e-5,
     "launch_s": 6e-5,
 }
 
@@ -63,8 +59,7 @@ TRUTH = {
 def _times(run: SiliconRun, overhead: Overhead) -> tuple[float, float]:
     """A benchmark whose logarithms are linear in the constants, differently for every run."""
     rng = np.random.default_rng(run.row)
-    steps = [*(overhead[p.name] / p.step for p in PARAMETERS)]
-    steps.append(overhead.get(launch_name(run), overhead["launch_s"]) / 20e-6)
+    steps = [overhead[p.name] / p.step for p in PARAMETERS]
     weights = rng.uniform(0.005, 0.05, (2, len(steps)))
     ttft, tpot = np.exp(weights @ np.array(steps))
     return float(ttft), float(tpot)
@@ -110,13 +105,6 @@ def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
     assert found["all"]["vllm"] != pytest.approx(TRUTH, rel=5e-3)
 
 
-def test_a_gpu_without_runs_takes_the_others_launch_time() -> None:
-    found = fit(_measured(_runs()), _simulate, {})
-    constants = found["gpu:b200_sxm"]["vllm"]
-    assert "launch_s:b200" not in constants
-    assert constants["launch_s"] == constants["launch_s:h200-sxm"]
-
-
 def test_constants_stay_within_their_bounds() -> None:
     runs = [replace(run, ttft_s=1e-6, tpot_s=1e-6) for run in _measured(_runs())]
     constants = fit(runs, _simulate, {})["all"]["vllm"]
@@ -140,9 +128,9 @@ def test_folds_and_what_they_leave_out() -> None:
 
 def test_constants_are_fields_of_the_profile(tmp_path: Path) -> None:
     write_overheads({"all": {"vllm": TRUTH}}, tmp_path / "fitted.json")
-    fields = overhead_fields(read_overheads(tmp_path / "fitted.json")["all"]["vllm"])
-    profile = OverheadProfile(step_s=0.0, request_s=0.0, **fields)  # type: ignore[arg-type]
-    assert profile.launch_s_of == {"h200-sxm": 8e-5, "b200": 4e-5}
+    fields = read_overheads(tmp_path / "fitted.json")["all"]["vllm"]
+    profile = OverheadProfile(step_s=0.0, request_s=0.0, **fields)
+    assert profile.launch_s == 6e-5
     assert profile.prefill_ratio == 1.3
     with pytest.raises(InputError, match="fit_overheads"):
         read_overheads(tmp_path / "absent.json")

@@ -48,8 +48,7 @@ def measured_step_costs(
         "linear_layers": operators.layers_of(LINEAR),
         "step_s": overhead.step_s + overhead.layer_s * model.layers + operators.norm_reduce_s(),
         "prefill_step_s": overhead.prefill_step_s,
-        "prompt_floor_s": launches(model)
-        * overhead.launch_s_of.get(operators.kernels.gpu.name, overhead.launch_s),
+        "prompt_floor_s": launches(model) * overhead.launch_s,
     }
     costs = replace(
         base,
