@@ -104,6 +104,8 @@ def _linearise(
     asked = [(run, overhead) for overhead in (centre, *moved) for run in runs]
     predicted = simulate(asked).reshape(1 + len(PARAMETERS), len(runs), 2)
     known = np.isfinite(predicted).all(axis=0)
+    if not known.any():
+        raise InputError("overheads", "cannot be fitted: no run could be predicted")
     residual_N2 = np.where(known, np.log(predicted[0] / true_N2), 0.0)
     slope = np.where(known, np.log(predicted[1:] / predicted[0]), 0.0)
     return residual_N2, np.moveaxis(slope, 0, -1)

@@ -112,6 +112,11 @@ def test_constants_stay_within_their_bounds() -> None:
         assert parameter.low <= constants[parameter.name] <= parameter.high
 
 
+def test_no_prediction_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="no run could be predicted"):
+        fit(_runs(), lambda asked: np.full((len(asked), 2), np.nan), {})
+
+
 def test_folds_and_what_they_leave_out() -> None:
     assert folds(_runs()) == (
         "all",
