@@ -41,7 +41,10 @@ def predict_with(run: SiliconRun, overhead: Overhead) -> Prediction:
 
 
 def overhead_of(run: SiliconRun, fold: str) -> Overhead:
-    """The fitted overheads of a run's engine in a fold; without such a fold, those of `all`."""
+    """The fitted overheads of a run's engine in a fold.
+
+    A model or GPU that no fitted run has needs no fold of its own: `all` knows nothing of it.
+    """
     fitted = read_overheads()
     return fitted.get(fold, fitted["all"])[run.engine]
 
