@@ -72,7 +72,8 @@ def fit(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Overheads by fold and engine. `simulate` predicts [N, 2] (TTFT, TPOT) of (run, overhead).
 
-    The last round's derivatives, at the constants of fold `all`, serve every fold.
+    The last round's derivatives, at the constants of fold `all`, serve every fold. An engine all
+    of whose runs a fold leaves out has no overheads there.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for engine in ENGINES:
@@ -86,9 +87,9 @@ def fit(
                 centre = _solve(residual_N2, slope_N2P, centre)
         for fold in folds(runs):
             kept = np.array([not left_out(fold, run) for run in own])
-            rows = kept if kept.any() else ~kept
-            constants = _solve(residual_N2[rows], slope_N2P[rows], centre)
-            found.setdefault(fold, {})[engine] = constants
+            of_fold = found.setdefault(fold, {})
+            if kept.any():
+                of_fold[engine] = _solve(residual_N2[kept], slope_N2P[kept], centre)
     return found
 
 

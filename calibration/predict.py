@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 
 import moesim
@@ -12,7 +13,25 @@ from calibration.runs.rows import SiliconRun
 from calibration.runs.scenario_of import scenario_of
 from moesim.costs.measured.profile import profiles_folder
 from moesim.costs.profile import Profile, load_profile
+from moesim.errors import InputError
 from moesim.simulation import simulate
+
+# Releases by the day of their first run among the measured ones.
+FIRST_RUNS = {
+    "vllm": (
+        (date(2026, 2, 25), "0.15.1"),
+        (date(2026, 3, 1), "0.16.0"),
+        (date(2026, 3, 11), "0.17.0"),
+        (date(2026, 3, 27), "0.18.0"),
+        (date(2026, 4, 3), "0.19.0"),
+    ),
+    "sglang": (
+        (date(2025, 12, 31), "0.5.6"),
+        (date(2026, 3, 3), "0.5.9"),
+        (date(2026, 4, 17), "0.5.10.post1"),
+    ),
+    "trtllm": ((date(2025, 12, 15), "1.1.0rc2.post2"), (date(2026, 2, 5), "1.2.0rc2.post2")),
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +63,24 @@ def overhead_of(run: SiliconRun, fold: str) -> Overhead:
     """The fitted overheads of a run's engine in a fold.
 
     A model or GPU that no fitted run has needs no fold of its own: `all` knows nothing of it.
+    InputError if the fold leaves out every run of the engine.
     """
     fitted = read_overheads()
-    return fitted.get(fold, fitted["all"])[run.engine]
+    of_fold = fitted.get(fold, fitted["all"])
+    if run.engine not in of_fold:
+        raise InputError("fold", f"leaves out every run of {run.engine}", fold)
+    return of_fold[run.engine]
 
 
 def engine_version(run: SiliconRun) -> str | None:
-    """The run's engine version where it is a number (not a nightly image)."""
-    return run.version if run.version[:1].isdigit() else None
+    """The run's engine version; of an image without a number the release it led to, by its date:
+    a nightly build holds what the next release will. None means the newest measured."""
+    if run.version[:1].isdigit():
+        return run.version
+    if run.measured is None:
+        return None
+    later = (v for day, v in FIRST_RUNS.get(run.engine, ()) if day >= run.measured)
+    return next(later, None)
 
 
 def prediction_identity(run: SiliconRun, fold: str) -> tuple[object, ...]:

@@ -186,9 +186,10 @@ class MoEModel:
 def linear_shapes(model: MoEModel) -> tuple[LinearShape, ...]:
     """Every matrix multiplication of the model except the routed experts', LM head last.
 
-    MLA's `kv_b` stands for both of its forms: expanded to keys and values in prefill, absorbed
-    into queries and outputs in decode. Per token both cost 2 x heads x kv_lora x (nope + v) FLOP
-    and read the same weights.
+    MLA's `qkv_a` compresses queries (where the model does), keys and values in one product, as
+    every engine runs it (SGLang `fused_qkv_a_proj_with_mqa`). `kv_b` stands for both of its forms:
+    expanded to keys and values in prefill, absorbed into queries and outputs in decode. Per token
+    both cost 2 x heads x kv_lora x (nope + v) FLOP and read the same weights.
     """
     hidden, routed = model.hidden, model.moe_layers
     shapes = [*_attention_shapes(model, model.softmax_layers), *_index_shapes(model)]
@@ -215,19 +216,14 @@ def _attention_shapes(model: MoEModel, every: tuple[int, ...]) -> list[LinearSha
         width = (of.query_heads + 2 * of.kv_heads) * of.head_dim
         return [LinearShape("qkv", "attention", hidden, width, "qkv", of.bias, every), out]
     query_in = of.q_lora_rank or hidden
-    shapes = []
-    if of.q_lora_rank:
-        shapes.append(
-            LinearShape("q_a", "attention", hidden, of.q_lora_rank, "whole", of.bias, every)
-        )
-    latent = of.kv_lora_rank + of.rope_head_dim
+    latent = of.q_lora_rank + of.kv_lora_rank + of.rope_head_dim
     expanded = of.heads * (of.nope_head_dim + of.v_head_dim)
-    shapes += [
+    return [
+        LinearShape("qkv_a", "attention", hidden, latent, "whole", of.bias, every),
         LinearShape("q_b", "attention", query_in, of.heads * of.head_dim, "columns", False, every),
-        LinearShape("kv_a", "attention", hidden, latent, "whole", of.bias, every),
         LinearShape("kv_b", "attention", of.kv_lora_rank, expanded, "columns", False, every),
+        out,
     ]
-    return [*shapes, out]
 
 
 def _index_shapes(model: MoEModel) -> list[LinearShape]:

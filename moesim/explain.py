@@ -263,7 +263,7 @@ class _Rows:
     def _measured_linear(self, operators: MeasuredOperators, operator: Linear, n: int) -> Row:
         """The table's time, which is linear between its points."""
         low, high, share = bracket(n, self.costs.head_s.size - 1)
-        timing = operators.linear(operator, np.array([low, high]))
+        timing = operators.linear(operator, np.array([low, high]), decode=not self.size.chunks)
         weights = np.array([1.0 - share, share])
         once_s = float(timing.seconds @ weights)
         once_s *= 1.0 if operator.part == "head" else self.ratio

@@ -13,6 +13,7 @@ from calibration.ledger import log_slope
 from calibration.prediction_store import Outcome
 from calibration.runs.labels import RULES, LabelledRun
 from calibration.runs.rows import SiliconRun
+from calibration.validation.budget import budget
 from calibration.validation.pools import POOLS, SPLIT_TEXT
 from calibration.validation.rows import METRICS, PredictedRows, rounded
 from calibration.validation.targets import BIAS_RANGE, MEDIAN_S_PER_ROW, TARGETS, Target
@@ -85,6 +86,7 @@ def figures(of: Validation) -> dict[str, Any]:
         "bias_target": bias_target(table),
         "log_slope": _log_slopes(table),
         "anchored": _by_engine(table.anchored()),
+        "budget": {name: budget(each) for name, each in table.groups(KEYS["engine"]).items()},
         "leave_one_gpu_out": _other_split(of, "leave_one_gpu_out"),
         "in_sample": _other_split(of, "in_sample"),
         "dense": {

@@ -46,6 +46,7 @@ def blocks(
         ),
         target_table(told["targets"]),
         *bias_blocks(told["bias_by_band"]),
+        *budget_blocks(told["budget"]),
         Heading(2, "Charts"),
         *charts,
         *request_blocks(told["request_runs"], request_charts),
@@ -118,6 +119,32 @@ def bias_blocks(found: Mapping[str, Any]) -> list[Block]:
             rows.append((engine_name(engine), *shown))
         made.append(Table((SMALL_CAPITALS[metric], *bands), tuple(rows)))
     return made
+
+
+def budget_blocks(found: Mapping[str, Any]) -> list[Block]:
+    """Which part of the error is whose."""
+    text = (
+        "MAPE / median in percent. *Level known*: each prediction times one factor per "
+        "configuration (model, GPU, precision, parallelism, engine version, day): what is left is "
+        "how times grow with lengths and load, which is the simulator's part, and noise. The "
+        "difference to *blind* is levels that kernel tables and six overheads per engine do not "
+        "know; most of it no version-blind prediction could: *other version* is the error of the "
+        "best single number for one benchmark that was measured on several versions of its "
+        "engine, *repeat* the same for one version measured again. The tables were measured on "
+        "later versions than most runs. In brackets: runs compared."
+    )
+    parts = ("error", "level_known", "other_version", "repeat")
+    rows = []
+    for metric in ("tpot", "ttft"):
+        for engine, each in found.items():
+            shown = [error_pair(each[metric][part]) for part in parts]
+            counted = [
+                f"{text} ({each[metric][part]['rows']})"
+                for text, part in zip(shown[2:], parts[2:], strict=True)
+            ]
+            rows.append((f"{SMALL_CAPITALS[metric]}, {engine_name(engine)}", *shown[:2], *counted))
+    header = ("", "blind", "level known", "other version", "repeat")
+    return [Heading(2, "Error budget"), Text(text), Table(header, tuple(rows))]
 
 
 def same_rows_blocks(peer: Mapping[str, Any] | None) -> list[Block]:
@@ -203,7 +230,8 @@ def reading(split: str) -> Points:
             f"**Split**: {split}",
             "**Errors**: MAPE is the mean, *median* the median of |predicted / measured - 1|; "
             "*bias* is the median of predicted / measured.",
-            "**Rows**: each measurement counts once, with its labels repaired by rule.",
+            "**Rows**: each pair of values counts once, with its labels repaired by rule. Where "
+            "NVIDIA's files repeat a run with rounded values, both count, as in others' errors.",
             "**Anchored**: one TTFT and one TPOT factor per sweep from its runs with up to 8 "
             "requests in flight, scored at 16 and more. It shows how well growing load is "
             "modelled, and is no forecast.",

@@ -85,10 +85,13 @@ def test_tables_are_the_sums_of_their_operators(deployed: tuple[Deployment, Step
     for kind in (PROMPT, DECODE):
         for n in (1, 17, 512, 1024, 1024 + 64 * 5):
             sums = {"attention": 0.0, "dense": 0.0, "head": 0.0}
-            for linear in operators.linears(decode=kind == DECODE):
+            decode = kind == DECODE
+            for linear in operators.linears(decode):
                 part = linear.part if linear.part in sums else "dense"
                 rows = np.array([float(n)])
-                sums[part] += linear.layers * float(operators.linear(linear, rows).seconds[0])
+                sums[part] += linear.layers * float(
+                    operators.linear(linear, rows, decode).seconds[0]
+                )
             assert costs.token_s[kind, ATTENTION_LINEAR, n] == pytest.approx(sums["attention"])
             assert costs.token_s[kind, DENSE, n] == pytest.approx(sums["dense"])
             assert costs.head_s[n] == pytest.approx(sums["head"])

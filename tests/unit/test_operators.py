@@ -31,9 +31,8 @@ def test_deepseek_operators_by_hand() -> None:
     operators = linear_operators(MODELS["deepseek-v3"], Sharding(2, 8, 16), FP8_ALL)
     shape = {op.name: (op.in_features, op.out_features, op.layers) for op in operators}
     assert shape == {
-        "q_a": (7168, 1536, 61),
+        "qkv_a": (7168, 1536 + 512 + 64, 61),
         "q_b": (1536, 64 * 192, 61),
-        "kv_a": (7168, 576, 61),
         "kv_b": (512, 64 * 256, 61),
         "o": (64 * 128, 7168, 61),
         "mlp_gate_up": (7168, 18432, 3),
@@ -51,7 +50,7 @@ def test_deepseek_operators_by_hand() -> None:
 def test_without_query_compression_the_query_is_one_matrix() -> None:
     operators = linear_operators(MODELS["deepseek-v2-lite"], Sharding(), BF16_ALL)
     shape = {op.name: (op.in_features, op.out_features) for op in operators}
-    assert "q_a" not in shape
+    assert shape["qkv_a"] == (2048, 512 + 64)
     assert shape["q_b"] == (2048, 16 * 192)
 
 

@@ -86,7 +86,7 @@ def test_redundant_experts_of_deepseek_v3_at_ep32() -> None:
 def test_mla_latents_and_routers_are_replicated_over_tp() -> None:
     model = load_model("deepseek-v3")
     whole = {shape.name: shape for shape in linear_shapes(model)}
-    for name in ("q_a", "kv_a", "router"):
+    for name in ("qkv_a", "router"):
         shape = whole[name]
         assert rank_features(model, shape, 8) == (shape.in_features, shape.out_features)
     assert rank_features(model, whole["q_b"], 8) == (1536, 128 * 192 // 8)

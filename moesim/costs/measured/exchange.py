@@ -37,10 +37,12 @@ def all_reduce_s(
     message_bytes: ArrayLike,
     eager: bool = False,
     scale_out: Link | None = None,
+    fused: bool = False,
 ) -> Timing:
     """All-reduce of bytes that every GPU holds, by the engine's own kernel, else by NCCL.
 
-    `eager`: launched by the host instead of replayed from a CUDA graph. More GPUs than a scale-up
+    `eager`: launched by the host instead of replayed from a CUDA graph. `fused`: by FlashInfer's
+    kernel, with the norm behind it, where that is faster. More GPUs than a scale-up
     domain (or node) holds reduce inside each domain, and each GPU its share across them over
     `scale_out` (the GPU's usual fabric if None); nothing was measured there.
     """
@@ -56,14 +58,44 @@ def all_reduce_s(
         origin = np.full(size.shape, ROOFLINE, dtype=np.uint8)
         light = near.light_s + across / link.bytes_per_s
         return Timing(seconds, origin, light, f"{near.source}, across {domains} x {inside} GPUs")
-    for found in kernels.each("custom_all_reduce"):
-        names = found.curves.labels["kernel"]
-        wanted = [name for name in names if name.endswith("eager" if eager else "graph")] or names
-        kernel = found.curves.column("kernel")[found.ids]
-        ids = found.ids[np.isin(kernel, [names.index(name) for name in wanted])]
-        chosen = Found(found.profile, found.table, found.curves, ids)
-        return _by_gpus(kernels, chosen, "all_reduce", gpus, size)
-    return nccl_s(kernels, "all_reduce", gpus, size)
+    own = kernels.find("custom_all_reduce")
+    if own is None:
+        return nccl_s(kernels, "all_reduce", gpus, size)
+    timed = _custom_all_reduce_s(kernels, own, gpus, size, eager)
+    stand_in = _flashinfers(kernels) if fused and not eager else None
+    if stand_in is None:
+        return timed
+    return _faster(timed, _by_gpus(kernels, stand_in, "all_reduce", gpus, size))
+
+
+def _custom_all_reduce_s(
+    kernels: MeasuredKernels, found: Found, gpus: int, size: Floats, eager: bool
+) -> Timing:
+    names = found.curves.labels["kernel"]
+    wanted = [name for name in names if name.endswith("eager" if eager else "graph")] or names
+    kernel = found.curves.column("kernel")[found.ids]
+    ids = found.ids[np.isin(kernel, [names.index(name) for name in wanted])]
+    chosen = Found(found.profile, found.table, found.curves, ids)
+    return _by_gpus(kernels, chosen, "all_reduce", gpus, size)
+
+
+def _flashinfers(kernels: MeasuredKernels) -> Found | None:
+    """The table of FlashInfer's fused all-reduce: TensorRT-LLM's, whose kernel it is."""
+    stand_ins = kernels.each_stand_in("custom_all_reduce")
+    return next((found for found in stand_ins if found.profile.engine == "trtllm"), None)
+
+
+def _faster(first: Timing, second: Timing) -> Timing:
+    """The faster of two kernels of the same work, query by query."""
+    better = second.seconds < first.seconds
+    return Timing(
+        np.where(better, second.seconds, first.seconds),
+        np.where(better, second.origin, first.origin),
+        np.where(better, second.light_s, first.light_s),
+        " + ".join(
+            timed.source for timed, any_of in ((first, ~better), (second, better)) if any_of.any()
+        ),
+    )
 
 
 def nccl_s(kernels: MeasuredKernels, op: str, gpus: int, message_bytes: ArrayLike) -> Timing:

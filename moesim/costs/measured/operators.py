@@ -6,7 +6,7 @@ from. What is summed over a step, and what the engine adds, is said in `steps`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from moesim.costs.measured.dense import (
 from moesim.costs.measured.exchange import all_reduce_s
 from moesim.costs.measured.expert_work import ExpertShape
 from moesim.costs.measured.experts import ExpertAnchor, expert_anchor
-from moesim.costs.measured.kernels import MeasuredKernels
+from moesim.costs.measured.kernels import MeasuredKernels, version_key
 from moesim.costs.measured.light import TABLE_FORMATS, Floats
 from moesim.costs.measured.linear_attention import (
     linear_attention_context_s,
@@ -39,8 +39,22 @@ FULL, WINDOW, LINEAR = range(3)
 KINDS = ("attention", "window attention", "linear attention")
 # A message so small that its size does not matter.
 NORM_BYTES = 256.0
+# A decode step of no more tokens runs shared experts on a second stream, beside the routed ones:
+# vLLM VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, SGLang DUAL_STREAM_TOKEN_THRESHOLD (in CUDA
+# graphs), TensorRT-LLM maybe_execute_in_parallel (in CUDA graphs, whatever the tokens).
+SECOND_STREAM_TOKENS = {"vllm": 256, "sglang": 1_024, "trtllm": 1 << 30}
+# Families whose all-reduce SGLang fuses with the norm behind it, and since which version
+# (server_args.py `_handle_model_specific_adjustments`, enable_flashinfer_allreduce_fusion).
+SGLANG_FUSES = {
+    "deepseek_v3": "0.5.4",
+    "gpt_oss": "0.5.4",
+    "glm4_moe": "0.5.9",
+    "qwen3_moe": "0.5.9",
+    "kimi_k2": "0.5.9",
+    "qwen3_5_moe_text": "0.5.10",
+}
 # Projections that a measured module of latent attention contains.
-PROJECTIONS = ("q_a", "q_b", "kv_a", "kv_b", "o", "index_q", "index_k", "index_weights")
+PROJECTIONS = ("qkv_a", "q_b", "kv_b", "o", "index_q", "index_k", "index_weights")
 
 
 class AttentionFormats(NamedTuple):
@@ -74,10 +88,20 @@ class MeasuredOperators:
             return tuple(operator for operator in every if operator.name != "kv_b")
         return every
 
-    def linear(self, operator: Linear, tokens: Floats) -> Timing:
-        """One matrix multiplication of `tokens` rows."""
+    def linear(self, operator: Linear, tokens: Floats, decode: bool = False) -> Timing:
+        """One matrix multiplication of `tokens` rows.
+
+        What runs beside the routed experts costs them the bytes and FLOP it takes: its time at the
+        speed of light.
+        """
         dtype = self.table_format(operator.format, "gemm")
-        return gemm_s(self.kernels, dtype, tokens, operator.out_features, operator.in_features)
+        timed = gemm_s(self.kernels, dtype, tokens, operator.out_features, operator.in_features)
+        if decode and operator.part == "shared":
+            beside = tokens <= SECOND_STREAM_TOKENS[self.kernels.engine]
+            return replace(
+                timed, seconds=np.minimum(timed.seconds, np.where(beside, timed.light_s, np.inf))
+            )
+        return timed
 
     def context(self, kind: int, new: Floats, prefix: Floats) -> Timing:
         """Attention of one prompt's chunk of `new` tokens behind `prefix` cached ones."""
@@ -131,9 +155,24 @@ class MeasuredOperators:
 
     def reduce(self, message_bytes: Floats, eager: bool) -> Timing:
         """One all-reduce over the tensor-parallel group."""
+        tp = self.sharding.attention_tp
         return all_reduce_s(
-            self.kernels, self.sharding.attention_tp, message_bytes, eager, self.scale_out
+            self.kernels, tp, message_bytes, eager, self.scale_out, self.fuses_reduce
         )
+
+    @property
+    def fuses_reduce(self) -> bool:
+        """Whether the engine fuses an all-reduce with the norm behind it (FlashInfer's kernel, on
+        NVLink from Hopper on; vLLM `enable_allreduce_rms_fusion`, without data parallelism)."""
+        gpu, kernels = self.kernels.gpu, self.kernels
+        if gpu.scale_up_domain == 1 or "fp8" not in gpu.flops_per_s or self.scale_out:
+            return False
+        if self.sharding.attention_dp > 1:
+            return False
+        if kernels.engine == "sglang":
+            since = SGLANG_FUSES.get(self.model.family)
+            return since is not None and version_key(kernels.version) >= version_key(since)
+        return kernels.engine == "vllm"
 
     @property
     def reduces(self) -> int:
@@ -157,8 +196,8 @@ class MeasuredOperators:
         """Seconds of all of them."""
         if not self.norm_reduces:
             return 0.0
-        once_s = float(self.reduce(np.array([NORM_BYTES]), False).seconds[0])
-        return self.norm_reduces * once_s
+        once = all_reduce_s(self.kernels, self.sharding.attention_tp, [NORM_BYTES])
+        return self.norm_reduces * float(once.seconds[0])
 
     def experts(self, group_tokens: Floats) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""

@@ -56,9 +56,10 @@ def operator_times(operators: MeasuredOperators, size: StepSize) -> Iterator[Ope
     Experts are timed for balanced routing; engine overhead is no operator.
     """
     rows = np.array([float(size.tokens)])
-    for linear in operators.linears(decode=not size.chunks):
+    decode = not size.chunks
+    for linear in operators.linears(decode):
         n = np.array([float(size.requests)]) if linear.part == "head" else rows
-        yield OperatorTime(linear.name, GEMMS, linear.layers, operators.linear(linear, n))
+        yield OperatorTime(linear.name, GEMMS, linear.layers, operators.linear(linear, n, decode))
     for kind, name in enumerate(KINDS):
         if operators.layers_of(kind):
             timing = _attention(operators, kind, size)

@@ -72,7 +72,7 @@ def _linear_s(
     of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head")}
     for operator in operators.linears(decode):
         part = operator.part if operator.part in of_part else "dense"
-        of_part[part] += operator.layers * operators.linear(operator, points).seconds
+        of_part[part] += operator.layers * operators.linear(operator, points, decode).seconds
     tokens = np.arange(most_tokens + 1)
     attention, dense, head = (np.interp(tokens, points, of_part[part]) for part in of_part)
     return attention, dense, head
