@@ -8,8 +8,7 @@ others do, stays as it is. Legend: M measured statistics of all results, P numbe
 from __future__ import annotations
 
 import datetime
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +68,23 @@ class ProfileFit:
     after: tuple[tuple[str, RelativeError], ...]
 
 
-def fit_profile(scenario: Scenario, results: Sequence[BenchResult]) -> ProfileFit:
-    """Adjust the overheads of the scenario's profile. Raises InputError for what cannot run."""
+def fit_profile(
+    scenario: Scenario,
+    results: Sequence[BenchResult],
+    progress: Callable[[int, int], None] | None = None,
+) -> ProfileFit:
+    """Adjust the overheads of the scenario's profile. Raises InputError for what cannot run.
+
+    `progress` is called with (simulations done, at most to be done).
+    """
     start = deploy(scenario).profile
     knobs = [knob for knob in KNOBS if start.kernels == "measured" or knob.name in RATED]
-    first = _predict(scenario, start, results)
-    problem = _Problem(scenario, start, results)
+    problem = _Problem(scenario, start, results, progress, ROUNDS * (len(knobs) + 2))
+    first = problem.predict(start)
     slope_MP = problem.slopes(knobs, np.array([getattr(start.overhead, k.name) for k in knobs]))
     chosen = [knobs[p] for p in identifiable(slope_MP)]
     kept = problem.solve(chosen) if chosen else {}
-    best = _predict(scenario, _with(start, kept), results)
+    best = problem.predict(_with(start, kept))
     changed = {
         name: (float(getattr(start.overhead, name)), value)
         for name, value in kept.items()
@@ -99,18 +105,34 @@ RATED = ("step_s", "arrival_s", "prefill_step_s", "request_s")
 class _Problem:
     """Weighted log residuals of the results, and their derivatives by simulation."""
 
-    def __init__(self, scenario: Scenario, start: Profile, results: Sequence[BenchResult]) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        start: Profile,
+        results: Sequence[BenchResult],
+        progress: Callable[[int, int], None] | None,
+        most: int,
+    ) -> None:
         self.scenario, self.start, self.results = scenario, start, results
+        self.progress, self.done, self.most = progress, 0, most
         keys = [key for one in results for key in one.measured_s]
         self.weight_M = np.array([WEIGHTS[name] for _, name in keys])
         self.log_s_M = np.log([one.measured_s[key] for one in results for key in one.measured_s])
+
+    def predict(self, profile: Profile) -> Floats:
+        """[M] predicted statistics in seconds."""
+        predicted = _predict(self.scenario, profile, self.results)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, max(self.most, self.done))
+        return predicted
 
     def residuals(self, knobs: Sequence[Knob], values_P: Floats) -> Floats:
         """[M] weighted log of predicted / measured."""
         pairs = zip(knobs, values_P, strict=True)
         # The solver may stand a rounding error outside.
         overhead = {k.name: min(max(float(value), k.low), k.high) for k, value in pairs}
-        predicted = _predict(self.scenario, _with(self.start, overhead), self.results)
+        predicted = self.predict(_with(self.start, overhead))
         found: Floats = self.weight_M * (np.log(predicted) - self.log_s_M)
         return found
 
@@ -155,22 +177,17 @@ class _Problem:
 def _predict(scenario: Scenario, profile: Profile, results: Sequence[BenchResult]) -> Floats:
     """[M] predicted statistics in seconds, in the order of the results' own."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "profile.yaml"
-        path.write_text(_yaml(profile), encoding="utf-8")
-        chosen = scenario.deployment.model_copy(update={"profile": str(path)})
-        own = scenario.model_copy(update={"deployment": chosen})
-        for result in results:
-            demand = result.demand(stream(scenario.seed, "arrivals"))
-            raw = simulate(own, demand=demand).raw.requests
-            gaps = np.where(raw["output_tokens"] > 1, raw["output_tokens"] - 1.0, np.nan)
-            times = {
-                "ttft": raw["first_token_s"] - raw["arrival_s"],
-                "tpot": (raw["finish_s"] - raw["first_token_s"]) / gaps,
-            }
-            if not np.isfinite(times["ttft"]).any():
-                raise InputError(result.name, "must hold requests that the deployment can serve")
-            found += [statistic(times[metric], name) for metric, name in result.measured_s]
+    for result in results:
+        demand = result.demand(stream(scenario.seed, "arrivals"))
+        raw = simulate(scenario, demand=demand, profile=profile, provenance=False).raw.requests
+        gaps = np.where(raw["output_tokens"] > 1, raw["output_tokens"] - 1.0, np.nan)
+        times = {
+            "ttft": raw["first_token_s"] - raw["arrival_s"],
+            "tpot": (raw["finish_s"] - raw["first_token_s"]) / gaps,
+        }
+        if not np.isfinite(times["ttft"]).any():
+            raise InputError(result.name, "must hold requests that the deployment can serve")
+        found += [statistic(times[metric], name) for metric, name in result.measured_s]
     return np.maximum(np.array(found, dtype=np.float64), 1e-9)
 
 

@@ -25,6 +25,7 @@ from moesim.costs.measured.provenance import (
 )
 from moesim.costs.measured.steps import bracket
 from moesim.costs.measured.timing import ORIGINS, ROOFLINE
+from moesim.costs.profile import Profile
 from moesim.costs.roofline import linear_s
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
@@ -100,10 +101,13 @@ class Batch(NamedTuple):
         return StepSize(most, max(requests), chunks, decoding, kv, sum(tokens))
 
 
-def explain(result: Result) -> tuple[ExplainedStep, ...]:
-    """The typical decode step and the typical step with prompts of a run, where it had any."""
+def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
+    """The typical decode step and the typical step with prompts of a run, where it had any.
+
+    `profile`: the one that the run was given in the place of its scenario's.
+    """
     scenario = result.scenario
-    deployment = deploy(scenario)
+    deployment = deploy(scenario, profile)
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
     ranks = deployment.sharding.attention_dp

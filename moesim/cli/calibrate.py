@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.options import JsonOption
-from moesim.cli.output import check_file, console, print_json, print_notes, print_table
+from moesim.cli.output import check_file, console, print_json, print_notes, print_table, progress
 
 if TYPE_CHECKING:
     from calibration.fit_profile import ProfileFit
@@ -123,7 +123,9 @@ def fit(
 
     check_file(out, "--out")
     loaded = load_scenario(scenario)
-    found = fit_profile(loaded, [read_bench_result(path, kind.value) for path in results])
+    read = [read_bench_result(path, kind.value) for path in results]
+    with progress("fitting overheads") as tell:
+        found = fit_profile(loaded, read, tell)
     write_profile(found.profile, out)
     if as_json:
         print_json(_told(found))
