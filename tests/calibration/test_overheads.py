@@ -29,7 +29,7 @@ RUN = SiliconRun(
     id="run",
     source="inferencex-2026-04-06",
     aggregated=True,
-    engine="vllm",
+    engine="trtllm",
     version="0.19.0",
     image="",
     model="openai/gpt-oss-120b",
@@ -91,7 +91,7 @@ def _runs() -> list[SiliconRun]:
 
 def test_constants_are_recovered_exactly() -> None:
     found = fit(_measured(_runs()), _simulate, {})
-    constants = found["all"]["vllm"]
+    constants = found["all"]["trtllm"]
     assert constants == pytest.approx(TRUTH, rel=2e-3)
 
 
@@ -101,15 +101,32 @@ def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
         replace(run, ttft_s=run.ttft_s * 5.0) if "gpt-oss" in run.model else run for run in runs
     ]
     found = fit(wrong, _simulate, {})
-    assert found["model:gpt-oss-120b"]["vllm"] == pytest.approx(TRUTH, rel=5e-3)
-    assert found["all"]["vllm"] != pytest.approx(TRUTH, rel=5e-3)
+    assert found["model:gpt-oss-120b"]["trtllm"] == pytest.approx(TRUTH, rel=5e-3)
+    assert found["all"]["trtllm"] != pytest.approx(TRUTH, rel=5e-3)
 
 
 def test_constants_stay_within_their_bounds() -> None:
     runs = [replace(run, ttft_s=1e-6, tpot_s=1e-6) for run in _measured(_runs())]
-    constants = fit(runs, _simulate, {})["all"]["vllm"]
+    constants = fit(runs, _simulate, {})["all"]["trtllm"]
     for parameter in PARAMETERS:
         assert parameter.low <= constants[parameter.name] <= parameter.high
+
+
+def test_what_an_engine_does_not_wait_for_is_not_fitted() -> None:
+    truth = {**TRUTH, "launch_s": 0.0}
+    runs = [replace(run, engine="vllm") for run in _runs()]
+    times = [_times(run, truth) for run in runs]
+    runs = [replace(r, ttft_s=t, tpot_s=p) for r, (t, p) in zip(runs, times, strict=True)]
+    start = {"vllm": {"launch_s": 50e-6}}
+    assert fit(runs, _simulate, start)["all"]["vllm"] == pytest.approx(truth, rel=2e-3)
+
+
+def test_a_fold_without_runs_of_an_engine_has_nothing_of_it() -> None:
+    runs = _measured(_runs())
+    other = replace(RUN, row=99, engine="sglang", model="openai/gpt-oss-120b")
+    found = fit([*runs, *_measured([other])], _simulate, {})
+    assert set(found["model:gpt-oss-120b"]) == {"trtllm"}
+    assert set(found["model:kimi-k2.5"]) == {"sglang", "trtllm"}
 
 
 def test_no_prediction_at_all_is_an_error() -> None:
@@ -132,8 +149,8 @@ def test_folds_and_what_they_leave_out() -> None:
 
 
 def test_constants_are_fields_of_the_profile(tmp_path: Path) -> None:
-    write_overheads({"all": {"vllm": TRUTH}}, tmp_path / "fitted.json")
-    fields = read_overheads(tmp_path / "fitted.json")["all"]["vllm"]
+    write_overheads({"all": {"trtllm": TRUTH}}, tmp_path / "fitted.json")
+    fields = read_overheads(tmp_path / "fitted.json")["all"]["trtllm"]
     profile = OverheadProfile(step_s=0.0, request_s=0.0, **fields)
     assert profile.launch_s == 6e-5
     assert profile.prefill_ratio == 1.3
