@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from calibration import overheads
 from calibration.overheads import (
     PARAMETERS,
     Overhead,
@@ -89,12 +90,19 @@ def _runs() -> list[SiliconRun]:
     ]
 
 
+@pytest.fixture
+def no_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overheads, "PRIOR_LOG", 0.0)
+
+
+@pytest.mark.usefixtures("no_prior")
 def test_constants_are_recovered_exactly() -> None:
     found = fit(_measured(_runs()), _simulate, {})
     constants = found["all"]["trtllm"]
     assert constants == pytest.approx(TRUTH, rel=2e-3)
 
 
+@pytest.mark.usefixtures("no_prior")
 def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
     runs = _measured(_runs())
     wrong = [
@@ -105,6 +113,17 @@ def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
     assert found["all"]["trtllm"] != pytest.approx(TRUTH, rel=5e-3)
 
 
+def test_a_number_that_no_run_tells_stays_at_its_guess() -> None:
+    """Runs whose times do not depend on the launch time, which the search starts elsewhere."""
+
+    def blind(asked: Sequence[tuple[SiliconRun, Overhead]]) -> NDArray[np.float64]:
+        return _simulate([(run, {**overhead, "launch_s": 0.0}) for run, overhead in asked])
+
+    guess = next(p.start for p in PARAMETERS if p.name == "launch_s")
+    found = fit(_measured(_runs()), blind, {"trtllm": {"launch_s": guess + 30e-6}})
+    assert found["all"]["trtllm"]["launch_s"] == pytest.approx(guess, rel=1e-3)
+
+
 def test_constants_stay_within_their_bounds() -> None:
     runs = [replace(run, ttft_s=1e-6, tpot_s=1e-6) for run in _measured(_runs())]
     constants = fit(runs, _simulate, {})["all"]["trtllm"]
@@ -112,6 +131,7 @@ def test_constants_stay_within_their_bounds() -> None:
         assert parameter.low <= constants[parameter.name] <= parameter.high
 
 
+@pytest.mark.usefixtures("no_prior")
 def test_what_an_engine_does_not_wait_for_is_not_fitted() -> None:
     truth = {**TRUTH, "launch_s": 0.0}
     runs = [replace(run, engine="vllm") for run in _runs()]
