@@ -217,7 +217,7 @@ def _tell(session: Session, store: PointStore, as_json: bool) -> None:
     ]
     print_table(out, ["table", "points", "spread", "largest", "kernels"], rows)
     notes = list(session.notes)
-    if check is not None:
+    if check is not None and not header["tests_only"]:
         notes.append(
             f"experts, {check.batches} batches of a trace: errors of {_percent(check.median)} "
             f"(90th percentile {_percent(check.p90)}); taken as balanced, "

@@ -68,7 +68,7 @@ def own_notes(profile: KernelProfile, shipped: str) -> list[str]:
     name = one_line(profile.file.path.name)
     made = f"{profile.engine} {profile.version} on {device}, {date}"
     notes = [f"kernels: {name} ({made}); {rest} answer what it lacks"]
-    if tests_only(profile):
+    if for_tests_only(profile):
         notes.append(
             f"kernels: {name} was timed on a CPU at tiny sizes: FOR TESTS ONLY, its times say "
             f"nothing about {profile.gpu}"
@@ -76,7 +76,7 @@ def own_notes(profile: KernelProfile, shipped: str) -> list[str]:
     return notes
 
 
-def tests_only(profile: KernelProfile) -> bool:
+def for_tests_only(profile: KernelProfile) -> bool:
     """Whether the file was measured without a GPU."""
     return profile.header.get("tests_only", True) is not False
 
