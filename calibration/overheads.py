@@ -119,8 +119,12 @@ def _solve(
     low = np.array([(p.low - centre[p.name]) / p.step for p in PARAMETERS])
     high = np.array([(p.high - centre[p.name]) / p.step for p in PARAMETERS])
     slope = slope_N2P.reshape(-1, len(PARAMETERS))
+
+    def residual(move_P: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(residual_N2.ravel() + slope @ move_P)
+
     solved = least_squares(
-        lambda move_P: residual_N2.ravel() + slope @ move_P,
+        residual,
         np.clip(np.zeros(len(PARAMETERS)), low, high),
         bounds=(low - 1e-9, high + 1e-9),
         loss="soft_l1",

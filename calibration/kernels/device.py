@@ -70,7 +70,8 @@ class Device:
         now = {**self.machine(), "date": datetime.date.today().isoformat()}
         if self.is_cuda:
             now |= _nvidia_smi(str(self.torch.cuda.get_device_properties(self.place).uuid))
-            if self.torch.version.cuda and self.torch.distributed.is_nccl_available():
+            spread = self.torch.distributed
+            if self.torch.version.cuda and spread.is_available() and spread.is_nccl_available():
                 now["nccl"] = ".".join(map(str, self.torch.cuda.nccl.version()))
         return now
 

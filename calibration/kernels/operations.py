@@ -37,6 +37,12 @@ class Bench:
     def torch(self) -> Any:
         return self.device.torch
 
+    def release(self) -> None:
+        """Give memory back to the device."""
+        self.kept.clear()
+        if self.device.is_cuda:
+            self.torch.cuda.empty_cache()
+
     def dtype(self, word: str) -> Any:
         """torch's type for a word of the tables."""
         torch = self.torch

@@ -110,7 +110,10 @@ def prepare(
     unknown = [group for group in groups if group not in GROUPS]
     if unknown:
         raise InputError("--only", f"must be of {', '.join(GROUPS)}", unknown[0])
-    gpu = load_gpu(gpu_name(device, asked_gpu or scenario.cluster.gpu))
+    # A CPU may stand for any GPU; a GPU only for itself.
+    gpu = load_gpu(
+        gpu_name(device, asked_gpu or (None if device.is_cuda else scenario.cluster.gpu))
+    )
     if scenario.cluster.gpu != gpu.name:
         raise InputError(
             "cluster.gpu", f"must be this machine's ({gpu.name})", scenario.cluster.gpu

@@ -163,9 +163,11 @@ def test_a_gpu_that_is_not_known_or_another_is_refused(name: str, asked: str | N
 
 
 def test_a_scenario_of_another_gpu_and_bad_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--gpu must be the device of this machine"):
+    with pytest.raises(InputError, match=r"cluster\.gpu must be this machine's \(h100-sxm\)"):
         prepare(served("mixtral-8x7b", "h200-sxm"), fake_device(), tmp_path / "k.safetensors")
     scenario = served("llama-3.1-8b")
+    with pytest.raises(InputError, match="--gpu must name the GPU"):
+        prepare(scenario, fake_device(name="NVIDIA A10G"), tmp_path / "k.safetensors")
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         prepare(scenario, fake_device(), tmp_path / "k.json")
     with pytest.raises(InputError, match="--only must be of gemm"):
