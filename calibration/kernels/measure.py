@@ -47,7 +47,9 @@ def measure_points(
     together = [point for point in todo if point.table == "nccl"]
     bench, makers = Bench(device), builders()
     timer: Timer = CudaTimer(device.torch) if device.is_cuda else HostTimer()
-    spin_up(device, alone)
+    if alone:
+        device.spin_up()
+        bench.synchronize()
     found: Iterable[tuple[Point, Measurement]]
     for found in (
         ((point, attempt(bench, timer, point, effort, makers)) for point in alone),
@@ -119,14 +121,3 @@ def estimated_s(device: Device, gpu: GPU, points: Sequence[Point], effort: Effor
         total_s += SETUP_S + (effort.samples + 4) * max(effort.sample_s, call_s)
     groups = {point.of["gpus"] for point in points if point.table == "nccl"}
     return total_s + PROCESS_S * len(groups)
-
-
-def spin_up(device: Device, points: Sequence[Point], rounds: int = 200) -> None:
-    """Matrix multiplications until clocks have risen; nothing on a CPU."""
-    if not (device.is_cuda and points):
-        return
-    torch = device.torch
-    x = torch.randn((8192, 8192), dtype=torch.bfloat16, device=device.place)
-    for _ in range(rounds):  # some 0.3 s on an H100
-        torch.mm(x, x)
-    torch.cuda.synchronize()

@@ -37,6 +37,11 @@ class Bench:
     def torch(self) -> Any:
         return self.device.torch
 
+    def synchronize(self) -> None:
+        """Wait until the device has done everything."""
+        if self.device.is_cuda:
+            self.torch.cuda.synchronize()
+
     def release(self) -> None:
         """Give memory back to the device."""
         self.kept.clear()

@@ -15,6 +15,7 @@ from calibration.kernels.device import find_device
 from calibration.kernels.timing import CudaTimer
 
 MIB = 2**20
+SPUN: list[Any] = []
 
 
 class Cuda:
@@ -94,6 +95,9 @@ def torch_with(name: str, capability: tuple[int, int]) -> Any:
         version=SimpleNamespace(cuda="12.8", hip=None),
         distributed=SimpleNamespace(is_available=lambda: True, is_nccl_available=lambda: True),
         _grouped_mm=None,
+        bfloat16="bfloat16",
+        randn=lambda shape, dtype, device: shape,
+        mm=lambda x, y: SPUN.append(x),
     )
 
 
@@ -123,8 +127,10 @@ def test_a_gpu_is_described_by_what_it_can_do(
 
 def test_driver_and_clocks_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    SPUN.clear()
 
     def smi(command: list[str], **how: Any) -> Any:
+        assert SPUN  # under load: an idle GPU's clocks say nothing
         asked.append(command)
         out = "570.86.15, 1980 MHz, 2619 MHz, 1980 MHz, 700.00 W, 41\n"
         return subprocess.CompletedProcess(command, 0, out, "")
