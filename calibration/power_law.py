@@ -26,10 +26,10 @@ def draw_counts(
         room = np.flatnonzero(counts < tokens if left > 0 else counts > 0)
         chosen = rng.permutation(room)[: abs(left)]
         counts[chosen] += 1 if left > 0 else -1
-    return counts
+    return np.asarray(counts)
 
 
 def hottest_rank(counts: NDArray[np.int64], ep: int) -> NDArray[np.int64]:
     """Tokens per expert of the most loaded contiguous group of experts / ep experts."""
     groups = counts[: len(counts) // ep * ep].reshape(ep, -1)
-    return groups[np.argmax(groups.sum(axis=1))]
+    return np.asarray(groups[np.argmax(groups.sum(axis=1))])

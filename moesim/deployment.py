@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
+from moesim.costs.measured.own import open_own_kernels, own_notes
 from moesim.costs.measured.steps import measured_step_costs
 from moesim.costs.memory import MemoryPlan, plan_memory
 from moesim.costs.profile import Profile, load_profile
@@ -139,14 +140,25 @@ def _timing(
     of, gpu = scenario.deployment, cluster.gpu.name
     choice = of.profile
     if choice == "auto":
-        choice = "measured" if is_measured(gpu, of.engine) else "assumed"
+        choice = "measured" if of.kernels or is_measured(gpu, of.engine) else "assumed"
     profile = given or load_profile(choice, of.engine)
     if profile.kernels == "rates":
+        if of.kernels:
+            raise InputError(
+                "deployment.kernels",
+                "needs a profile that times steps by measured kernels; deployment.profile is",
+                of.profile,
+                "leave deployment.profile out, or set it to measured",
+            )
         return profile, None, [profile.label]
-    kernels = load_kernels(gpu, of.engine, of.engine_version)
-    answers = kernels.profiles[0].version
-    notes = [f"{profile.label} ({gpu}, {of.engine} {answers})"]
-    if of.engine_version not in (None, answers):
+    own = open_own_kernels(of.kernels, gpu) if of.kernels else None
+    kernels = load_kernels(gpu, of.engine, of.engine_version, own=own)
+    answers = next((each.version for each in kernels.shipped if each.engine == of.engine), "")
+    if own is not None:
+        notes = [f"{profile.label} ({gpu})", *own_notes(own, f"{of.engine} {answers}".strip())]
+    else:
+        notes = [f"{profile.label} ({gpu}, {of.engine} {answers})"]
+    if answers and of.engine_version not in (None, answers):
         notes.append(
             f"kernels: {of.engine} {of.engine_version} was not measured on {gpu}, {answers} answers"
         )

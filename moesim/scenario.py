@@ -121,6 +121,8 @@ class DeploymentSpec(Spec):
     kv_cache: KVCacheSpec = KVCacheSpec()
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
+    # A file written by `moesim calibrate kernels`: asked before the shipped kernels.
+    kernels: str | None = Field(None, min_length=1, max_length=4096)
     # Version whose measured kernels are preferred; None: the newest.
     engine_version: str | None = Field(None, max_length=64)
 
@@ -287,6 +289,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         ("workload", "trace", "file"),
         ("deployment", "placement", "file"),
         ("deployment", "profile"),
+        ("deployment", "kernels"),
     )
     for place in places:
         at: Any = data

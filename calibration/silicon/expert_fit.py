@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ HIGH = (1e-3, 1.0, 1.0, 8.0, 1.0, 1e3)  # the last: kernels that do not touch ot
 SHAPE = ["hidden", "inter", "topk", "experts"]
 MOST_ROWS = 1500
 FEW_ROWS = 40
+# One shape: the GPUs that share an expert, counts, seconds of its rows.
+Piece = tuple[ExpertShape, NDArray[Any], Counts, NDArray[np.float64]]
 
 
 def matrices(kernel: str) -> int:
@@ -41,16 +44,17 @@ def fit_experts(frame: pd.DataFrame, gpu: GPU) -> dict[str, Any]:
         step = max(1, len(group) // MOST_ROWS)
         whole = [fit_group(group.iloc[::step], dtype, gpu, tile) for tile in TILES]
         best = min(whole, key=lambda item: item[1])
-        by_shape = {"": _row(*best)}
+        by_shape = {"": fit_row(*best)}
         for shape, rows in group.groupby(SHAPE, sort=True):
             if len(rows) >= FEW_ROWS:
                 found = fit_group(rows, dtype, gpu, best[0].tile, best[0])
-                by_shape["/".join(map(str, shape))] = _row(*found)
+                by_shape["/".join(map(str, shape))] = fit_row(*found)
         fits.setdefault(kernel, {})[dtype] = by_shape
     return fits
 
 
-def _row(fit: ExpertFit, error: float) -> list[float]:
+def fit_row(fit: ExpertFit, error: float) -> list[float]:
+    """A fit as a profile's header holds it."""
     values = fit.fixed_s, fit.bytes_fraction, fit.flops_fraction, fit.power
     more = fit.pairs_fraction, fit.others_fraction
     return [*(float(f"{value:.5g}") for value in (*values, *more)), fit.tile, round(error, 4)]
@@ -60,9 +64,15 @@ def fit_group(
     rows: pd.DataFrame, dtype: str, gpu: GPU, tile: int, start: ExpertFit | None = None
 ) -> tuple[ExpertFit, float]:
     """(fit, median relative error) of balanced rows of one kernel and dtype."""
+    return fit_pieces(_pieces(rows, tile), dtype, gpu, tile, start)
+
+
+def fit_pieces(
+    pieces: Sequence[Piece], dtype: str, gpu: GPU, tile: int, start: ExpertFit | None = None
+) -> tuple[ExpertFit, float]:
+    """(fit, median relative error) of rows of any counts, of one kernel and dtype."""
     from scipy.optimize import least_squares
 
-    pieces = _pieces(rows, tile)
     log_s = [np.log(seconds) for *_, seconds in pieces]
 
     def residual(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -74,7 +84,8 @@ def fit_group(
             ]
         )
 
-    first = start or ExpertFit(fixed_s=float(rows["seconds"].min()) * 0.8, others_fraction=10.0)
+    least_s = min(float(seconds.min()) for *_, seconds in pieces)
+    first = start or ExpertFit(fixed_s=least_s * 0.8, others_fraction=10.0)
     values = (first.fixed_s, first.bytes_fraction, first.flops_fraction, first.power,
               first.pairs_fraction, first.others_fraction)  # fmt: skip
     guess = np.clip(np.log(values), np.log(LOW) + 1e-3, np.log(HIGH) - 1e-3)
@@ -86,9 +97,7 @@ def fit_group(
     return fit, float(np.median(np.abs(np.expm1(residual(found.x)))))
 
 
-def _pieces(
-    rows: pd.DataFrame, tile: int
-) -> list[tuple[ExpertShape, NDArray[Any], Counts, NDArray[np.float64]]]:
+def _pieces(rows: pd.DataFrame, tile: int) -> list[Piece]:
     pieces = []
     for (hidden, inter, topk, experts, kernel), part in rows.groupby([*SHAPE, "kernel"], sort=True):
         shape = ExpertShape(hidden, inter, topk, experts, matrices(kernel))

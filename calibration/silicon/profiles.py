@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,9 +160,7 @@ def shippable(frame: pd.DataFrame, name: str, refused: pd.DataFrame) -> pd.DataF
 def thin_table(
     frame: pd.DataFrame, name: str, tolerance: float = TOLERANCE
 ) -> tuple[Curves, np.ndarray]:
-    """Curves of a table's medians, thinned, and the error of every measured cell after that."""
-    import pandas as pd
-
+    """`to_curves` of one of the catalogue's tables, one kernel a shape where engines choose one."""
     shape = table(name)
     keys = [key for key in shape.keys if key not in ("distribution", "sms")]
     if any(word in name for word in ONE_KERNEL):
@@ -170,7 +168,17 @@ def thin_table(
         rank = frame["kernel"].map(-frame["kernel"].value_counts())
         best = rank.groupby([frame[key] for key in (*keys, shape.axis)]).transform("min")
         frame = frame[rank == best]
-    cells = frame.groupby([*keys, shape.axis], sort=True)["seconds"].median().reset_index()
+    return to_curves(frame, tuple(keys), shape.axis, tolerance, name == "gemm")
+
+
+def to_curves(
+    frame: pd.DataFrame, keys: Sequence[str], axis: str, tolerance: float, tiled: bool = False
+) -> tuple[Curves, np.ndarray]:
+    """Curves of the medians of `seconds` by keys along an axis, thinned, and the error of every
+    cell after that; a tolerance of 0 keeps all points."""
+    import pandas as pd
+
+    cells = frame.groupby([*keys, axis], sort=True)["seconds"].median().reset_index()
     labels: dict[str, tuple[str, ...]] = {}
     columns = []
     for key in keys:
@@ -181,11 +189,11 @@ def thin_table(
             labels[key] = names
             columns.append(cells[key].map({n: i for i, n in enumerate(names)}).to_numpy(np.int32))
     keys_RK = np.stack(columns, axis=1)
-    x, seconds = cells[shape.axis].to_numpy(np.float64), cells["seconds"].to_numpy()
+    x, seconds = cells[axis].to_numpy(np.float64), cells["seconds"].to_numpy()
     edges = np.flatnonzero(np.r_[True, (keys_RK[1:] != keys_RK[:-1]).any(axis=1), True])
     kept, errors, start = [], [], [0]
     for first, last in itertools.pairwise(edges.tolist()):
-        points, error = thin(x[first:last], seconds[first:last], tolerance, name == "gemm")
+        points, error = thin(x[first:last], seconds[first:last], tolerance, tiled)
         kept.append(first + points)
         errors.append(error)
         start.append(start[-1] + len(points))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.kernels import kernels
 from moesim.cli.options import JsonOption
 from moesim.cli.output import check_file, console, print_json, print_notes, print_table, progress
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Profiles from measured kernels and from your own benchmark results.")
 silicon = typer.Typer(help="Measured kernels of the package aiconfigurator-core 0.12.0.")
 app.add_typer(silicon, name="silicon")
+app.command()(kernels)
 
 SystemsOption = Annotated[
     Path | None,

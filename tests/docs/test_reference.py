@@ -172,7 +172,12 @@ def test_every_option_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     page = (REFERENCE / "cli.md").read_text(encoding="utf-8")
     commands = ["run", "compare", "place", "validate", "models", "gpus", "scenarios", "schema"]
     commands += [f"trace {name}" for name in ("info", "import", "synth", "export")]
-    commands += ["calibrate fit", "calibrate silicon build", "calibrate silicon lint"]
+    commands += [
+        "calibrate fit",
+        "calibrate kernels",
+        "calibrate silicon build",
+        "calibrate silicon lint",
+    ]
     for command in commands:
         assert f"moesim {command}" in page, command
         assert main([*command.split(), "--help"]) == 0

@@ -82,7 +82,7 @@ UNFUSED = {("trtllm", "fp8"), ("trtllm", "nvfp4")}
 
 
 def _gemm_table(kernels: MeasuredKernels, dtype: str) -> Found | None:
-    if (kernels.engine, dtype) in UNFUSED:
+    if (kernels.engine, dtype) in UNFUSED and kernels.find_own("gemm", dtype=dtype) is None:
         stand_in = next(kernels.each_stand_in("gemm", dtype=dtype), None)
         if stand_in is not None:
             return stand_in

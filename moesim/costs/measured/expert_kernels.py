@@ -3,7 +3,8 @@
 Engines share a few libraries of grouped GEMMs, and every version times them anew: some versions
 badly. What an engine runs is therefore named by *family*; its times come from the newest sound
 table of that family: the engine's own for the very shape, else another engine's for that shape,
-else the engine's own for the nearest shapes.
+else the engine's own for the nearest shapes. What the user measured is asked first of all for the
+very shape, and last of all for the nearest ones.
 """
 
 from __future__ import annotations
@@ -53,6 +54,16 @@ def family(kernel: str) -> str:
 def choose(kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str) -> Found | None:
     """Curves of the family that the engine runs for a dtype, of one table of one version."""
     named = dict(zip(SHAPE, shape[:4], strict=True))
+    own = kernels.find_own(table, dtype=dtype, **named)
+    return own or _of_engine(kernels, table, shape, dtype) or kernels.find_own(table, dtype=dtype)
+
+
+def _of_engine(
+    kernels: MeasuredKernels, table: str, shape: ExpertShape, dtype: str
+) -> Found | None:
+    """The same without what the user measured."""
+    named = dict(zip(SHAPE, shape[:4], strict=True))
+    kernels = replace(kernels, own=None, profiles=kernels.shipped)
     blackwell = kernels.gpu.flops("fp4") > kernels.gpu.flops("fp8")
     asks = kernels.each, kernels.each_stand_in
     exact, foreign = (list(ask(table, dtype=dtype, **named)) for ask in asks)

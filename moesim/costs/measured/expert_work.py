@@ -104,20 +104,22 @@ def count_work(tokens_per_expert: NDArray[Any], tokens: Any, tile: int) -> Count
     )
 
 
-@lru_cache(maxsize=65536)
-def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple[float, ...]:
+def balanced_tokens(tokens: int, experts: int, topk: int, ep: int) -> NDArray[np.int64]:
+    """Tokens of each of rank 0's experts where token i takes (i + j ceil(E / k)) mod E."""
     stride = -(-experts // topk)
     residue = (np.arange(experts // ep)[:, None] - stride * np.arange(topk)[None, :]) % experts
-    counts = np.maximum((tokens - 1 - residue) // experts + 1, 0).sum(axis=1)
-    own = count_work(counts, tokens, tile)
+    return np.asarray(np.maximum((tokens - 1 - residue) // experts + 1, 0).sum(axis=1))
+
+
+@lru_cache(maxsize=65536)
+def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple[float, ...]:
+    own = count_work(balanced_tokens(tokens, experts, topk, ep), tokens, tile)
     return float(own.active.sum()), float(own.pairs), float(own.padded.sum())
 
 
 def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, tile: int) -> Counts:
-    """Counts of rank 0 in the tables' balanced rows, as one group of like experts.
-
-    Token i takes (i + j ceil(E / k)) mod E.
-    """
+    """Counts of rank 0 in the tables' balanced rows (`balanced_tokens`), as one group of like
+    experts."""
     pairs = np.broadcast(tokens, np.asarray(ep))
     rows = [
         _balanced(int(t), shape.experts, shape.topk, min(int(e), shape.experts), tile)

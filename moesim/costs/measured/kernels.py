@@ -57,7 +57,8 @@ class MeasuredKernels:
     The version asked for comes first, then newer ones upwards, then older ones downwards: a newer
     collection is the better measured one. The first profile that has a query's table and keys
     answers it alone; nothing is pooled. NCCL's own profiles come last. `stand_ins` are the other
-    engines' profiles, newest first: asked only where this engine has no table for a query.
+    engines' profiles, newest first: asked only where this engine has no table for a query. `own`,
+    measured by the user, is the first of `profiles` where there is one.
     """
 
     gpu: GPU
@@ -65,6 +66,16 @@ class MeasuredKernels:
     version: str
     profiles: tuple[KernelProfile, ...]
     stand_ins: tuple[KernelProfile, ...] = ()
+    own: KernelProfile | None = None
+
+    @property
+    def shipped(self) -> tuple[KernelProfile, ...]:
+        """`profiles` without the user's own."""
+        return self.profiles if self.own is None else self.profiles[1:]
+
+    def find_own(self, table: str, **equal: str | int) -> Found | None:
+        """Curves that the user measured, if there are any with these keys."""
+        return next(_each((self.own,), table, equal), None) if self.own else None
 
     def find(self, table: str, **equal: str | int) -> Found | None:
         """The first own profile with curves of `table` whose keys equal those given."""
@@ -112,16 +123,21 @@ def version_key(version: str) -> tuple[tuple[int, str], ...]:
 
 
 def load_kernels(
-    gpu: str, engine: str, version: str | None = None, folder: Path | None = None
+    gpu: str,
+    engine: str,
+    version: str | None = None,
+    folder: Path | None = None,
+    own: KernelProfile | None = None,
 ) -> MeasuredKernels:
     """Measured kernels of a GPU and engine; `version` None means the newest.
 
-    Raises InputError if nothing was measured for that GPU and engine.
+    `own` kernels of that GPU are asked before all others. Raises InputError if nothing was measured
+    for that GPU and engine.
     """
     place = folder or profiles_folder()
     names = [name for name in profile_names(place) if name[0] == gpu]
     versions = sorted((v for _, e, v in names if e == engine), key=version_key)
-    if not versions:
+    if not versions and own is None:
         known = sorted({f"{g} {e}" for g, e, _ in profile_names(place) if e != "nccl"})
         raise InputError(
             "deployment.profile",
@@ -129,7 +145,7 @@ def load_kernels(
             f"{gpu} {engine}",
             f"measured: {', '.join(known)}" if known else f"no profile lies in {place}",
         )
-    asked = version or versions[-1]
+    asked = version or (versions[-1] if versions else "")
     newer = [v for v in versions if version_key(v) >= version_key(asked)]
     older = [v for v in reversed(versions) if version_key(v) < version_key(asked)]
     nccl = sorted((v for _, e, v in names if e == "nccl"), key=version_key, reverse=True)
@@ -143,8 +159,9 @@ def load_kernels(
         load_gpu(gpu),
         engine,
         asked,
-        tuple(_open(place, gpu, e, v) for e, v in chain),
+        (*((own,) if own else ()), *(_open(place, gpu, e, v) for e, v in chain)),
         tuple(_open(place, gpu, e, v) for e, v in sorted(others, key=lambda name: name[0])),
+        own,
     )
 
 

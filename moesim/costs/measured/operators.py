@@ -64,6 +64,12 @@ class AttentionFormats(NamedTuple):
     gemm_dtype: str
 
 
+def rank_heads(model: MoEModel, sharding: Sharding) -> tuple[int, int]:
+    """(query heads, key-value heads) of one GPU."""
+    of, tp = model.attention, sharding.attention_tp
+    return -(-of.heads // tp), max(1, of.kv_heads // tp)
+
+
 @dataclass(frozen=True)
 class MeasuredOperators:
     """One deployment's operators; `kernels` are those of its GPU and engine.
@@ -241,8 +247,7 @@ class MeasuredOperators:
         return self.model.attention.kind == "mla" and not self.model.index
 
     def _heads(self) -> tuple[int, int]:
-        of, tp = self.model.attention, self.sharding.attention_tp
-        return -(-of.heads // tp), max(1, of.kv_heads // tp)
+        return rank_heads(self.model, self.sharding)
 
     def _linear_heads(self) -> tuple[int, int]:
         of, tp = self.model.linear, self.sharding.attention_tp

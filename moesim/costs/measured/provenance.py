@@ -137,7 +137,8 @@ def _why(operators: MeasuredOperators, group: str, times: list[OperatorTime]) ->
         return f"{group}: beyond {'one node' if across else 'the measured numbers of GPUs'}"
     if worst.origin == ROOFLINE or not named:
         return f"{which}: not measured, an assumed roofline stands in"
-    if all(version.split()[0] != engine for version in named):
+    own = operators.kernels.own
+    if all(version.split()[0] not in (engine, own.engine if own else engine) for version in named):
         return f"{which}: no sound table of {engine}, {' and '.join(named)} stands in"
     if group == EXPERTS:
         return f"{which}: nearest shapes of {named[0]}, not measured for this one"
