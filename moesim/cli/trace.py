@@ -154,7 +154,10 @@ def import_trace(
     format_name: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="FORMAT", help="Instead of telling it by content.", show_default=False
+            "--format",
+            metavar="FORMAT",
+            help="Instead of telling it by content.",
+            show_default=False,
         ),
     ] = None,
     phase: Annotated[
@@ -184,9 +187,7 @@ def import_trace(
     ),
     experts: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Number of experts, instead of the model's.", show_default=False
-        ),
+        typer.Option(min=1, help="Number of experts, instead of the model's.", show_default=False),
     ] = None,
     top_k: Annotated[
         int | None,
@@ -231,6 +232,14 @@ def synth(
         str | None,
         typer.Option(help="Generator settings; the model's own by default.", show_default=False),
     ] = None,
+    marginals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Counts that an engine made (from trace import), to keep to.",
+            show_default=False,
+        ),
+    ] = None,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -244,12 +253,17 @@ def synth(
 ) -> None:
     """Make a synthetic trace with the statistics published for a model's router."""
     from moesim.model import load_model
-    from moesim.routing.profiles import default_trace, load_profile
+    from moesim.routing.marginal_profile import MarginalProfile
+    from moesim.routing.profiles import completed_trace, default_trace, load_profile
 
     _check_trace_name(out)
     chosen = load_model(model)
     settings = None if profile is None else load_profile(profile)
-    made = default_trace(chosen, seed, tokens, settings)
+    if marginals is None:
+        made = default_trace(chosen, seed, tokens, settings)
+    else:
+        counted = MarginalProfile.open(marginals)
+        made = completed_trace(counted, chosen, seed, tokens, settings)
     made.save(out)
     _print_written(made, out)
 
