@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import JsonOption
-from moesim.cli.output import check_file, console, print_json, print_notes, print_table
+from moesim.cli.output import (
+    check_file,
+    console,
+    print_json,
+    print_notes,
+    print_table,
+    progress,
+)
 
 if TYPE_CHECKING:
     from moesim.routing.formats.base import Recording
@@ -287,6 +294,57 @@ def export(
         opened = opened.subset(range(sequences))
     export_trace(opened, out)
     _print_written(opened, out)
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Without one, the list.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Where to write the trace; NAME.safetensors here by default.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a public recording of real routing and import it (pip install 'moesim[download]').
+
+    Files are checked against a known SHA-256 and kept in the cache folder.
+    """
+    from moesim.routing.downloads import fetch_trace, find_public_trace
+
+    if name is None:
+        _list_public_traces(as_json)
+        return
+    chosen = find_public_trace(name)
+    target = out or Path(f"{chosen.name}.safetensors")
+    _check_trace_name(target)
+    size = f"{len(chosen.files)} files of {chosen.total_bytes / 1e6:.1f} MB"
+    print(f"{chosen.about}: {size} from {chosen.base_url}")
+    print(f"Licence: {chosen.licence} ({chosen.licence_url})")
+    with progress(f"fetching {chosen.name}") as tell:
+        made = fetch_trace(chosen, progress=tell)
+    _save_recording(made, target)
+
+
+def _list_public_traces(as_json: bool) -> None:
+    from moesim.routing.downloads import public_traces
+
+    if as_json:
+        print_json([trace.model_dump() for trace in public_traces()])
+        return
+    rows = [
+        [trace.name, trace.about, f"{trace.total_bytes / 1e6:.1f} MB", trace.licence]
+        for trace in public_traces()
+    ]
+    print_table(console(), ["public trace", "what", "size", "licence"], rows, numbers=False)
 
 
 def _save_recording(made: Recording, out: Path) -> None:
