@@ -143,9 +143,10 @@ def _array(routed: object, response: Response, positions: int | None, about: Abo
         return _shaped(routed)
     if isinstance(routed, list):
         try:
-            return _shaped(np.array(routed))
+            array = np.array(routed)
         except (ValueError, OverflowError):
             raise InputError("routed_experts", "must be [tokens][layers][top_k]") from None
+        return _shaped(array)
     if isinstance(routed, dict):  # {"data": base64, "shape": [T, L, K], "dtype": "int16"}
         return _described(routed)
     if not isinstance(routed, str):
