@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from moesim.cli import main
 from moesim.deployment import deploy, place
 from moesim.errors import InputError
 from moesim.placement.engine_files import ENDINGS, write_engine_placement
@@ -248,3 +249,23 @@ def test_a_scenario_takes_a_file(tmp_path: Path) -> None:
     trace, ids_TLK, _ = open_routing("balanced", 64, deployment.model, 0)
     found = place(scenario, deployment, trace, ids_TLK)
     np.testing.assert_array_equal(found.slot_expert_LP, table)
+
+
+def test_the_command_exports_one_placement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.json"
+    arguments = ["place", "mixtral-8x7b-chat", "--set", "workload.requests=4", "--export"]
+    for more, message in (
+        ([str(path)], "needs one placement"),
+        ([str(path), "--policies", "eplb", "--redundant", "0,8"], "needs one placement"),
+        ([str(tmp_path / "p.csv"), "--policies", "eplb"], "must end in .safetensors"),
+        ([str(path), "--policies", "eplb", "--export-for", "tensorrt-llm"], "must end in .yaml"),
+    ):
+        assert main([*arguments, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, str(path), "--policies", "eplb"]) == 0
+    assert "the placement for sglang" in capsys.readouterr().out
+    rows = json.loads(path.read_text())["physical_to_logical_map"]
+    assert len(rows) == 32
+    assert all(sorted(row) == list(range(8)) for row in rows)
