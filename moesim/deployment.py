@@ -181,7 +181,12 @@ def place(
     layers, ranks = len(model.moe_layers), deployment.sharding.expert_parallel
     if choice.policy == "file":
         return read_placement(
-            choice.file, layers, model.experts, ranks, "deployment.placement.file"
+            choice.file,
+            ranks,
+            layers,
+            model.experts,
+            "deployment.placement.file",
+            model.moe_layers,
         )
     if choice.policy == "eplb":
         sequences = max(1, round(choice.fit_fraction * trace.sequences))

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import JsonOption
-from moesim.cli.output import check_file, console, print_json, print_notes, print_table
+from moesim.cli.output import (
+    check_file,
+    console,
+    print_json,
+    print_notes,
+    print_table,
+    progress,
+)
 
 if TYPE_CHECKING:
+    from moesim.routing.formats.base import Recording
     from moesim.routing.trace import RoutingTrace
 
 app = typer.Typer(help="Routing traces: which experts each token chose, at each layer.")
@@ -138,13 +146,34 @@ def _print_info(told: dict[str, Any]) -> None:
 def import_trace(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE.npz...", help="One or more shards.", show_default=False),
+        typer.Argument(
+            metavar="FILE...", help="Files or folders of one recording.", show_default=False
+        ),
     ],
     out: OutOption,
-    model: Annotated[str, typer.Option(help="The model whose router chose.", show_default=False)],
-    phase: Annotated[
-        Phase, typer.Option(help="What the files recorded of each sequence.", show_default=False)
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model whose router chose: a shipped one, a config.json, or any name.",
+            show_default=False,
+        ),
     ],
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Instead of telling it by content.",
+            show_default=False,
+        ),
+    ] = None,
+    phase: Annotated[
+        Phase | None,
+        typer.Option(
+            help="What was recorded of each sequence, where the files do not say it.",
+            show_default=False,
+        ),
+    ] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,35 +194,38 @@ def import_trace(
     ),
     experts: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Number of experts, instead of the files' own.", show_default=False
-        ),
+        typer.Option(min=1, help="Number of experts, instead of the model's.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Experts per token, instead of the model's.", show_default=False),
     ] = None,
     source: Annotated[
         str,
         typer.Option(help="Where the data comes from, kept with the trace.", show_default=False),
     ] = "",
 ) -> None:
-    """Make a trace of .npz files: ids [tokens, layers, top-k], seq_lens, num_experts."""
-    from moesim.routing.importers import import_npz
+    """Make a trace of what an engine recorded, or a marginal profile where it only counted.
 
-    _check_trace_name(out)
-    about = {"imported_from": ", ".join(file.name for file in files)}
-    if source:
-        about["source"] = source
-    domains = domain[0] if domain and len(domain) == 1 else domain
-    made = import_npz(
-        files,
-        model=model,
-        phase=phase.value,
-        domain=domains,
+    Reads SGLang's expert distribution recorder, routed_experts of SGLang and vLLM, TensorRT-LLM's
+    expert statistics, llama.cpp's imatrix, CSV, JSON of public collections, and .npz.
+    """
+    from moesim.routing.importers import about_model, import_recording
+
+    check_file(out, "--out")
+    about = about_model(
+        model,
+        phase=None if phase is None else phase.value,
+        domains=tuple(domain or ()),
         index=index,
         label=label,
         experts=experts,
-        provenance=about,
+        top_k=top_k,
+        provenance={"source": source} if source else None,
     )
-    made.save(out)
-    _print_written(made, out)
+    made, found = import_recording(files, about, format_name)
+    print(f"Recognised {found.name}: {found.title}")
+    _save_recording(made, out)
 
 
 @app.command("synth")
@@ -206,6 +238,14 @@ def synth(
     profile: Annotated[
         str | None,
         typer.Option(help="Generator settings; the model's own by default.", show_default=False),
+    ] = None,
+    marginals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Counts that an engine made (from trace import), to keep to.",
+            show_default=False,
+        ),
     ] = None,
     tokens: Annotated[
         int | None,
@@ -220,12 +260,17 @@ def synth(
 ) -> None:
     """Make a synthetic trace with the statistics published for a model's router."""
     from moesim.model import load_model
-    from moesim.routing.profiles import default_trace, load_profile
+    from moesim.routing.marginal_profile import MarginalProfile
+    from moesim.routing.profiles import completed_trace, default_trace, load_profile
 
     _check_trace_name(out)
     chosen = load_model(model)
     settings = None if profile is None else load_profile(profile)
-    made = default_trace(chosen, seed, tokens, settings)
+    if marginals is None:
+        made = default_trace(chosen, seed, tokens, settings)
+    else:
+        counted = MarginalProfile.open(marginals)
+        made = completed_trace(counted, chosen, seed, tokens, settings)
     made.save(out)
     _print_written(made, out)
 
@@ -249,6 +294,77 @@ def export(
         opened = opened.subset(range(sequences))
     export_trace(opened, out)
     _print_written(opened, out)
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Without one, the list.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Where to write the trace; NAME.safetensors here by default.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a public recording of real routing and import it (pip install 'moesim[download]').
+
+    Files are checked against a known SHA-256 and kept in the cache folder.
+    """
+    from moesim.routing.downloads import fetch_trace, find_public_trace
+
+    if name is None:
+        _list_public_traces(as_json)
+        return
+    chosen = find_public_trace(name)
+    target = out or Path(f"{chosen.name}.safetensors")
+    _check_trace_name(target)
+    size = f"{len(chosen.files)} files of {chosen.total_bytes / 1e6:.1f} MB"
+    print(f"{chosen.about}: {size} from {chosen.base_url}")
+    print(f"Licence: {chosen.licence} ({chosen.licence_url})")
+    with progress(f"fetching {chosen.name}") as tell:
+        made = fetch_trace(chosen, progress=tell)
+    _save_recording(made, target)
+
+
+def _list_public_traces(as_json: bool) -> None:
+    from moesim.routing.downloads import public_traces
+
+    if as_json:
+        print_json([trace.model_dump() for trace in public_traces()])
+        return
+    rows = [
+        [trace.name, trace.about, f"{trace.total_bytes / 1e6:.1f} MB", trace.licence]
+        for trace in public_traces()
+    ]
+    print_table(console(), ["public trace", "what", "size", "licence"], rows, numbers=False)
+
+
+def _save_recording(made: Recording, out: Path) -> None:
+    from moesim.errors import InputError
+    from moesim.routing.marginal_profile import MarginalProfile
+
+    profile = isinstance(made, MarginalProfile)
+    ending = ".json" if profile else ".safetensors"
+    if out.suffix != ending:
+        kind = "counts only, which make a marginal profile" if profile else "a trace"
+        raise InputError("--out", f"must end in {ending}: the files hold {kind}", str(out))
+    made.save(out)
+    if isinstance(made, MarginalProfile):
+        print(
+            f"Wrote {out}: a marginal profile of {len(made.layers_L)} layers, "
+            f"{made.top_k} of {made.experts} experts"
+        )
+        print(f"Next: moesim trace synth --model {made.model} --marginals {out} --out FILE")
+    else:
+        _print_written(made, out)
 
 
 def _check_trace_name(out: Path) -> None:

@@ -1,9 +1,10 @@
-"""Placements in files: read from engines' JSON and moesim's own files, written for both.
+"""Placements in files: moesim's own, and those that engines take (`engine_files.py` writes them).
 
 JSON: ``{"physical_to_logical_map": [[expert of slot 0, of slot 1, ...], ...]}``, one list a MoE
-layer, what SGLang's `--init-expert-location` takes. safetensors: one tensor `slot_expert`, int32
-[layers, slots]. A file says nothing about ranks unless moesim wrote it (`ranks`); slots divide
-evenly over them.
+layer, or for every layer of the model as SGLang has it; vllm-ascend's `layer_list`. YAML:
+TensorRT-LLM's `initial_global_assignments`. safetensors: one tensor `slot_expert`, int32 [layers,
+slots]. A file says nothing about ranks unless moesim or vllm-ascend wrote it; slots divide evenly
+over them.
 Files may come from strangers: sizes are limited, nothing is executed.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,13 @@ from safetensors.numpy import save_file
 from moesim.errors import InputError
 from moesim.files import existing_file, read_text, replace_atomically
 from moesim.placement.placement import MOST_LAYERS, MOST_SLOTS, Placement
+from moesim.plain_yaml import read_yaml
 
 MAP = "physical_to_logical_map"
 TENSOR = "slot_expert"
 FORMAT = "moesim-placement/1"
 _MOST_BYTES = 16e6
+_MOST_YAML_BYTES = 2e6
 
 
 def read_placement(
@@ -35,18 +40,22 @@ def read_placement(
     layers: int | None = None,
     experts: int | None = None,
     field: str = "",
+    moe_layers: Sequence[int] = (),
 ) -> Placement:
-    """The placement in a .json or .safetensors file, checked against what is given of the model.
+    """The placement in a .json, .yaml or .safetensors file, checked against what is given.
 
-    Raises InputError (naming `field`, or the path) for a file that is missing, too large or
-    malformed, lacks an expert, or is made for other layers, experts or ranks.
+    `layers` is the number of MoE layers, `moe_layers` their indices in the model: with these, rows
+    of a file that has dense layers too are left out. Raises InputError (naming `field`, or the
+    path) for a file that is missing, too large or malformed, lacks an expert, or is made for other
+    layers, experts or ranks.
     """
     source = Path(path)
     name = field or str(source)
-    reader = {".json": _read_json, ".safetensors": _read_safetensors}.get(source.suffix.lower())
+    reader = READERS.get(source.suffix.lower())
     if reader is None:
-        raise InputError(name, "must be a .json or .safetensors file", str(source))
-    table_LP, made_for = reader(source, name)
+        raise InputError(name, "must be a .json, .yaml or .safetensors file", str(source))
+    found = reader(source, name)
+    table_LP, made_for = _of_model(found, layers, moe_layers, name), found.ranks
     if made_for not in {None, str(ranks)}:
         raise InputError(name, f"must be made for {ranks} ranks", made_for)
     if layers is not None and len(table_LP) != layers:
@@ -60,7 +69,7 @@ def read_placement(
 
 
 def write_placement(path: str | os.PathLike[str], placement: Placement) -> None:
-    """Write .json (which SGLang reads too) or .safetensors, whole or not at all."""
+    """Write .json or .safetensors, for `deployment.placement`, whole or not at all."""
     target = Path(path)
     if target.suffix.lower() not in {".json", ".safetensors"}:
         raise InputError(str(target), "must end in .json or .safetensors")
@@ -74,18 +83,50 @@ def write_placement(path: str | os.PathLike[str], placement: Placement) -> None:
             save_file({TENSOR: placement.slot_expert_LP}, temporary, metadata)
 
 
-def _read_json(source: Path, name: str) -> tuple[NDArray[Any], str | None]:
+@dataclass(frozen=True)
+class _Table:
+    """Experts by layer and slot, [rows, P]; indices of the rows' layers, if the file has them."""
+
+    table: NDArray[Any]
+    ranks: str | None
+    indices: tuple[int, ...] = ()
+
+
+def _of_model(
+    found: _Table, layers: int | None, moe_layers: Sequence[int], name: str
+) -> NDArray[Any]:
+    """The rows of the model's MoE layers."""
+    rows = len(found.table)
+    if found.indices and moe_layers:
+        if missing := set(moe_layers) - set(found.indices):
+            raise InputError(
+                name, "must place every MoE layer of the model; it lacks some", sorted(missing)[:4]
+            )
+        return found.table[[found.indices.index(layer) for layer in moe_layers]]
+    if layers is not None and rows != layers and moe_layers and rows > max(moe_layers):
+        return found.table[list(moe_layers)]
+    return found.table
+
+
+def _read_json(source: Path, name: str) -> _Table:
     try:
         content = json.loads(read_text(source, _MOST_BYTES, name))
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(name, f"must be JSON: {error}") from None
+    if isinstance(content, dict) and "layer_list" in content:
+        return _read_vllm_ascend(content["layer_list"], name)
     table = content.get(MAP) if isinstance(content, dict) else None
     if not isinstance(table, list) or not table or not all(isinstance(row, list) for row in table):
         is_load = isinstance(content, dict) and "logical_count" in content
         hint = "logical_count is a load: an eplb placement is fitted to one" if is_load else ""
         raise InputError(name, f'must hold "{MAP}": one list of expert numbers a layer', None, hint)
+    made_for = content.get("ranks")
+    return _Table(_whole_table(table, name), None if made_for is None else str(made_for))
+
+
+def _whole_table(table: Sequence[Sequence[Any]], name: str) -> NDArray[np.int32]:
     width = len(table[0])
     for layer, row in enumerate(table):
         if len(row) != width:
@@ -94,11 +135,51 @@ def _read_json(source: Path, name: str) -> tuple[NDArray[Any], str | None]:
         for expert in row:
             if type(expert) is not int or not 0 <= expert < MOST_SLOTS:
                 raise InputError(name, f"must hold expert numbers in layer {layer}", expert)
-    made_for = content.get("ranks")
-    return np.array(table, dtype=np.int32), None if made_for is None else str(made_for)
+    return np.array(table, dtype=np.int32)
 
 
-def _read_safetensors(source: Path, name: str) -> tuple[NDArray[Any], str | None]:
+def _read_vllm_ascend(layers: object, name: str) -> _Table:
+    """vllm-ascend's expert map: experts of each device of each MoE layer."""
+    try:
+        devices = [
+            [device["device_expert"] for device in layer["device_list"]]
+            for layer in _listed(layers)
+        ]
+        table = [[expert for slots in layer for expert in slots] for layer in devices]
+        widths = {len(slots) for layer in devices for slots in layer}
+    except (KeyError, TypeError):
+        rule = "must hold device_list, of device_expert, in each of layer_list"
+        raise InputError(name, rule) from None
+    if len(widths) != 1 or not table:
+        raise InputError(name, "must give every device as many experts", sorted(widths)[:4])
+    return _Table(_whole_table(table, name), str(len(devices[0])))
+
+
+def _read_tensorrt_llm(source: Path, name: str) -> _Table:
+    """TensorRT-LLM's load balancer file: slots of each layer, by the layer's index."""
+    content = read_yaml(read_text(source, _MOST_YAML_BYTES, name), name)
+    layers = content.get("initial_global_assignments") if isinstance(content, dict) else None
+    if not isinstance(layers, dict) or not layers:
+        raise InputError(name, "must hold initial_global_assignments: a list for each layer")
+    if not all(type(layer) is int and 0 <= layer < MOST_LAYERS for layer in layers):
+        raise InputError(name, "must name layers by their index", next(iter(layers)))
+    order = sorted(layers)
+    try:
+        table = [_listed(layers[layer]) for layer in order]
+    except TypeError:
+        raise InputError(name, "must hold a list of experts for each layer") from None
+    if content.get("num_slots") not in (None, len(table[0])):
+        raise InputError(name, f"must have num_slots {len(table[0])}", content["num_slots"])
+    return _Table(_whole_table(table, name), None, tuple(order))
+
+
+def _listed(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _read_safetensors(source: Path, name: str) -> _Table:
     existing_file(source, _MOST_BYTES, name)
     try:
         with safe_open(str(source), framework="numpy") as file:
@@ -111,8 +192,17 @@ def _read_safetensors(source: Path, name: str) -> tuple[NDArray[Any], str | None
                 raise InputError(name, "must hold a [layers, slots] table", shape)
             if dtype not in {"I32", "I64", "U16"}:
                 raise InputError(name, "must hold integers (I32)", dtype)
-            return np.asarray(file.get_tensor(TENSOR)), (file.metadata() or {}).get("ranks")
+            ranks = (file.metadata() or {}).get("ranks")
+            return _Table(np.asarray(file.get_tensor(TENSOR)), ranks)
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(name, f"must be a safetensors file: {error}") from None
+
+
+READERS: dict[str, Callable[[Path, str], _Table]] = {
+    ".json": _read_json,
+    ".yaml": _read_tensorrt_llm,
+    ".yml": _read_tensorrt_llm,
+    ".safetensors": _read_safetensors,
+}

@@ -6,6 +6,7 @@ claim must equal what the zip directory says, and that must be within limits.
 
 from __future__ import annotations
 
+import io
 import os
 import tokenize
 import zipfile
@@ -76,19 +77,32 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return entries
 
 
+def read_npy(data: bytes, field: str) -> NDArray[Any]:
+    """The array in the bytes of an .npy file; InputError under `field` if they are not sound."""
+    try:
+        return _numbers(io.BytesIO(data), len(data), "it")
+    except _UNSOUND as error:
+        raise InputError(field, f"must be a sound .npy file: {str(error)[:200]}") from None
+
+
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(info) as stream:
-        shape, fortran, dtype = _header(stream)
-        if dtype.hasobject or dtype.kind not in "iuf" or dtype.itemsize > 8:
-            raise ValueError(f"{info.filename!r} has dtype {dtype}, not plain numbers")
-        if len(shape) > 8 or any(size < 0 for size in shape):
-            raise ValueError(f"{info.filename!r} has an impossible shape")
-        nbytes = prod(shape) * dtype.itemsize
-        if nbytes != info.file_size - stream.tell():
-            raise ValueError(f"{info.filename!r} claims {nbytes} bytes, has {info.file_size}")
-        data = stream.read(nbytes)
-        if len(data) != nbytes or stream.read(1):
-            raise ValueError(f"{info.filename!r} is cut short")
+        return _numbers(stream, info.file_size, repr(info.filename))
+
+
+def _numbers(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
+    """The array of an .npy stream of `size` bytes: nothing is allocated that is not there."""
+    shape, fortran, dtype = _header(stream)
+    if dtype.hasobject or dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ValueError(f"{name} has dtype {dtype}, not plain numbers")
+    if len(shape) > 8 or any(length < 0 for length in shape):
+        raise ValueError(f"{name} has an impossible shape")
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes != size - stream.tell():
+        raise ValueError(f"{name} claims {nbytes} bytes, has {size}")
+    data = stream.read(nbytes)
+    if len(data) != nbytes or stream.read(1):
+        raise ValueError(f"{name} is cut short")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
 

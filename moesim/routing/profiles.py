@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field
 
 from moesim.architecture import MoEModel
 from moesim.compiled import cache_root
 from moesim.errors import InputError
 from moesim.presets import preset_names, read_preset
+from moesim.routing.marginal_profile import MarginalProfile
 from moesim.routing.synthesis import GENERATOR, SynthesisSettings, synthesise
 from moesim.routing.trace import RoutingTrace
 from moesim.spec import Spec
@@ -105,7 +107,38 @@ def default_trace(
     return trace
 
 
-def _draw(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> RoutingTrace:
+def completed_trace(
+    marginals: MarginalProfile,
+    model: MoEModel,
+    seed: int,
+    tokens: int | None = None,
+    profile: RoutingProfile | None = None,
+) -> RoutingTrace:
+    """A synthetic trace whose experts are chosen as often as an engine counted it.
+
+    Which of them follow each other, and differ by topic, comes from the routing profile. Raises
+    InputError if the counts are of other experts or another top-k than the model's.
+    """
+    if (marginals.experts, marginals.top_k) != (model.experts, model.top_k):
+        raise InputError(
+            "routing.marginals",
+            f"must choose {model.top_k} of {model.experts} experts as {model.name} does",
+            f"{marginals.top_k} of {marginals.experts} ({marginals.model})",
+        )
+    profile = profile or profile_for(model)
+    wanted = default_tokens(model) if tokens is None else tokens
+    made = _draw(profile, model, seed, wanted, marginals.targets(len(model.moe_layers)))
+    counted = {f"counts_{key}": value for key, value in marginals.provenance.items()}
+    return replace(made, provenance={**made.provenance, **counted}, ids_checked=True)
+
+
+def _draw(
+    profile: RoutingProfile,
+    model: MoEModel,
+    seed: int,
+    tokens: int,
+    wanted_LE: NDArray[np.float64] | None = None,
+) -> RoutingTrace:
     if tokens < 2:
         raise InputError("routing.tokens", "must be at least 2", tokens)
     sequences = max(1, tokens // TOKENS_PER_SEQUENCE)
@@ -122,6 +155,7 @@ def _draw(profile: RoutingProfile, model: MoEModel, seed: int, tokens: int) -> R
         np.random.default_rng(seed),
         model=f"{model.name} (synthetic)",
         layers_L=model.moe_layers,
+        wanted_LE=wanted_LE,
     )
     about = {**trace.provenance, "profile": profile.name, "profile_source": profile.source}
     return replace(trace, provenance=about, ids_checked=True)

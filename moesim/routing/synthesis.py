@@ -109,10 +109,13 @@ def synthesise(
     *,
     model: str = "synthetic",
     layers_L: ArrayLike | None = None,
+    wanted_LE: NDArray[np.float64] | None = None,
 ) -> RoutingTrace:
     """Draw a trace of `sequences` requests from the generator.
 
     `tokens_per_sequence` is (prompt tokens, decode tokens), each one number or one per sequence.
+    `wanted_LE` are the shares of tokens that choose each expert, [L, E], rows summing to top_k,
+    where they are known; drawn from the settings otherwise.
     Domains are the topics, sequences spread over them evenly. The same settings, sizes and state
     of `rng` give the same trace. Raises InputError for impossible shapes and for more than 2^33
     ids.
@@ -131,8 +134,12 @@ def synthesise(
     factor_L = _layer_factors(settings.layer_spread, layers, targets_rng)
     strength_L = layer_strengths(settings, layers) * factor_L**STRENGTH_POWER
     loading_LGUE = _loadings(strength_L, settings.rank, experts, weights_rng)
-    targets_LE = marginals.draw_targets(
-        factor_L, experts, top_k, settings.gini, settings.max_over_mean, targets_rng
+    targets_LE = (
+        marginals.draw_targets(
+            factor_L, experts, top_k, settings.gini, settings.max_over_mean, targets_rng
+        )
+        if wanted_LE is None
+        else wanted_LE
     )
     topics = min(settings.topics, sequences)
     topic_S = latent_rng.permutation(np.arange(sequences) % topics)

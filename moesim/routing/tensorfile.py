@@ -25,7 +25,7 @@ from moesim.files import existing_file, replace_atomically
 
 MAX_HEADER_BYTES = 8 * 1024**2
 MAX_FILE_BYTES = 2**38
-MAX_TENSORS = 1024
+MAX_TENSORS = 65_536  # TensorRT-LLM writes one for each layer and iteration
 MAX_DIMENSIONS = 8
 CHUNK_BYTES = 4 * 1024**2
 
