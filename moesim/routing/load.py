@@ -40,7 +40,7 @@ class Load:
     @property
     def relative_LE(self) -> Floats:
         """Load over the layer's mean: 1 = a fair share."""
-        return shares(self.counts_LE) * self.counts_LE.shape[-1]
+        return np.asarray(shares(self.counts_LE) * self.counts_LE.shape[-1])
 
     @property
     def chosen_by_L(self) -> Floats:

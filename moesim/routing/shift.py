@@ -126,16 +126,20 @@ def _sharded(
     )
 
 
+def comparable(first: Workload, second: Workload) -> bool:
+    """Whether both have the same number of experts and a layer in common."""
+    alike = first.counts_HLE.shape[-1] == second.counts_HLE.shape[-1]
+    return alike and len(np.intersect1d(first.layers_L, second.layers_L)) > 0
+
+
 def measure_shift(first: Workload, second: Workload) -> Shift:
-    """Distance on the layers that both have; InputError for other experts or no common layer."""
-    if first.counts_HLE.shape[-1] != second.counts_HLE.shape[-1]:
-        rule = f"must have the {first.counts_HLE.shape[-1]} experts of {first.name}"
-        raise InputError(second.name, rule, second.counts_HLE.shape[-1])
+    """Distance on the layers that both have; InputError unless they are comparable."""
+    if not comparable(first, second):
+        rule = f"must have the experts of {first.name} and a layer in common with it"
+        raise InputError(second.name, rule)
     common, in_first, in_second = np.intersect1d(
         first.layers_L, second.layers_L, return_indices=True
     )
-    if not len(common):
-        raise InputError(second.name, f"must have a layer in common with {first.name}")
     return Shift(
         first.name,
         second.name,
