@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
+from typing import cast
 
 import altair as alt
 import numpy as np
@@ -126,7 +127,7 @@ def _map(name: str, study: TraceStudy, high: float, several: bool) -> alt.LayerC
         .encode(x=alt.X("expert:O", bandPosition=0))
     )
     layers = (cells, lines_between) if len(edges) else (cells,)
-    chart: alt.LayerChart = alt.layer(*layers)
+    chart = cast("alt.LayerChart", alt.layer(*layers))
     named: alt.LayerChart = chart.properties(title=name) if several else chart
     return named
 
@@ -220,8 +221,7 @@ def lag_curves(studies: Studies) -> Figure:
         .mark_area(opacity=0.16, color=REAL)
         .encode(x=alt.X("x:Q"), y=alt.Y("low:Q"), y2="high:Q")
     )
-    layered: alt.LayerChart = alt.layer(band, made)
-    return replace(figure, chart=layered)
+    return replace(figure, chart=cast("alt.LayerChart", alt.layer(band, made)))
 
 
 def request_skew(studies: Studies) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
+from typing import cast
 
 import altair as alt
 import numpy as np
@@ -179,8 +180,7 @@ def _domain_map(study: TraceStudy) -> alt.LayerChart:
         )
     )
     texts = base.mark_text(color="#1b1f24", fontSize=12).encode(text="text:N")
-    made: alt.LayerChart = alt.layer(cells, texts)
-    return made
+    return cast("alt.LayerChart", alt.layer(cells, texts))
 
 
 def shift_by_layer(studies: Studies) -> Figure:

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 SIZES = tuple(2**power for power in range(12))
 DRAWS = 96
-EVEN_DRAWS = 64
+EVEN_DRAWS = 256
 EXACT_TOKENS = 256
 
 
