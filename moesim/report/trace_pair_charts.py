@@ -148,7 +148,7 @@ def domain_shift(studies: Studies) -> Figure:
 
 
 def _domain_map(study: TraceStudy) -> alt.LayerChart:
-    rows = []
+    rows: list[tuple[str, str, float, float]] = []
     for shift in study.domain_shifts:
         value, worst = float(shift.distance_L.mean()), float(shift.distance_L.max())
         for first, second in ((shift.first, shift.second), (shift.second, shift.first)):
@@ -160,11 +160,18 @@ def _domain_map(study: TraceStudy) -> alt.LayerChart:
     frame["text"] = [f"{100 * value:.0f}" for value in frame["distance"]]
     names = [workload.name for workload in study.domains]
     top = max(0.2, float(frame["distance"].max()))
-    side = max(56, min(76, 700 // len(names)))
-    axis = alt.Axis(labelLimit=170, labelAngle=0 if len(names) <= 4 else -35, title=None)
-    base = alt.Chart(data(frame), width=side * len(names), height=0.6 * side * len(names)).encode(
-        x=alt.X("first:N", sort=names, axis=axis),
-        y=alt.Y("second:N", sort=names, axis=alt.Axis(labelLimit=220, title=None)),
+    side = max(56, min(120, 640 // len(names)))
+    short = max(map(len, names)) * 7 < side
+    # Names that do not fit under their columns are numbered along the rows.
+    place = {name: n for n, name in enumerate(names, start=1)}
+    frame["column"] = frame["first"] if short else [str(place[n]) for n in frame["first"]]
+    frame["row"] = frame["second"] if short else [f"{n}  ({place[n]})" for n in frame["second"]]
+    columns = names if short else [str(place[name]) for name in names]
+    rows_shown = names if short else [f"{name}  ({place[name]})" for name in names]
+    height = min(46 * len(names), 0.6 * side * len(names))
+    base = alt.Chart(data(frame), width=side * len(names), height=height).encode(
+        x=alt.X("column:N", sort=columns, axis=alt.Axis(labelAngle=0, title=None)),
+        y=alt.Y("row:N", sort=rows_shown, axis=alt.Axis(labelLimit=230, title=None)),
         tooltip=[
             alt.Tooltip("first:N"),
             alt.Tooltip("second:N"),

@@ -67,6 +67,12 @@ class TraceStudy:
                 f"other figures are of a random sample, {self.sample_tokens:,} tokens of "
                 f"{self.sample_sequences:,} sequences."
             )
+        size = self.batches.sizes.index(self.batch)
+        if np.isnan(self.batches.distinct_decode_BL[size]).all():
+            told.append(
+                f"Fewer than {self.batch} requests of the trace decode: how many experts "
+                f"{self.batch} of them touch is not known."
+            )
         if self.batches.at(self.batch, self.ranks) is None:
             told.append(f"{self.ranks} ranks do not divide {self.trace.experts} experts evenly.")
         return tuple(told)

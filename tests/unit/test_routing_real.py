@@ -11,8 +11,8 @@ from moesim.model import load_model
 from moesim.routing import RoutingTrace
 from moesim.routing import statistics as stats
 from moesim.routing.fit import fit_to_model
-from moesim.routing.importers import import_npz
 from moesim.routing.imbalance import measure_batches
+from moesim.routing.importers import import_npz
 from moesim.routing.load import measure_load
 from moesim.routing.locality import measure_locality
 from moesim.routing.predict import measure_prediction
