@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,10 @@ from moesim.cli.output import (
     check_file,
     console,
     print_json,
-    print_notes,
     print_table,
     progress,
 )
+from moesim.cli.trace_study import TraceArgument, compare, info
 
 if TYPE_CHECKING:
     from moesim.routing.formats.base import Recording
@@ -24,122 +24,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Routing traces: which experts each token chose, at each layer.")
 
-LAGS = (1, 8)
-
 
 class Phase(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
 
 
-TraceArgument = Annotated[
-    Path, typer.Argument(metavar="TRACE", help="A .safetensors trace.", show_default=False)
-]
 OutOption = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", show_default=False),
 ]
 
 
-@app.command("info")
-def info(
-    trace: TraceArgument,
-    ranks: Annotated[
-        int,
-        typer.Option(min=1, help="Expert-parallel ranks that the imbalance is measured on."),
-    ] = 8,
-    batch: Annotated[int, typer.Option(min=1, max=65_536, help="Tokens of a decode batch.")] = 64,
-    as_json: JsonOption = False,
-) -> None:
-    """What a trace holds, and how skewed and how local its routing is."""
-    from moesim.routing.trace import RoutingTrace
-
-    told = _describe(RoutingTrace.open(trace), ranks, batch)
-    if as_json:
-        print_json(told)
-        return
-    _print_info(told)
-
-
-def _describe(trace: RoutingTrace, ranks: int, batch: int) -> dict[str, Any]:
-    import numpy as np
-
-    from moesim.routing import statistics
-
-    counts_LE = statistics.expert_counts(trace)
-    overlap_GL = statistics.overlap_by_lag(trace, LAGS)
-    rng = np.random.default_rng(0)
-    rows_DB = statistics.draw_batches(trace, batch, 64, rng, "decode")
-    measured: dict[str, Any] = {
-        "expert_max_over_mean": statistics.max_over_mean(counts_LE),
-        "expert_gini": statistics.gini(counts_LE),
-        **{f"overlap_lag_{lag}": overlap_GL[g] for g, lag in enumerate(LAGS)},
-        "overlap_if_independent": statistics.independent_overlap(counts_LE, trace.top_k),
-        "active_experts": statistics.distinct_experts(trace, rows_DB).mean(axis=0),
-    }
-    if trace.experts % ranks == 0:
-        imbalance_DL = statistics.rank_imbalance(trace, rows_DB, ranks)
-        measured["rank_max_over_mean"] = imbalance_DL.mean(axis=0)
-    sequences = np.bincount(trace.domain_S, minlength=len(trace.domains))
-    return {
-        "model": trace.model,
-        "tokens": trace.tokens,
-        "prompt_tokens": int(trace.prompt_tokens_S.sum()),
-        "sequences": trace.sequences,
-        "layers": trace.layers,
-        "layer_indices": trace.layers_L.tolist(),
-        "experts": trace.experts,
-        "top_k": trace.top_k,
-        "weights": trace.weights_TLK is not None,
-        "domains": dict(zip(trace.domains, sequences.tolist(), strict=True)),
-        "provenance": dict(trace.provenance),
-        "batch_tokens": batch,
-        "ranks": ranks,
-        "statistics": {name: _over_layers(values_L) for name, values_L in measured.items()},
-    }
-
-
-def _over_layers(values_L: Any) -> dict[str, Any]:
-    known = [float(value) for value in values_L if value == value]
-    if not known:
-        return {"mean": None, "least": None, "most": None, "by_layer": []}
-    by_layer = [None if value != value else float(value) for value in values_L]
-    mean = sum(known) / len(known)
-    return {"mean": mean, "least": min(known), "most": max(known), "by_layer": by_layer}
-
-
-def _print_info(told: dict[str, Any]) -> None:
-    out = console()
-    facts = [
-        ["model", told["model"]],
-        ["tokens", f"{told['tokens']:,} ({told['prompt_tokens']:,} of prompts)"],
-        ["sequences", f"{told['sequences']:,}"],
-        ["MoE layers", f"{told['layers']}"],
-        ["experts", f"{told['top_k']} of {told['experts']}"],
-        ["router weights", "yes" if told["weights"] else "no"],
-        *([name, text] for name, text in told["provenance"].items() if name != "model"),
-    ]
-    print_table(out, ["routing trace", ""], facts, numbers=False)
-    domains = sorted(told["domains"].items(), key=lambda item: -item[1])
-    print_table(out, ["domain", "sequences"], [[name, f"{n:,}"] for name, n in domains[:20]])
-    if len(domains) > 20:
-        out.print(f"and {len(domains) - 20} more domains")
-    batch, ranks = told["batch_tokens"], told["ranks"]
-    names = {
-        "expert_max_over_mean": "busiest expert over mean",
-        "expert_gini": "Gini coefficient of experts' load",
-        **{f"overlap_lag_{lag}": f"experts shared with {lag} tokens before" for lag in LAGS},
-        "overlap_if_independent": "the same if tokens were independent",
-        "active_experts": f"distinct experts of {batch} decoding requests",
-        "rank_max_over_mean": f"busiest of {ranks} ranks over mean, {batch} decoding requests",
-    }
-    rows = []
-    for name, values in told["statistics"].items():
-        parts = (values[key] for key in ("mean", "least", "most"))
-        rows.append([names[name], *("-" if part is None else f"{part:.3g}" for part in parts)])
-    print_table(out, ["over layers", "mean", "least", "most"], rows)
-    if "rank_max_over_mean" not in told["statistics"]:
-        print_notes(out, [f"{ranks} ranks do not divide {told['experts']} experts evenly"])
+app.command("info")(info)
+app.command("compare")(compare)
 
 
 @app.command("import")

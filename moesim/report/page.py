@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import vl_convert
 import yaml
 
 from moesim.files import replace_atomically
 from moesim.report import tables, theme, words
 from moesim.report.charts import Figure, figures
-from moesim.report.export import vega_lite_version
+from moesim.report.document import (
+    colour_key,
+    contents,
+    document,
+    figures_html,
+    listed,
+    paragraphs,
+    warning_box,
+)
 from moesim.report.source import ReportedResult, checked, labels
 
 SECTIONS = (
@@ -31,12 +35,6 @@ SECTIONS = (
 )
 
 TITLE_LENGTH = 160
-
-# A report may name things that strangers chose; nothing in it may reach out, whatever they wrote.
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; base-uri 'none'; form-action 'none'"
-)
 
 
 def write_report(results: Sequence[ReportedResult], path: str | os.PathLike[str]) -> Path:
@@ -57,7 +55,6 @@ def page(results: Sequence[ReportedResult]) -> str:
     drawn = {figure.key: figure for figure in figures(runs)}
     title = _title(runs)
     sections = [section for section in SECTIONS if any(key in drawn for key in section[2])]
-    specs = {key: figure.spec() for key, figure in drawn.items() if figure.chart is not None}
     body = [
         f"<header><h1>{escape(title)}</h1>{_about(runs)}{_notes(runs)}</header>",
         _contents(sections),
@@ -67,35 +64,7 @@ def page(results: Sequence[ReportedResult]) -> str:
         _scenarios(runs),
         f"<footer>{_made_by(runs)}</footer>",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + f'\n<script type="application/json" id="specs">{script_json(specs)}</script>\n'
-        + f'<script type="module">{vega_script()}\n{_asset("page.js")}</script>\n'
-        + "</body>\n</html>\n"
-    )
-
-
-def script_json(value: object) -> str:
-    """Strict JSON in which no text can end the <script> around it or open a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-@functools.cache
-def vega_script() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, from the copy inside vl-convert."""
-    bundle: str = vl_convert.javascript_bundle(
-        "window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version()
-    )
-    return bundle.replace("</script", "<\\/script")
-
-
-def _asset(name: str) -> str:
-    return resources.files("moesim.report").joinpath(name).read_text(encoding="utf-8")
+    return document(title, body, drawn)
 
 
 def _title(runs: Sequence[ReportedResult]) -> str:
@@ -130,13 +99,7 @@ def _notes(runs: Sequence[ReportedResult]) -> str:
             text = str(note) if shared else f"{name}: {note}"
             if text not in shown:
                 shown.append(text)
-    if not shown:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in shown)
-    return (
-        '<aside class="label" aria-label="How far to trust this">'
-        f"<p><strong>How far to trust this</strong></p><ul>{items}</ul></aside>"
-    )
+    return warning_box("How far to trust this", shown)
 
 
 def _contents(sections: Sequence[tuple[str, str, tuple[str, ...]]]) -> str:
@@ -146,13 +109,12 @@ def _contents(sections: Sequence[tuple[str, str, tuple[str, ...]]]) -> str:
         ("assumptions", "Assumptions"),
         ("scenario", "Scenario"),
     ]
-    items = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in entries)
-    return f'<nav aria-label="Contents"><ol>{items}</ol></nav>'
+    return contents(entries)
 
 
 def _summary(runs: Sequence[ReportedResult]) -> str:
     if len(runs) == 1:
-        text = _paragraphs(words.headline(runs[0]), "lead")
+        text = paragraphs(words.headline(runs[0]), "lead")
         numbers = (
             '<div class="tables">'
             + tables.latency_table(runs[0])
@@ -161,22 +123,10 @@ def _summary(runs: Sequence[ReportedResult]) -> str:
         )
     else:
         first = f"{labels(runs)[0]}: " + " ".join(words.headline(runs[0]))
-        text = _key(runs) + _paragraphs([first, *words.comparison(runs)], "lead")
+        key = colour_key(labels(runs), theme.DEPLOYMENT_COLOURS)
+        text = key + paragraphs([first, *words.comparison(runs)], "lead")
         numbers = tables.comparison_table(runs)
     return f'<section id="summary"><h2>In short</h2>{text}{numbers}</section>'
-
-
-def _key(runs: Sequence[ReportedResult]) -> str:
-    colours = theme.DEPLOYMENT_COLOURS
-    items = "".join(
-        f'<li><i style="background:{colour}"></i>{escape(name)}</li>'
-        for name, colour in zip(labels(runs), colours, strict=False)
-    )
-    return f'<ul class="key">{items}</ul>'
-
-
-def _paragraphs(texts: Sequence[str], kind: str) -> str:
-    return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
 
 def _section(
@@ -186,33 +136,13 @@ def _section(
     drawn: Mapping[str, Figure],
     runs: Sequence[ReportedResult],
 ) -> str:
-    shown = [drawn[key] for key in keys if key in drawn]
-    told: list[str] = []
-    parts: list[str] = []
-    for figure in shown:
-        if figure.chart is not None:
-            parts.append(_figure(figure))
-        elif figure.title not in told:
-            told.append(figure.title)
-            parts.append(f"<p>{escape(figure.title)}</p>")
+    parts = [figures_html([drawn[key] for key in keys if key in drawn])]
     if name == "steps" and (numbers := tables.part_tables(runs)):
         parts.append(f"<details><summary>The numbers behind the bars</summary>{numbers}</details>")
     return f'<section id="{name}"><h2>{escape(heading)}</h2>{"".join(parts)}</section>'
 
 
-def _figure(figure: Figure) -> str:
-    return (
-        f'<figure id="figure-{figure.key}"><h3>{escape(figure.title)}</h3>'
-        f'<div class="chart" data-chart="{figure.key}"></div>'
-        "<noscript><p>This chart needs JavaScript; the tables do not.</p></noscript>"
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
-    )
-
-
 def _assumptions() -> str:
-    def listed(texts: Sequence[str]) -> str:
-        return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
-
     return (
         '<section id="assumptions"><h2>Assumptions, and what is not modelled</h2>'
         f"{listed(words.ASSUMPTIONS)}<p>Not modelled:</p>{listed(words.NOT_MODELLED)}</section>"

@@ -61,15 +61,16 @@ def overlap_by_lag(trace: RoutingTrace, lags: Sequence[int]) -> Floats:
     Pairs never cross sequences; NaN where no sequence is longer than the lag. Raises InputError
     for a lag below 1.
     """
-    return _overlap(trace, lags)[0]
+    return overlap_and_any_by_lag(trace, lags)[0]
 
 
 def any_shared_by_lag(trace: RoutingTrace, lags: Sequence[int]) -> Floats:
     """Share of token pairs at each lag that have at least one expert in common, [G, L]."""
-    return _overlap(trace, lags)[1]
+    return overlap_and_any_by_lag(trace, lags)[1]
 
 
-def _overlap(trace: RoutingTrace, lags: Sequence[int]) -> tuple[Floats, Floats]:
+def overlap_and_any_by_lag(trace: RoutingTrace, lags: Sequence[int]) -> tuple[Floats, Floats]:
+    """`overlap_by_lag` and `any_shared_by_lag` in one pass, each [G, L]."""
     overlap_GL = np.full((len(lags), trace.layers), np.nan)
     any_GL = np.full((len(lags), trace.layers), np.nan)
     for g, lag in enumerate(lags):

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moesim.report import write_report
+from moesim.report.trace_page import write_trace_report
+from moesim.routing.study import study
 from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
+from tests.fixtures.toy_traces import identical, trace_of, uniform_ids
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -214,4 +218,32 @@ def test_a_narrow_screen_scrolls_charts_not_the_page(
     assert troubles == []
     wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0
+    tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("traces", [1, 3])
+def test_charts_of_traces_are_drawn_and_legible(
+    browser: Any, tmp_path: Path, traces: int, scheme: str
+) -> None:
+    """A trace of many experts and domains with long names, alone and beside others."""
+    rng = np.random.default_rng(0)
+    ids = uniform_ids(rng, 3000, 40, 256, 6)
+    names = [f"a domain with a rather long name, number {n}" for n in range(14)]
+    domain = [n % 14 for n in range(60)]
+    wide = trace_of(ids, 256, [50] * 60, [20] * 60, names, domain)
+    studies = [study(wide, "a trace of many experts whose name tells everything at length")]
+    if traces > 1:
+        studies += [study(identical(), "same"), study(identical(), "same")]
+    path = write_trace_report(studies, tmp_path / "trace.html")
+    tab, troubles = opened(browser, path, color_scheme=scheme)
+    assert troubles == []
+    shapes = tab.evaluate(SHAPES)
+    assert len(shapes) >= 8
+    assert all(shapes.values()), shapes
+    assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(CUT) == []
+    assert tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    ink = tab.evaluate(INK)
+    assert ink["label"] == ink["body"]
     tab.context.close()

@@ -171,7 +171,7 @@ def test_every_key_is_described(result: moesim.Result) -> None:
 def test_every_option_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     page = (REFERENCE / "cli.md").read_text(encoding="utf-8")
     commands = ["run", "compare", "place", "validate", "models", "gpus", "scenarios", "schema"]
-    commands += [f"trace {name}" for name in ("info", "import", "synth", "export")]
+    commands += [f"trace {name}" for name in ("info", "compare", "import", "synth", "export")]
     commands += [
         "calibrate fit",
         "calibrate kernels",

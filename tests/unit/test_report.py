@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.errors import InputError
-from moesim.report import charts, export, figure, page, series, words, write_report
+from moesim.report import charts, document, export, figure, page, series, words, write_report
 from moesim.report.cost_charts import memory_parts
 from moesim.report.source import labels
 from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
@@ -413,12 +413,12 @@ def test_hostile_names_stay_text(run: FakeResult, pair_page: str) -> None:
 
 
 def test_json_in_a_script_cannot_end_it() -> None:
-    text = page.script_json({"name": HOSTILE})
+    text = document.script_json({"name": HOSTILE})
     assert "<" not in text
     assert "&" not in text
     assert json.loads(text) == {"name": HOSTILE}
     with pytest.raises(ValueError, match="JSON"):
-        page.script_json([float("nan")])
+        document.script_json([float("nan")])
 
 
 def test_the_page_carries_label_scenario_version_and_seed(run: FakeResult, run_page: str) -> None:
