@@ -1,11 +1,11 @@
 """Text of four domains, out of Debian packages and Python itself, split into documents.
 
-| domain | text | from | licence |
+| domain | text | package | licence |
 |---|---|---|---|
-| english | King James Bible, a document per chapter | Debian bible-kjv, bible-kjv-text | public domain |
-| french | Debian Reference in French | Debian debian-reference-fr | GPL-2+ |
-| python | the standard library | the interpreter that runs this | PSF-2.0 |
-| metamath | statements of set.mm, without proofs and comments | Debian metamath-databases | CC0-1.0 |
+| english | King James Bible, a document per chapter | bible-kjv-text | public domain |
+| french | Debian Reference in French | debian-reference-fr | GPL-2+ |
+| python | the standard library of the interpreter that runs this | | PSF-2.0 |
+| metamath | statements of set.mm, without proofs, comments | metamath-databases | CC0-1.0 |
 """
 
 from __future__ import annotations

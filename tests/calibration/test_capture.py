@@ -138,7 +138,7 @@ def test_a_spool_is_not_resumed_by_mistake(tmp_path: Path) -> None:
     out = tmp_path / "made.safetensors"
     spool = Spool.start(out, {"model": "toy", "batch": "8"}, resume=False)
     spool.append(*rows(4), [(4, 2, 0)], SHAPE)
-    with pytest.raises(InputError, match="unfinished capture.*give --resume"):
+    with pytest.raises(InputError, match=r"unfinished capture.*give --resume"):
         Spool.start(out, {"model": "toy", "batch": "8"}, resume=False)
     with pytest.raises(InputError, match="needs the same batch as before"):
         Spool.start(out, {"model": "toy", "batch": "4"}, resume=True)

@@ -59,9 +59,9 @@ def routers(model: Any, family: Family) -> list[tuple[int, Any]]:
     """(layer, module) of each router that an MoE layer has, by its path."""
     found = []
     for path, module in model.named_modules():
-        if path.endswith(family.router) and "encoder." not in path.replace("decoder.", ""):
-            if hasattr(module, family.weight.partition(".")[0]):
-                found.append((int(next(p for p in path.split(".") if p.isdigit())), module))
+        mine = path.endswith(family.router) and "encoder" not in path.split(".")
+        if mine and hasattr(module, family.weight.partition(".")[0]):
+            found.append((int(next(p for p in path.split(".") if p.isdigit())), module))
     return sorted(found, key=lambda pair: pair[0])
 
 
