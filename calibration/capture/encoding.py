@@ -15,10 +15,13 @@ from moesim.errors import InputError
 class Encoder:
     """Turns prompts into the inputs of `generate`, padded on the left (encoders: on the right)."""
 
-    def __init__(self, loaded: Loaded, most_tokens: int | None, chat: bool) -> None:
+    def __init__(
+        self, loaded: Loaded, most_tokens: int | None, chat: bool, decoded: int = 0
+    ) -> None:
         self.loaded = loaded
         self.most_tokens = most_tokens
         self.chat = chat
+        self.decoded = decoded  # tokens computed after the prompt, which have to fit too
         config = loaded.model.config
         text = config.get_text_config(decoder=True)
         self.vocabulary = int(text.vocab_size)
@@ -29,6 +32,11 @@ class Encoder:
             getattr(loaded.tokenizer, "eos_token_id", None),
         )
         self.pad = next((each for each in known if isinstance(each, int)), 0)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse a prompt that cannot be encoded, before the model has run for hours."""
+        for prompt in prompts:
+            self._tokens(prompt)
 
     def encode(self, prompts: Sequence[Prompt]) -> tuple[dict[str, torch.Tensor], list[int]]:
         """(inputs, tokens of each prompt); inputs are ids and mask [B, columns], and `pad`."""
@@ -48,7 +56,7 @@ class Encoder:
     def _tokens(self, prompt: Prompt) -> list[int]:
         content = prompt.content
         if isinstance(content, tuple) and isinstance(content[0], int):
-            tokens = [int(token) for token in content]  # type: ignore[call-overload]
+            tokens = [int(token) for token in content]
         else:
             tokens = self._tokenise(prompt)
         tokens = tokens[: self.most_tokens]
@@ -57,9 +65,10 @@ class Encoder:
         if max(tokens) >= self.vocabulary:
             rule = f"must have tokens below the model's {self.vocabulary}"
             raise InputError(prompt.where, rule, max(tokens))
-        if self.context is not None and len(tokens) > self.context:
-            rule = f"must fit in the model's context of {self.context} tokens"
-            raise InputError(prompt.where, rule, len(tokens), "--prompt-tokens cuts prompts")
+        length = len(tokens) + self.decoded
+        if self.context is not None and length > self.context and not self.loaded.encoder_decoder:
+            rule = f"must fit in the model's context of {self.context} tokens with its output"
+            raise InputError(prompt.where, rule, length, "--prompt-tokens cuts prompts")
         return tokens
 
     def _tokenise(self, prompt: Prompt) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from calibration.capture.encoding import Encoder
 from calibration.capture.loading import Loaded
 from calibration.capture.prompts import Prompt
-from calibration.capture.taps import find_taps, recording
+from calibration.capture.taps import Tap, find_taps, recording
 
 ROUNDS = 5
 
@@ -48,7 +48,7 @@ def measure_overhead(
     return Overhead(statistics.median(times[False]), statistics.median(times[True]))
 
 
-def _forward(loaded: Loaded, tensors: dict[str, torch.Tensor], taps: list | None) -> float:
+def _forward(loaded: Loaded, tensors: dict[str, torch.Tensor], taps: list[Tap] | None) -> float:
     begun = time.perf_counter()
     with torch.inference_mode(), recording(taps) if taps else nullcontext() as record:
         loaded.model(**tensors)

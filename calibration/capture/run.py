@@ -98,7 +98,8 @@ def capture(
         "chat": "template" if chat else "no template",
         "weights": "kept" if weights else "not kept",
     }
-    encoder = Encoder(loaded, prompt_tokens, chat)
+    encoder = Encoder(loaded, prompt_tokens, chat, max(0, decoding.tokens - 1))
+    encoder.check(prompts.prompts)
     spool = Spool.start(out, settings, resume)
     done, begun, rows = len(spool.sequences), time.monotonic(), 0
     complete = True

@@ -54,9 +54,12 @@ class Spool:
     def start(cls, out: Path, settings: Mapping[str, str], resume: bool) -> Self:
         """An empty spool, or the one that an interrupted capture with these settings left.
 
-        InputError where one is left and `resume` is not asked for, or its settings differ.
+        InputError where one with sequences is left and `resume` is not asked for, or its settings
+        differ.
         """
         folder = spool_folder(out)
+        if folder.exists() and not _read_sequences(folder / "sequences.csv"):
+            shutil.rmtree(folder)
         if not folder.exists():
             folder.mkdir(parents=True)
             with replace_atomically(folder / "capture.json") as path:

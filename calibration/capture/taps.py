@@ -88,7 +88,7 @@ def _tap(path: str, module: nn.Module) -> Tap | None:
     if layer is None:
         return None
     if name in LOGIT_ROUTERS and "attention" not in path:  # JetMoE's attention has experts too
-        experts = int(module.num_experts)  # type: ignore[arg-type]
+        experts = int(module.num_experts)
         return Tap(layer, path, module, experts, None, LOGIT_ROUTERS[name])
     if not name.endswith("Experts") or not isinstance(getattr(module, "num_experts", None), int):
         return None
@@ -97,7 +97,7 @@ def _tap(path: str, module: nn.Module) -> Tap | None:
     weights = next((each for each in WEIGHT_NAMES if each in arguments), None)
     if ids is None or weights is None:
         return None
-    return Tap(layer, path, module, int(module.num_experts), (ids, weights))  # type: ignore[arg-type]
+    return Tap(layer, path, module, int(module.num_experts), (ids, weights))
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _chosen(weights: Tensor, ids_TK: Tensor) -> Tensor:
 
 def _from_logits(logits: Tensor, router: LogitRouter, module: nn.Module) -> tuple[Tensor, Tensor]:
     logits_TE = logits.reshape(-1, logits.shape[-1]).float()
-    top_k = router.top_k or int(module.top_k)  # type: ignore[arg-type]
+    top_k = router.top_k or int(module.top_k)
     top_TK, ids_TK = logits_TE.topk(top_k, dim=-1)
     if router.weights == "sigmoid":
         return ids_TK, top_TK.sigmoid()

@@ -83,6 +83,12 @@ def capture(
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Leave the routers' weights out: a third the size.")
     ] = False,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Where model and prompts come from, kept with the trace.", show_default=False
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a capture that was interrupted.")
     ] = False,
@@ -114,6 +120,9 @@ def capture(
     measured = (
         measure_overhead(loaded, read.prompts[:batch], prompt_tokens, chat) if overhead else None
     )
+    about = {"prompt_files": ", ".join(path.name for path in prompts)}
+    if source:
+        about["source"] = source
     with progress("capturing", remaining=True) as show:
         made = capture_trace(
             loaded,
@@ -126,7 +135,7 @@ def capture(
             weights=not no_weights,
             resume=resume,
             progress=show,
-            provenance={"prompt_files": ", ".join(path.name for path in prompts)},
+            provenance=about,
         )
     if as_json:
         print_json(_told(made, out, measured))

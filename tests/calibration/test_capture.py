@@ -149,6 +149,12 @@ def test_a_spool_is_not_resumed_by_mistake(tmp_path: Path) -> None:
         Spool.start(out, {"model": "toy", "batch": "8"}, resume=True)
 
 
+def test_a_spool_without_sequences_is_begun_anew(tmp_path: Path) -> None:
+    out = tmp_path / "made.safetensors"
+    Spool.start(out, {"model": "toy"}, resume=False)
+    assert Spool.start(out, {"model": "another"}, resume=False).sequences == []
+
+
 def test_impossible_choices_are_refused_before_they_are_written(tmp_path: Path) -> None:
     spool = Spool.start(tmp_path / "made.safetensors", {}, resume=False)
     ids, weights = rows(2)
@@ -291,8 +297,11 @@ def test_a_sequence_ends_with_its_end_of_text(model: Path, tmp_path: Path) -> No
     head = loaded.model.lm_head.weight
     with torch.no_grad():
         head.zero_()  # all logits alike: greedy takes token 0, the end
-    made = capture(loaded, read, tmp_path / "t.safetensors", decoding=Decoding(tokens=9))
+    out = tmp_path / "t.safetensors"
+    made = capture(loaded, read, out, decoding=Decoding(tokens=9))
     assert made.trace.sequence_tokens_S.tolist() == [2, 6]
+    made = capture(loaded, read, out, decoding=Decoding(tokens=9, ignore_end=True))
+    assert made.trace.sequence_tokens_S.tolist() == [2 + 8, 6 + 8]
     module = find_taps(loaded.model)[0].module
     assert not module._forward_pre_hooks
 
@@ -352,6 +361,7 @@ def test_chats_go_through_the_models_template(model: Path, tmp_path: Path) -> No
     [
         ({"tokens": [9999]}, (), "must have tokens below the model's"),
         ({"prompt": "x" * 100}, (), "must fit in the model's context of 64 tokens"),
+        ({"prompt": "x" * 60}, ("--output-tokens", "6"), "context of 64 tokens with its output"),
         ({"prompt": "x"}, ("--device", "cuda:9"), "torch finds no CUDA GPU"),
         ({"prompt": "x"}, ("--device", "teapot"), "--device must be"),
         ({"prompt": "x"}, ("--dtype", "int3"), "--dtype must be one of"),
