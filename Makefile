@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 WORKERS ?= 2
+# `calibration` brings torch; without it (make test EXTRAS=dev) the tests that need it skip.
+EXTRAS  ?= dev,calibration
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -65,6 +67,6 @@ $(VENV)/.runtime: $(PACKAGE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(PACKAGE) | $(BIN)/python
-	@echo "Installing moesim with its development tools (once; a minute or two) ..."
-	@$(PIP) -e '.[dev]'
+	@echo "Installing moesim with its development tools, '$(EXTRAS)' (once; some minutes) ..."
+	@$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.runtime

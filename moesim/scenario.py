@@ -130,7 +130,8 @@ class DeploymentSpec(Spec):
 class RoutingSpec(Spec):
     """Where the tokens' experts come from.
 
-    `trace` is a file made by `moesim trace`, or `synthetic` (the generator fitted to the model's
+    `trace` is a file made by `moesim trace` or `moesim calibrate capture`, a shipped recording
+    (`tiny-moe`: 32 experts, top-4), or `synthetic` (the generator fitted to the model's
     published statistics), `uniform` (independent and uniform) or `balanced` (perfectly even).
     """
 

@@ -1,4 +1,4 @@
-"""`moesim calibrate`: profiles from measured kernels, and from a person's own benchmark results."""
+"""`moesim calibrate`: profiles from measured kernels and one's own benchmarks; captured routing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.capture import capture
 from moesim.cli.kernels import kernels
 from moesim.cli.options import JsonOption
 from moesim.cli.output import check_file, console, print_json, print_notes, print_table, progress
@@ -15,10 +16,13 @@ from moesim.cli.output import check_file, console, print_json, print_notes, prin
 if TYPE_CHECKING:
     from calibration.fit_profile import ProfileFit
 
-app = typer.Typer(help="Profiles from measured kernels and from your own benchmark results.")
+app = typer.Typer(
+    help="Profiles from measured kernels and from your own benchmark results; captured routing."
+)
 silicon = typer.Typer(help="Measured kernels of the package aiconfigurator-core 0.12.0.")
 app.add_typer(silicon, name="silicon")
 app.command()(kernels)
+app.command("capture")(capture)
 
 SystemsOption = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""The routing trace that a scenario asks for: a file, or one of the generated kinds."""
+"""The routing trace that a scenario asks for: a file, a shipped one, or a generated kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from moesim.architecture import MoEModel
 from moesim.routing.fit import fit_to_model, ids_for_model
 from moesim.routing.profiles import default_trace
+from moesim.routing.shipped import find_trace
 from moesim.routing.trace import RoutingTrace
 from moesim.streams import stream
 
@@ -22,9 +23,9 @@ def open_routing(
 ) -> tuple[RoutingTrace, NDArray[Any], tuple[str, ...]]:
     """(trace, ids for the model's own MoE layers [T, L, K], notes). Raises InputError.
 
-    `trace` is a file, or: `synthetic`, from the generator fitted to the model's published
-    statistics; `uniform`, experts drawn independently and uniformly; `balanced`, experts dealt
-    in turn, so that every contiguous run of tokens loads all experts alike.
+    `trace` is a file, the name of a shipped recording, or: `synthetic`, from the generator fitted
+    to the model's published statistics; `uniform`, experts drawn independently and uniformly;
+    `balanced`, experts dealt in turn, so that every contiguous run of tokens loads all alike.
     """
     if trace == "synthetic":
         made = default_trace(model, seed, tokens)
@@ -32,7 +33,7 @@ def open_routing(
     if trace in GENERATED:
         made = _even_trace(model, tokens or EVEN_TOKENS, seed, uniform=trace == "uniform")
         return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
-    opened = RoutingTrace.open(trace, "routing.trace")
+    opened = RoutingTrace.open(find_trace(trace), "routing.trace")
     layer_map, notes = fit_to_model(opened, model)
     if "synthetic" in opened.model or "profile" in opened.provenance:
         notes = (*notes, "routing: a synthetic trace, not recorded from a real router")

@@ -1,0 +1,25 @@
+"""Routing traces that ship with moesim: recorded from a real router, by name."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from moesim import presets
+from moesim.presets import preset_names
+
+FOLDER, ENDING = "traces", ".safetensors"
+
+
+def shipped_traces() -> tuple[str, ...]:
+    """Names of the shipped traces, sorted."""
+    return preset_names(FOLDER, ENDING)
+
+
+def find_trace(name_or_path: str | Path) -> Path:
+    """The file of a shipped trace, or the path as given: a file that exists goes first."""
+    path = Path(name_or_path)
+    if str(name_or_path) in shipped_traces() and not path.is_file():
+        # moesim is installed as files, never run from a zip: a trace is mapped where it lies.
+        return Path(str(resources.files(presets))) / FOLDER / f"{name_or_path}{ENDING}"
+    return path
