@@ -1,8 +1,9 @@
 """A model and its tokenizer from a folder or the Hugging Face hub, without running their code.
 
 Weights are read from safetensors only (a `.bin` is a pickle), and code that a repository ships is
-never trusted; an unknown `model_type` (kimi_k2) is loaded as the class that its config names, if
-transformers has one of that name.
+never trusted. A model is loaded as the class that its config names, if transformers has it: that
+fits the weights' names, also of multimodal models, and knows a `model_type` of others' code
+(kimi_k2 names DeepseekV3ForCausalLM).
 """
 
 from __future__ import annotations
@@ -64,13 +65,17 @@ def load_model(source: str, device: str, dtype: str, revision: str | None = None
     try:
         config = transformers.PretrainedConfig.get_config_dict(source, revision=revision)[0]
         cls = _model_class(config)
-        model = cls.from_pretrained(
+        model, info = cls.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             device_map="auto" if place is None else None,
+            output_loading_info=True,
+            **_config(cls, config),
             **common,
         )
+        if info["missing_keys"]:  # transformers would leave them random
+            raise ValueError(f"it lacks the weights {sorted(info['missing_keys'])[:3]}")
         tokenizer = _tokenizer(source, common)
         model = model if place is None else model.to(place)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
@@ -123,16 +128,31 @@ def _device_name(model: Any) -> str:
 def _model_class(config: dict[str, Any]) -> Any:
     import transformers
 
+    for name in config.get("architectures") or ():
+        cls = getattr(transformers, str(name), None)
+        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+            if not issubclass(cls, transformers.GenerationMixin):
+                raise ValueError(f"{name} is no language model that generates")
+            return cls
     if config.get("model_type") in transformers.CONFIG_MAPPING:
         if config.get("is_encoder_decoder"):
             return transformers.AutoModelForSeq2SeqLM
         return transformers.AutoModelForCausalLM
-    for name in config.get("architectures") or ():
-        cls = getattr(transformers, str(name), None)
-        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
-            return cls
     kind = config.get("model_type")
     raise ValueError(f"transformers {transformers.__version__} does not know model_type {kind!r}")
+
+
+def _config(cls: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The argument `config` where the file's `model_type` is unknown: that of the class.
+
+    transformers goes by it when it stacks the experts' weights, and leaves them out otherwise.
+    """
+    import transformers
+
+    if config.get("model_type") in transformers.CONFIG_MAPPING:
+        return {}
+    own = {**config, "model_type": cls.config_class.model_type}
+    return {"config": cls.config_class.from_dict(own)}
 
 
 def _tokenizer(source: str, common: dict[str, Any]) -> Any | None:

@@ -127,7 +127,8 @@ def _qwen_mlps(fields: Fields, layers: int, second: bool) -> Mlps:
     sparse = range(step - 1, layers, step)
     return Mlps(
         layers=tuple(layer for layer in sparse if layer not in dense),
-        experts=fields.integer("num_experts", MAX_EXPERTS),
+        # transformers 5 saves it under the second name
+        experts=fields.integer("num_experts", MAX_EXPERTS, 1, None, "num_local_experts"),
         top_k=experts_per_token(fields),
         width=mlp_width(fields, "moe_intermediate_size"),
         shared_width=mlp_width(fields, "shared_expert_intermediate_size") if second else 0,

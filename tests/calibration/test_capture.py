@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from calibration.capture.prompts import read_prompts
 from calibration.capture.spool import Shape, Spool, spool_folder
@@ -405,11 +407,17 @@ def test_models_that_cannot_be_captured_are_refused(
         json.dumps({"model_type": "nobody", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}),
         encoding="utf-8",
     )
+    torn = tmp_path / "torn"
+    shutil.copytree(model, torn)
+    tensors = load_file(torn / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, torn / "model.safetensors", {"format": "pt"})
     (foreign / "evil.py").write_text("raise SystemExit('ran')", encoding="utf-8")
     expected = {
         dense: "must have MoE layers",
         pickled: "safetensors",
         foreign: "model_type 'nobody'",
+        torn: "lacks the weights ['model.norm.weight']",
     }
     for folder, message in {**expected, tmp_path / "absent": "cannot be loaded"}.items():
         assert run(folder, path, "-o", out) == 2

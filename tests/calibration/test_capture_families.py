@@ -24,7 +24,31 @@ from calibration.capture.prompts import Prompt, Prompts  # noqa: E402
 from calibration.capture.run import Decoding, capture  # noqa: E402
 
 ALL = {**FAMILIES, **LOGIT_FAMILIES}
-NESTED = ("llama4", "qwen3_5_moe")  # multimodal: the language model's settings in text_config
+# Multimodal: the language model's settings are in text_config, beside a tiny vision_config.
+VISION: dict[str, dict[str, Any]] = {
+    "llama4": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "qwen3_5_moe": {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    },
+}
+# transformers' minimax is MiniMax-Text-01, with linear attention; moesim's is MiniMax-M2, whose
+# first config called itself that.
+UNREAD = ("minimax",)
 DECODING = Decoding(tokens=6, ignore_end=True)
 
 
@@ -38,15 +62,24 @@ def make_model(name: str, folder: Path) -> Path:
     family = ALL[name]
     torch.manual_seed(0)
     cls = transformers.CONFIG_MAPPING[family.model_type]
-    config = cls(text_config=family.config) if name in NESTED else cls(**family.config)
-    seq2seq = config.is_encoder_decoder
-    auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForCausalLM
+    if name in VISION:
+        config = cls(text_config=family.config, vision_config=VISION[name])
+        auto = transformers.AutoModelForImageTextToText
+    else:
+        config = cls(**family.config)
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
     model = auto.from_config(config)
+    # A padding token's embedding is zero otherwise, and all experts tie for it.
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
     for _, module in routers(model, family):
         torch.nn.init.normal_(module.get_parameter(family.weight), std=0.6)
-        for key, value in [*module.named_parameters(), *module.named_buffers()]:
-            if "bias" in key:
-                torch.nn.init.uniform_(value, -0.3, 0.3)
+        if "bias" in dict(module.named_parameters()):
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    for key, value in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            torch.nn.init.uniform_(value, -0.3, 0.3)
     model.save_pretrained(folder)
     path = folder / "config.json"
     text = json.loads(path.read_text(encoding="utf-8"))
@@ -85,13 +118,21 @@ def seen_by_routers(model: Any, family: Family) -> Iterator[dict[int, list[np.nd
 
 def recomputed(loaded: Loaded, family: Family, layer: int, hidden_TH: np.ndarray) -> Any:
     """(ids, weights) that the family's rule gives for these hidden states."""
+    # MiniMax-M2 keeps the bias beside its router.
+    bias = next(
+        (
+            value
+            for name, value in loaded.model.named_buffers()
+            if f"layers.{layer}." in name and name.endswith("e_score_correction_bias")
+        ),
+        None,
+    )
     module = dict(routers(loaded.model, family))[layer]
     weight_EH = module.get_parameter(family.weight).detach().numpy()
     logits_TE = hidden_TH @ weight_EH.T
     values = dict([*module.named_parameters(), *module.named_buffers()])
     if "bias" in values:
         logits_TE = logits_TE + values["bias"].detach().numpy()
-    bias = values.get("e_score_correction_bias")
     config = loaded.model.config.get_text_config()
     return family.choose(logits_TE, config, None if bias is None else bias.numpy())
 
@@ -133,10 +174,12 @@ def test_captured_routing_is_that_of_the_router(name: str, tmp_path: Path) -> No
         ids, weights = by_expert(trace.ids_TLK[:, position], trace.weights_TLK[:, position])
         np.testing.assert_array_equal(ids, wanted_ids)
         np.testing.assert_allclose(weights, wanted_weights, atol=2e-3)
-    assert len(np.unique(trace.ids_TLK)) > 4, "a test that one expert passes shows nothing"
+    # of few tokens in a decoder that starts from one token, few experts
+    seen_experts = len(np.unique(trace.ids_TLK))
+    assert seen_experts > (2 if loaded.encoder_decoder else 4), "too few experts to show anything"
     batched = capture(loaded, prompts, tmp_path / "three.safetensors", decoding=DECODING, batch=3)
     check_same(batched.trace, trace)
-    if name in FAMILIES:
+    if name in FAMILIES and name not in UNREAD:
         read = load_architecture(str(tmp_path / "model" / "config.json"))
         assert trace.layers_L.tolist() == list(read.moe_layers)
         assert (trace.experts, trace.top_k) == (read.experts, read.top_k)

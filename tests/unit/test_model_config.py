@@ -55,6 +55,11 @@ def test_text_config_wins_over_the_outer_one() -> None:
     assert read(unnamed).family == "llama4"
 
 
+def test_qwen3_moe_as_transformers_5_saves_it() -> None:
+    saved = config_of("qwen3-30b-a3b", num_experts=..., num_local_experts=128)
+    assert read(saved) == read(config_of("qwen3-30b-a3b"))
+
+
 def test_qwen_dense_layers_and_sparse_step() -> None:
     model = read(config_of("qwen3-30b-a3b", mlp_only_layers=[1, 3], decoder_sparse_step=2))
     assert model.moe_layers == tuple(range(5, 48, 2))
