@@ -128,10 +128,11 @@ def budget_blocks(found: Mapping[str, Any]) -> list[Block]:
         "configuration (model, GPU, precision, parallelism, engine version, day): what is left is "
         "how times grow with lengths and load, which is the simulator's part, and noise. The "
         "difference to *blind* is levels that kernel tables and six overheads per engine do not "
-        "know; most of it no version-blind prediction could: *other version* is the error of the "
-        "best single number for one benchmark that was measured on several versions of its "
-        "engine, *repeat* the same for one version measured again. The tables were measured on "
-        "later versions than most runs. In brackets: runs compared."
+        "know: the tables were measured on later versions than most runs. *Other version* is the "
+        "error of the best single number for one benchmark that was measured on several versions "
+        "of its engine, *repeat* the same for one version measured again: no prediction that does "
+        "not know the version, or the day, can do better. Only vLLM was measured often enough to "
+        "tell. In brackets: runs compared."
     )
     parts = ("error", "level_known", "other_version", "repeat")
     rows = []

@@ -79,7 +79,7 @@ FLAGGED_POOLS = ("all_inferencex", "all_moe", "all")
 SPLIT_TEXT = (
     "By sweep, never by row. Headline: leave-one-model-out: every constant that is applied to a "
     "model was fitted without any end-to-end row of that model (DeepSeek-R1 and V3 count as one "
-    "model). Beside it: leave-one-GPU-out, and in-sample, which is no evidence."
+    "model). Beside it: leave-one-GPU-out."
 )
 
 

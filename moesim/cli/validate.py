@@ -70,6 +70,12 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    in_sample: Annotated[
+        bool,
+        typer.Option(
+            "--in-sample", help="Also with constants that have seen the runs: no evidence."
+        ),
+    ] = False,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Processes that predict.")] = 2,
     report: Annotated[
         Path | None,
@@ -102,7 +108,7 @@ def validate(
     from calibration.validation.runner import Settings, default_store, run_validation
 
     size = _sample_size(sample, rows)
-    settings = Settings(store or default_store(), systems, peer, size, processes)
+    settings = Settings(store or default_store(), systems, peer, size, processes, in_sample)
     for path, option in ((report, "--report"), (page, "--page"), (settings.store, "--store")):
         check_file(path, option)
     try:
