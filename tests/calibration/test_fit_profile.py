@@ -114,7 +114,8 @@ def test_only_numbers_that_show_and_differ_are_fitted() -> None:
 
 
 def test_known_overheads_are_found_again(tmp_path: Path) -> None:
-    scenario, start = Scenario.parse(SCENARIO), load_profile("assumed")
+    scenario = Scenario.parse({**SCENARIO, "deployment": {"profile": "assumed"}})
+    start = load_profile("assumed")
     truth = module._with(start, {"step_s": 5e-3, "arrival_s": 0.03})
     rng = np.random.default_rng(0)
     keys = [(metric, which) for metric in ("ttft", "tpot") for which in ("mean", "p50")]
