@@ -85,7 +85,7 @@ def missing_line(output: str, expected: tuple[str, ...]) -> str | None:
     rest = iter(" ".join(line.split()) for line in output.splitlines())
     for wanted in expected:
         words = " ".join(wanted.split())
-        pattern = ".*".join(re.escape(part) for part in words.split("..."))
+        pattern = ".*".join(re.escape(part.strip()) for part in words.split("..."))
         if not any(re.search(pattern, line) for line in rest):
             return wanted
     return None
