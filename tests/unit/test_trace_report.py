@@ -137,7 +137,13 @@ def test_other_models_are_compared_by_their_curves(studied: TraceStudy) -> None:
 
 def test_info_prints_what_it_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["trace", "info", "a.safetensors", "--by-layer"], capsys)
-    for name in ("Gini", "Effective experts", "Busiest of 8 ranks", "uniform routing", "guessed right"):
+    for name in (
+        "Gini",
+        "Effective experts",
+        "Busiest of 8 ranks",
+        "uniform routing",
+        "guessed right",
+    ):
         assert name in text
     assert "total variation of load" in text
     told = json.loads(printed(["trace", "info", "a.safetensors", "--json"], capsys))
