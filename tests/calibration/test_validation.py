@@ -245,10 +245,15 @@ def test_the_command_prints_json_and_resumes(
     assert told["headline"]["rows"] == 10
     assert told["headline"]["ttft"] == {"mape": 10.0, "median_ape": 10.0, "bias": 1.1}
     calls = sys.modules["calibration.predict"].calls
-    assert len(calls) == 30
-    assert {fold for _, fold in calls} == {"model:minimax-m2", "gpu:h200_sxm", "all"}
+    assert len(calls) == 20
+    assert {fold for _, fold in calls} == {"model:minimax-m2", "gpu:h200_sxm"}
     assert run_command(["--json"], systems) == 0
-    assert len(calls) == 30
+    assert len(calls) == 20
+    assert told["in_sample"] is None
+    capsys.readouterr()
+    assert run_command(["--json", "--in-sample"], systems) == 0
+    assert json.loads(capsys.readouterr().out)["in_sample"]["headline"]["rows"] == 10
+    assert {fold for _, fold in calls[20:]} == {"all"}
 
 
 def test_the_command_draws_a_sample_and_writes_its_documents(
