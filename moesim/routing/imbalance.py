@@ -154,17 +154,17 @@ def _even(
     """
     even_BR = np.empty((len(sizes), len(ranks)))
     exact = min(max(sizes), EXACT_TOKENS)
+    left = (experts - top_k) / max(1, experts - 1)
     for r, number in enumerate(ranks):
-        drawn = rng.multivariate_hypergeometric(
-            [experts // number] * number, top_k, EVEN_DRAWS * exact
-        )
-        summed_DTR = drawn.reshape(EVEN_DRAWS, exact, number).cumsum(axis=1)
+        ratio_TD = np.empty((exact, EVEN_DRAWS))
+        for d in range(EVEN_DRAWS):
+            chosen_TR = rng.multivariate_hypergeometric([experts // number] * number, top_k, exact)
+            ratio_TD[:, d] = statistics.max_over_mean(chosen_TR.cumsum(axis=0))
         scatter_DR = rng.normal(size=(EVEN_DRAWS, number))
         scatter_DR -= scatter_DR.mean(axis=1, keepdims=True)
-        left = (experts - top_k) / max(1, experts - 1)
         for b, size in enumerate(sizes):
             if size <= exact:
-                even_BR[b, r] = statistics.max_over_mean(summed_DTR[:, size - 1]).mean()
+                even_BR[b, r] = ratio_TD[size - 1].mean()
             else:
                 relative = np.sqrt(left * number / (size * top_k)) * scatter_DR.max(axis=1)
                 even_BR[b, r] = 1 + relative.mean()

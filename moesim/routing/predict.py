@@ -2,8 +2,8 @@
 
 The predictor is naive Bayes on lifts: score(f) = ln p(f) + sum over the token's experts e at the
 layer before of ln(p(f | e) / p(f)); its guess are the K experts of the highest score. Fitted on the
-first half of the trace's sequences, scored on the second (facts of 2026-11: 0.62 for gpt-oss-20b,
-0.56 to 0.70 for DeepSeek-V2-Lite).
+first half of the trace's sequences, scored on the second. On public traces (2026-11): 0.62 for
+gpt-oss-20b, 0.56 to 0.70 for DeepSeek-V2-Lite.
 
 Legend: T tokens, L MoE layers, K top-k, E experts.
 """

@@ -22,23 +22,31 @@ pytestmark = pytest.mark.slow
 MB = 1e6
 
 MEASURE = """
-import resource, sys
+import sys
 from moesim.routing import RoutingTrace
 from moesim.routing.blocks import counts_by_blocks
 from moesim.routing.study import study
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def resident():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak so far is forgotten
+    return status("VmRSS")
 
 small, large = sys.argv[1:]
 study(RoutingTrace.open(small), "small")
-before = peak()
+before = resident()
 trace = RoutingTrace.open(large)
 counts = counts_by_blocks(trace)
-read = peak()
+read = status("VmHWM") - before
+before = resident()
 found = study(trace, "large")
-assert found.is_sampled and counts.sum() == trace.ids_TLK.size
-print(trace.ids_TLK.nbytes, read - before, peak() - before)
+print(trace.ids_TLK.nbytes, read, status("VmHWM") - before)
+assert counts.sum() == trace.ids_TLK.size
+assert trace.ids_TLK.nbytes < 1e9 or found.is_sampled
 """
 
 
@@ -53,15 +61,17 @@ def save_large(path: Path, tokens: int, layers: int, experts: int, top_k: int) -
 def test_a_gigabyte_is_read_with_little_memory(tmp_path: Path) -> None:
     save_large(tmp_path / "large.safetensors", 2_700_000, 48, 128, 8)
     save_large(tmp_path / "small.safetensors", 5000, 48, 128, 8)
-    arguments = [str(tmp_path / f"{size}.safetensors") for size in ("small", "large")]
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
-    )
-    size, read, studied = map(int, run.stdout.split())
-    print(f"{size / MB:.0f} MB: {read / MB:.0f} MB to read, {studied / MB:.0f} MB to study")
-    assert size > 1e9
+    for size in ("small", "large"):  # the first run compiles, which takes memory of its own
+        arguments = [str(tmp_path / f"{name}.safetensors") for name in ("small", size)]
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
+        )
+    file, read, studied = map(int, run.stdout.split())
+    print(f"{file / MB:.0f} MB: {read / MB:.0f} MB to read, {studied / MB:.0f} MB to study")
+    assert file > 1e9
+    assert read > 1 * MB, "the peak is of this read"
     assert read < 100 * MB
-    assert studied < 300 * MB
+    assert studied < 200 * MB
 
 
 def test_215_000_tokens_of_24_layers_take_seconds(tmp_path: Path) -> None:
