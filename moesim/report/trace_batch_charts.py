@@ -83,7 +83,7 @@ def rank_imbalance(studies: Studies) -> Figure:
         f"in order of their number. Left: {ranks} ranks, against the step's tokens over all ranks. "
         f"Right: {batch} tokens, against the number of ranks. Small steps are uneven by chance "
         "(dashed); what lies above the dashed line is skew, which placement and copies can treat "
-        "(`moesim place`), and between the solid lines is what neighbouring tokens have in common, "
+        "(moesim place); what prefill adds to decode is what neighbouring tokens have in common, "
         "which they cannot.",
         None,
     )

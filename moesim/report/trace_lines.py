@@ -74,7 +74,8 @@ def lines(
     """
     several = len(traces) > 1
     chart = alt.Chart(data(frame), width=size[0], height=size[1])
-    point: Any = alt.OverlayMarkDef(size=22, filled=True) if marks else False
+    # Points would take the stroke out of the legend of dashes.
+    point: Any = alt.OverlayMarkDef(size=22, filled=True) if marks and not several else False
     tips = [
         *([alt.Tooltip("trace:N")] if several else []),
         alt.Tooltip("kind:N", title="line"),
@@ -84,7 +85,7 @@ def lines(
     made: alt.Chart = chart.mark_line(strokeWidth=2, clip=True, point=point).encode(
         x=alt.X("x:Q", title=x.title, scale=x.scale(), axis=x.axis(False)),
         y=alt.Y("y:Q", title=None if panel else y.title, scale=y.scale(), axis=y.axis(True)),
-        color=_colour(kinds, traces, panel),
+        color=_colour(frame, kinds, traces, panel),
         strokeDash=_dash(kinds, traces, panel),
         tooltip=tips,
     )
@@ -92,10 +93,14 @@ def lines(
     return made.properties(title=above) if panel else made
 
 
-def _colour(kinds: Mapping[str, Kind], traces: Sequence[str], panel: bool) -> alt.Color:
+def _colour(
+    frame: pd.DataFrame, kinds: Mapping[str, Kind], traces: Sequence[str], panel: bool
+) -> alt.Color:
     if len(traces) > 1:
-        colours = list(theme.DEPLOYMENT_COLOURS[: len(traces)])
-        scale = alt.Scale(domain=list(traces), range=colours)
+        drawn = set(frame["trace"])
+        pairs = zip(traces, theme.DEPLOYMENT_COLOURS, strict=False)
+        colours = {trace: colour for trace, colour in pairs if trace in drawn}
+        scale = alt.Scale(domain=list(colours), range=list(colours.values()))
         return alt.Color("trace:N", scale=scale, legend=legend(traces))
     scale = alt.Scale(domain=list(kinds), range=[kind.colour for kind in kinds.values()])
     return alt.Color("kind:N", scale=scale, legend=None if panel else legend(list(kinds)))
