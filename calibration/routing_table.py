@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.routing_published import published_rows
 from moesim.errors import InputError
 from moesim.routing import dynamics, statistics
 from moesim.routing.estimate import fit_settings
@@ -157,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the tables; 2 for a folder without the traces."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--published", action="store_true", help="only the published figures")
     parser.add_argument("--model", choices=("gpt-oss-20b", "deepseek-v2-lite"), action="append")
     chosen = parser.parse_args(argv)
     readers: dict[str, Callable[[Path], RoutingTrace]] = {
@@ -164,7 +166,9 @@ def main(argv: list[str] | None = None) -> int:
         "deepseek-v2-lite": deepseek_v2_lite,
     }
     try:
-        for name in chosen.model or readers:
+        print("\n### Published figures\n")
+        print("\n".join(published_rows()), flush=True)
+        for name in () if chosen.published else chosen.model or readers:
             print(f"\n### {name}\n")
             print("\n".join(compare(readers[name](chosen.folder))), flush=True)
     except InputError as error:

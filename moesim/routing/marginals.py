@@ -96,20 +96,11 @@ def resize_loads(
     return targets_LE
 
 
-def without_strays(targets_LE: Floats, stray_L: Floats) -> Floats:
-    """What the other choices must include so that all together include `targets_LE`, [L, E]:
-    a share stray_l of the K - 1 later choices goes to all experts alike."""
-    experts, top_k = targets_LE.shape[1], targets_LE[0].sum()
-    share_L1 = (stray_L * (top_k - 1) / top_k)[:, None]
-    rest_LE = (targets_LE - share_L1 * top_k / experts) / np.maximum(1 - share_L1, 1e-6)
-    rest_LE = np.maximum(rest_LE, 0.1 * targets_LE)
-    return np.asarray(rest_LE * (top_k / rest_LE.sum(axis=1, keepdims=True)))
-
-
 def calibrate_biases(
     targets_LE: Floats,
     latents: tuple[NDArray[np.float32], NDArray[np.float32]],
     share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
     loading_LDE: NDArray[np.float32],
     gumbel_N: NDArray[np.float32],
     top_k: int,
@@ -127,8 +118,8 @@ def calibrate_biases(
         rows = np.linspace(0, len(latents[0]) - 1, tokens).astype(np.int64)
         context_TD, token_TD = (np.ascontiguousarray(part_TD[rows]) for part_TD in latents)
         found_LE, slope_LE = sampling.inclusion(
-            context_TD, token_TD, share_L2, bias_LE.astype(np.float32), loading_LDE, gumbel_N,
-            top_k, seed,
+            context_TD, token_TD, share_L2, stray_L, bias_LE.astype(np.float32), loading_LDE,
+            gumbel_N, top_k, seed,
         )  # fmt: skip
         floor_LE = np.maximum(found_LE, 1e-3 * targets_LE)
         step_LE = np.log(targets_LE / floor_LE) * floor_LE / np.maximum(slope_LE, 0.05 * floor_LE)

@@ -188,16 +188,18 @@ def inclusion(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
     share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
     bias_LE: NDArray[np.float32],
     loading_LDE: NDArray[np.float32],
     gumbel_N: NDArray[np.float32],
     top_k: int,
     seed: np.uint64,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probability that a token's top-k holds each expert, and its slope in the bias, both [L, E].
+    """Probability that a token's choices hold each expert, and its slope in the bias, both [L, E].
 
     Averages each expert's probability given the noise of all others, 1 - exp(-exp(logit - T)) with
-    T the K-th largest among the others: the same mean as counting choices, far less noise.
+    T the K-th largest among the others: the same mean as counting choices, far less noise. Of the
+    choices after the first a share strays, evenly over what the others leave.
     """
     layers, experts = bias_LE.shape
     key_P = np.full(padded(experts), TAKEN, np.int32)
@@ -208,6 +210,9 @@ def inclusion(
     index = ~index_mask(len(key_P))
     found_LE, slope_LE = np.zeros((layers, experts)), np.zeros((layers, experts))
     for layer in range(layers):
+        stray = stray_L[layer] / 2.0**32
+        strays = stray * (top_k - 1)
+        spread = strays / max(1e-9, experts - top_k + strays)
         for t in range(len(context_TD)):
             place = int(np.int64(mixed(seed + np.uint64(t * layers + layer)) >> S48))
             perturb(
@@ -219,19 +224,32 @@ def inclusion(
             )
             fold(key_P, best_C)
             chosen_E[:] = False
-            last = TAKEN
-            for _ in range(top_k):
+            first = largest(best_C)
+            second = last = first
+            for k in range(top_k):
                 last = largest(best_C)
+                if k == 1:
+                    second = last
                 chosen_E[last & index] = True
                 take(key_P, best_C, int(np.int64(last & index)))
             following = largest(best_C)
             for e in range(experts):
-                rival = following if chosen_E[e] else last
-                margin = (np.float32(plain_P[e]) - np.float32(rival)) / SCALE
-                n = np.int32(min(max((margin - LEAST) * STEPS, F0), np.float32(LAST)))
-                found_LE[layer, e] += CHANCE_N[n]
-                slope_LE[layer, e] += SLOPE_N[n]
+                n = beyond(plain_P[e], following if chosen_E[e] else last)
+                chance, slope = CHANCE_N[n], SLOPE_N[n]
+                if strays > 0.0:
+                    n = beyond(plain_P[e], second if e == first & index else first)
+                    chance = CHANCE_N[n] + (1 - stray) * (chance - CHANCE_N[n])
+                    slope = SLOPE_N[n] + (1 - stray) * (slope - SLOPE_N[n])
+                found_LE[layer, e] += chance + spread * (1 - chance)
+                slope_LE[layer, e] += slope * (1 - spread)
     return found_LE / len(context_TD), slope_LE / len(context_TD)
+
+
+@compiled
+def beyond(key: np.int32, rival: np.int32) -> int:
+    """Where the tables say how likely a plain key's noise lifts it above its rival."""
+    margin = (np.float32(key) - np.float32(rival)) / SCALE
+    return int(min(max((margin - LEAST) * STEPS, F0), np.float32(LAST)))
 
 
 @compiled

@@ -71,11 +71,10 @@ def make_router(
     share_L2 = np.sqrt(np.stack([locality_L, 1 - locality_L], axis=1)).astype(np.float32)
     gumbel_N = sampling.gumbel_table(rng, experts)
     first, second = rng.integers(0, 2**63, 2, dtype=np.uint64)
-    bias_LE = marginals.calibrate_biases(
-        marginals.without_strays(targets_LE, stray_L), latents[:2], share_L2, loading_LDE,
-        gumbel_N, top_k, first,
-    )  # fmt: skip
     chances_L = (stray_L * 2.0**32).astype(np.uint64)
+    bias_LE = marginals.calibrate_biases(
+        targets_LE, latents[:2], share_L2, chances_L, loading_LDE, gumbel_N, top_k, first
+    )
     return Router(share_L2, chances_L, bias_LE, loading_LDE, gumbel_N, top_k, second)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.routing_published import lru_hits, published_rows, reused
 from calibration.routing_table import TARGETS, gpt_oss, halves, like, measure
 from moesim.errors import InputError
 from moesim.routing import RoutingTrace, dynamics, estimate
@@ -111,6 +112,22 @@ def test_steps_of_requests_that_start_together_by_hand() -> None:
 
 def test_autocorrelation_by_hand() -> None:
     assert dynamics.autocorrelation(np.array([[1.0, 2, 1, 2]])) == pytest.approx(-0.75)
+
+
+def test_reuse_and_cache_hits_by_hand() -> None:
+    """Experts 0 1 0 2 0 1 of one layer: a cache of two loses 1 when 2 comes."""
+    ids = np.array([0, 1, 0, 2, 0, 1], np.uint8).reshape(-1, 1, 1)
+    assert reused(ids, 3, 1) == 0
+    assert reused(ids, 3, 2) == pytest.approx(2 / 4)
+    assert lru_hits(ids, 3, 2) == pytest.approx(2 / 6)
+    assert lru_hits(ids, 3, 3) == pytest.approx(3 / 6)
+    pairs = np.array([[0, 1], [1, 2], [0, 1]], np.uint8).reshape(3, 1, 2)
+    assert lru_hits(pairs, 3, 1) == pytest.approx(1 / 6)  # only the strongest is kept: 0, 1, 0
+
+
+@pytest.mark.slow
+def test_profiles_reproduce_published_figures() -> None:
+    assert [row for row in published_rows() if row.endswith("| no |")] == []
 
 
 @pytest.mark.slow

@@ -151,12 +151,15 @@ def test_inclusion_is_the_mean_of_choices() -> None:
         np.uint64(1), ids,
     )  # fmt: skip
     chosen = np.array([np.bincount(ids[:, layer].ravel(), minlength=20) for layer in range(2)])
-    found, slope = sampling.inclusion(z_TD, z_TD, share_L2, *router, 3, np.uint64(99))
+    none_L = np.zeros(2, np.uint64)
+    found, slope = sampling.inclusion(z_TD, z_TD, share_L2, none_L, *router, 3, np.uint64(99))
     np.testing.assert_allclose(found.sum(axis=1), 3, rtol=1e-2)
     assert np.abs(chosen / len(z_TD) - found).max() < 0.012
     bias_LE = bias_LE.copy()
     bias_LE[0, 4] += 0.5
-    more, _ = sampling.inclusion(z_TD, z_TD, share_L2, bias_LE, *router[1:], 3, np.uint64(99))
+    more, _ = sampling.inclusion(
+        z_TD, z_TD, share_L2, none_L, bias_LE, *router[1:], 3, np.uint64(99)
+    )
     assert more[0, 4] - found[0, 4] == pytest.approx(0.5 * slope[0, 4], rel=0.2)
 
 
@@ -230,12 +233,14 @@ def test_measured_loads_keep_their_gini_at_other_sizes() -> None:
     assert (marginals.resize_loads(load, 3, 6, 6, rng) == 1).all()
 
 
-def test_strays_are_taken_off_the_targets() -> None:
-    """Exact for K = 2: half of all choices are uniform where each second one strays."""
-    targets = np.array([[0.6, 0.55, 0.45, 0.4]])
-    rest = marginals.without_strays(targets, np.array([1.0]))
-    np.testing.assert_allclose(0.5 * rest + 0.5 * 2 / 4, targets)
-    np.testing.assert_allclose(marginals.without_strays(targets, np.array([0.0])), targets)
+@pytest.mark.parametrize("stray", [0.4, 1.0])
+def test_strays_leave_experts_as_often_chosen_as_asked(stray: float) -> None:
+    targets = np.array([[0.45, 0.4, 0.3, 0.3, 0.2, 0.15, 0.1, 0.1]])
+    wanted = SynthesisSettings(stray=(stray,), request_share=0.0, passage_share=0.0)
+    trace = synthesise(wanted, 1, 8, 2, 50, (0, 400), np.random.default_rng(1), wanted_LE=targets)
+    found = stats.expert_counts(trace) / trace.tokens
+    possible = np.maximum(targets, stray * 0.9 / 7)  # strays reach every expert
+    assert found == pytest.approx(possible, abs=0.03)
 
 
 def test_strength_zero_is_independent_sampling() -> None:
