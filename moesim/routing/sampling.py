@@ -23,8 +23,8 @@ RANK = 4
 FOLD = 4
 BLOCK = 64  # tokens: their ids and every layer's loadings stay in the second-level cache
 TABLE = 65_536
-LIMIT = np.float32(63.0)  # nats; e^63 to one is never
-SCALE = np.float32(2.0**25)  # LIMIT * SCALE fits a signed 32-bit number
+SCALE = np.float32(2.0**25)  # steps of a key in a nat
+LIMIT = np.float32(63.0) * SCALE  # fits a signed 32-bit number; e^63 to one is never
 TAKEN = np.int32(-(2**31))  # below every key
 # 1 - exp(-exp(d)), the chance that a Gumbel number exceeds -d, on [LEAST, LEAST + N / STEPS)
 LEAST, STEPS = np.float32(-16.0), np.float32(256.0)
@@ -83,7 +83,7 @@ def perturb(
     place: int,
     key_P: NDArray[np.int32],
 ) -> None:
-    """Keys of token t's noisy logits, clamped to +-LIMIT.
+    """Keys of token t's noisy logits, clamped to +-LIMIT; all that adds up to them is scaled.
 
     z mixes the token's context and its own part as the layer does. Arrays come whole: making a
     view costs as much as a hundred experts.
@@ -98,8 +98,7 @@ def perturb(
         low = z0 * loading_LDE[layer, 0, e] + z1 * loading_LDE[layer, 1, e]
         high = z2 * loading_LDE[layer, 2, e] + z3 * loading_LDE[layer, 3, e]
         logit = (bias_LE[layer, e] + gumbel_N[place + e]) + (low + high)
-        clamped = max(min(logit, LIMIT), -LIMIT)
-        key_P[e] = (np.int32(clamped * SCALE) & mask) | np.int32(e)
+        key_P[e] = (np.int32(max(min(logit, LIMIT), -LIMIT)) & mask) | np.int32(e)
 
 
 @compiled
@@ -164,6 +163,7 @@ def choose(
     key_P = np.full(padded(experts), TAKEN, np.int32)
     best_C = np.empty(len(key_P) // FOLD, np.int32)
     index = ~index_mask(len(key_P))
+    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
     for start in range(0, tokens, BLOCK):
         for layer in range(layers):
             for t in range(start, min(start + BLOCK, tokens)):
@@ -208,6 +208,7 @@ def inclusion(
     chosen_E = np.zeros(experts, np.bool_)
     none_N = np.zeros(experts, np.float32)
     index = ~index_mask(len(key_P))
+    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
     found_LE, slope_LE = np.zeros((layers, experts)), np.zeros((layers, experts))
     for layer in range(layers):
         stray = stray_L[layer] / 2.0**32
