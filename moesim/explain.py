@@ -164,8 +164,10 @@ def _price(
     parts = [
         (d, n, before, before + n) for d, chunks in enumerate(batch.chunks) for n, before in chunks
     ]
+    # Half of their context is output: all at their first output token, they would share the experts
+    # that a chat format's first tokens choose.
     parts += [
-        (d, 1, batch.kv_tokens - 1, batch.kv_tokens - 1)
+        (d, 1, batch.kv_tokens - 1, batch.kv_tokens // 2)
         for d, decoding in enumerate(batch.decoding)
         for _ in range(decoding)
     ]

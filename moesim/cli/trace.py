@@ -135,7 +135,11 @@ def synth(
     out: OutOption,
     profile: Annotated[
         str | None,
-        typer.Option(help="Generator settings; the model's own by default.", show_default=False),
+        typer.Option(
+            metavar="NAME|FILE.yaml",
+            help="A routing profile, shipped or fitted; the model's own by default.",
+            show_default=False,
+        ),
     ] = None,
     marginals: Annotated[
         Path | None,
@@ -171,6 +175,30 @@ def synth(
         made = completed_trace(counted, chosen, seed, tokens, settings)
     made.save(out)
     _print_written(made, out)
+
+
+@app.command("fit")
+def fit(
+    trace: TraceArgument,
+    out: OutOption,
+    seed: Annotated[int, typer.Option(min=0, help="Of the traces it is compared with.")] = 0,
+) -> None:
+    """Fit the generator to a trace: a routing profile for `moesim trace synth --profile`."""
+    from moesim.errors import InputError
+    from moesim.routing.profiles import fit_profile, save_profile
+    from moesim.routing.trace import RoutingTrace
+
+    if out.suffix != ".yaml":
+        raise InputError("--out", "must end in .yaml", str(out))
+    check_file(out, "--out")
+    profile = fit_profile(RoutingTrace.open(trace), out.stem, seed)
+    save_profile(profile, out)
+    told = profile.settings
+    print(
+        f"Wrote {out}: strength {told.strength:.3g}, request share {told.request_share:.3g}, "
+        f"{told.topics} topics, {told.prompt_template_tokens} + {told.output_template_tokens} "
+        "template tokens"
+    )
 
 
 @app.command("export")

@@ -1,6 +1,6 @@
 """How often each expert is chosen: skewed targets, and biases that make the sampler meet them.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank = G groups of U dimensions.
+Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank; M layers and F experts measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ Floats = NDArray[np.float64]
 
 # No expert is chosen by more than this share of tokens: at 1 its bias would have to be infinite.
 MOST_INCLUDED = 0.98
-CALIBRATION_STEPS = 6
-CALIBRATION_TOKENS = 1536
+LEAST_LOAD = 0.003  # of the mean: an expert that a sample never saw is rare, not impossible
+CALIBRATION_TOKENS = (512, 512, 512, 1024, 2048, 2048)  # of each step
+MOST_STEP = 3.0  # nats
 
 
 def skewed_shares(experts: int, target_gini: float, target_max: float, cap: float) -> Floats:
@@ -57,48 +58,71 @@ def _below(shares_E: Floats, total: float, most: float) -> Floats:
 
 
 def draw_targets(
-    layer_factor_L: Floats,
-    experts: int,
-    top_k: int,
-    target_gini: float,
-    target_max: float,
-    rng: np.random.Generator,
+    gini_L: Floats, max_L: Floats, experts: int, top_k: int, rng: np.random.Generator
 ) -> Floats:
-    """Inclusion probability of each expert, [L, E], rows summing to K.
+    """Inclusion probability of each expert, [L, E], rows summing to K, with these Gini coefficients
+    and busiest over mean loads, in an order of its own in each layer."""
+    if top_k == experts:
+        return np.ones((len(gini_L), experts))
+    cap = MOST_INCLUDED * experts / top_k
+    targets_LE = np.empty((len(gini_L), experts))
+    for layer, (skew, busiest) in enumerate(zip(gini_L, max_L, strict=True)):
+        shares_E = skewed_shares(experts, min(0.95, skew), busiest, cap)
+        targets_LE[layer] = rng.permutation(shares_E) * (top_k / experts)
+    return targets_LE
 
-    A layer's factor multiplies its busiest expert's excess over the mean, and its 0.6th power the
-    Gini (between layers of gpt-oss-20b and DeepSeek-V2-Lite the power is 0.4 to 0.7).
+
+def resize_loads(
+    load_MF: Floats, layers: int, experts: int, top_k: int, rng: np.random.Generator
+) -> Floats:
+    """Inclusion probabilities [L, E] after measured loads of M layers and F experts.
+
+    A layer takes the measured layer nearest in relative depth. With as many experts each keeps its
+    own load; with others the loads' quantiles are kept, in an order drawn anew.
     """
     if top_k == experts:
-        return np.ones((len(layer_factor_L), experts))
+        return np.ones((layers, experts))
+    nearest_L = np.rint(np.linspace(0, len(load_MF) - 1, layers)).astype(np.int64)
+    load_LF = np.maximum(load_MF[nearest_L], LEAST_LOAD)
     cap = MOST_INCLUDED * experts / top_k
-    targets_LE = np.empty((len(layer_factor_L), experts))
-    for layer, factor in enumerate(layer_factor_L):
-        busiest = 1.0 + (target_max - 1.0) * factor
-        skew = min(0.95, target_gini * factor**0.6)
-        shares_E = skewed_shares(experts, skew, busiest, cap)
-        targets_LE[layer] = rng.permutation(shares_E) * (top_k / experts)
+    targets_LE = np.empty((layers, experts))
+    for layer, load_F in enumerate(load_LF):
+        load_E = load_F
+        if experts != len(load_F):
+            wanted_E = (np.arange(experts) + 0.5) / experts
+            known_F = (np.arange(len(load_F)) + 0.5) / len(load_F)
+            load_E = rng.permutation(np.interp(wanted_E, known_F, np.sort(load_F)))
+        targets_LE[layer] = _below(load_E, experts, cap) * (top_k / experts)
     return targets_LE
 
 
 def calibrate_biases(
     targets_LE: Floats,
-    z_TD: NDArray[np.float32],
-    loading_LGUE: NDArray[np.float32],
+    latents: tuple[NDArray[np.float32], NDArray[np.float32]],
+    share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
+    loading_LDE: NDArray[np.float32],
+    gumbel_N: NDArray[np.float32],
     top_k: int,
     seed: np.uint64,
 ) -> NDArray[np.float32]:
-    """Biases (log2 units) with which tokens of these latents choose experts as `targets_LE` say.
+    """Biases (nats) with which tokens of these latents choose experts as `targets_LE` say.
 
-    Fixed point: the bias of an expert moves by the log ratio of wanted to present inclusion.
+    Newton steps on the logarithm of each expert's inclusion, over more and more tokens spread
+    evenly.
     """
-    stride = max(1, len(z_TD) // CALIBRATION_TOKENS)
-    bias_LE = np.log2(targets_LE)
-    for step in range(CALIBRATION_STEPS):
-        sample_TD = np.ascontiguousarray(z_TD[step % stride :: stride])
-        present_LE = sampling.inclusion(
-            sample_TD, bias_LE.astype(np.float32), loading_LGUE, top_k, seed + np.uint64(step << 40)
-        )
-        bias_LE += np.log2(targets_LE / np.maximum(present_LE, 1e-3 * targets_LE))
+    bias_LE = np.log(targets_LE)
+    if top_k == targets_LE.shape[1]:
+        return bias_LE.astype(np.float32)
+    for tokens in CALIBRATION_TOKENS:
+        rows = np.linspace(0, len(latents[0]) - 1, tokens).astype(np.int64)
+        context_TD, token_TD = (np.ascontiguousarray(part_TD[rows]) for part_TD in latents)
+        found_LE, slope_LE = sampling.inclusion(
+            context_TD, token_TD, share_L2, stray_L, bias_LE.astype(np.float32), loading_LDE,
+            gumbel_N, top_k, seed,
+        )  # fmt: skip
+        floor_LE = np.maximum(found_LE, 1e-3 * targets_LE)
+        step_LE = np.log(targets_LE / floor_LE) * floor_LE / np.maximum(slope_LE, 0.05 * floor_LE)
+        bias_LE += np.clip(step_LE, -MOST_STEP, MOST_STEP)
         bias_LE -= bias_LE.mean(axis=1, keepdims=True)
     return bias_LE.astype(np.float32)

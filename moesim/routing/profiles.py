@@ -19,12 +19,16 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from moesim import plain_yaml
 from moesim.architecture import MoEModel
 from moesim.compiled import cache_root
 from moesim.errors import InputError
+from moesim.files import read_text, replace_atomically
 from moesim.presets import preset_names, read_preset
+from moesim.routing.estimate import fit_settings
 from moesim.routing.marginal_profile import MarginalProfile
-from moesim.routing.synthesis import GENERATOR, SynthesisSettings, synthesise
+from moesim.routing.settings import SynthesisSettings
+from moesim.routing.synthesis import GENERATOR, synthesise
 from moesim.routing.trace import RoutingTrace
 from moesim.spec import Spec
 
@@ -33,6 +37,7 @@ EXPERTS_WEIGHED = 5e8
 FEWEST_TOKENS, MOST_TOKENS = 4096, 65_536
 TOKENS_PER_SEQUENCE = 384
 MOST_CACHED_FILES = 64
+MAX_PROFILE_BYTES = 2e6
 
 
 class RoutingProfile(Spec):
@@ -40,7 +45,7 @@ class RoutingProfile(Spec):
 
     name: str
     source: str = Field(min_length=1)
-    models: tuple[str, ...] = Field(description="shipped models that use it by default")
+    models: tuple[str, ...] = Field((), description="shipped models that use it by default")
     experts: tuple[int, int] | None = Field(
         None, description="other models with this many experts, first to last, use it too"
     )
@@ -54,12 +59,37 @@ def profile_names() -> tuple[str, ...]:
 
 @functools.cache
 def load_profile(name: str) -> RoutingProfile:
-    """A shipped routing profile; InputError for an unknown name."""
+    """A shipped routing profile, or one in a .yaml file; InputError for anything else."""
+    if name.endswith(".yaml"):
+        data = plain_yaml.read_yaml(read_text(name, MAX_PROFILE_BYTES), name)
+        return RoutingProfile.parse({"name": Path(name).stem, **_mapping(data, name)}, name)
     if name not in profile_names():
         known = ", ".join(profile_names())
         raise InputError("routing.profile", f"must be one of {known}", name)
     data = yaml.safe_load(read_preset("routing", f"{name}.yaml"))
     return RoutingProfile.parse({"name": name, **data}, f"presets/routing/{name}.yaml")
+
+
+def _mapping(data: object, name: str) -> dict[str, object]:
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InputError(name, "must be a routing profile: source and settings")
+    return data
+
+
+def fit_profile(trace: RoutingTrace, name: str, seed: int = 0) -> RoutingProfile:
+    """A profile whose synthetic traces have this trace's statistics. Raises InputError for traces
+    too short to tell."""
+    about = trace.provenance.get("source", "a trace")
+    source = f"Fitted to {trace.tokens} tokens of {trace.model}: {about}"
+    return RoutingProfile(name=name, source=source, settings=fit_settings(trace, seed))
+
+
+def save_profile(profile: RoutingProfile, path: str | os.PathLike[str]) -> None:
+    """Write a profile as YAML that `load_profile` reads, replacing `path` only once it is whole."""
+    data = profile.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    with replace_atomically(path) as temporary:
+        text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def profile_for(model: MoEModel) -> RoutingProfile:

@@ -1,12 +1,13 @@
-"""Top-k expert choices from a low-rank latent, compiled.
+"""Top-k expert choices from a token's latent, compiled.
 
-Legend: T tokens, L layers, E experts, K top-k, D latent rank = G groups of U (UNROLL) dimensions,
-J rows of LANES experts (E padded), C = LANES columns.
+Legend: T tokens, L layers, E experts, K top-k, D = RANK latent dimensions, P keys (E padded to a
+power of two), C = P / FOLD columns of FOLD keys, N entries of a table.
 
-A token's logits in one layer are bias_E + W z_t plus Gumbel noise; the K largest are chosen. That
-is the Plackett-Luce law: K draws without replacement with weights exp(logit), which needs K random
-numbers instead of E. Experts lie in J rows of LANES, so that column sums vectorise and a draw
-searches LANES columns, then J rows. All logits are in log2 units, in float32.
+A token's logits in one layer are bias_E + z . loading_DE plus Gumbel noise, in nats; the K largest
+are chosen, which is the Plackett-Luce law of K draws without replacement with weights exp(logit).
+Drawing E Gumbel numbers would cost more than all the rest, so that a token takes E neighbours of a
+table of 65,536 at a hashed place. A logit becomes one whole number, its expert in the low bits: the
+largest key names the expert, and maxima over columns of keys vectorise.
 """
 
 from __future__ import annotations
@@ -18,195 +19,238 @@ from numpy.typing import NDArray
 
 from moesim.compiled import compiled
 
-LANES = 16
+RANK = 4
+FOLD = 4
 BLOCK = 64  # tokens: their ids and every layer's loadings stay in the second-level cache
-UNROLL = 8  # D is padded to a multiple of this
-LIMIT = np.float32(60.0)  # 2^+-60: sums of 65,536 weights stay far inside float32
-F0, F1 = np.float32(0.0), np.float32(1.0)
-# 2^r on [0, 1), minimax of degree 4 (relative error 3e-6; found by weighted least squares)
-C0, C1, C2, C3, C4 = (
-    np.float32(c) for c in (1.00000259, 0.693003835, 0.241442757, 0.0520114609, 0.0135341677)
-)
+TABLE = 65_536
+SCALE = np.float32(2.0**25)  # steps of a key in a nat
+LIMIT = np.float32(63.0) * SCALE  # fits a signed 32-bit number; e^63 to one is never
+TAKEN = np.int32(-(2**31))  # below every key
+# 1 - exp(-exp(d)), the chance that a Gumbel number exceeds -d, on [LEAST, LEAST + N / STEPS)
+LEAST, STEPS = np.float32(-16.0), np.float32(256.0)
+CHANCE_N = -np.expm1(-np.exp(LEAST + (np.arange(5120) + 0.5) / STEPS)).astype(np.float32)
+SLOPE_N = np.exp(
+    LEAST + (np.arange(5120) + 0.5) / STEPS - np.exp(LEAST + (np.arange(5120) + 0.5) / STEPS)
+).astype(np.float32)
+LAST = np.int32(len(CHANCE_N) - 1)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-S30, S27, S31, S40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(40)
-BELOW_ONE = np.float32(1.0 - 2.0**-23)
-TO_UNIT = np.float32(2.0**-24)
+S30, S27, S31, S32, S48 = (np.uint64(shift) for shift in (30, 27, 31, 32, 48))
+F0, F1, I0, I1 = np.float32(0.0), np.float32(1.0), np.int32(0), np.int32(1)
+# Minima and maxima as single instructions; none of these changes a finite result.
+FINITE = {"nnan", "ninf", "nsz"}
+
+
+def gumbel_table(rng: np.random.Generator, experts: int) -> NDArray[np.float32]:
+    """Standard Gumbel numbers for every place that a hash names, and E - 1 beyond the last."""
+    return rng.gumbel(size=TABLE + experts).astype(np.float32)
 
 
 @compiled
-def unit(counter: np.uint64) -> np.float32:
-    """A uniform number in [0, 1) from a counter (splitmix64)."""
+def mixed(counter: np.uint64) -> np.uint64:
+    """64 random bits from a counter (splitmix64)."""
     x = counter * GOLDEN
     x = (x ^ (x >> S30)) * MIX_1
     x = (x ^ (x >> S27)) * MIX_2
-    x = x ^ (x >> S31)
-    return np.float32(x >> S40) * TO_UNIT
+    return x ^ (x >> S31)
 
 
 @compiled
-def weigh(
-    z_TD: NDArray[np.float32],
+def padded(experts: int) -> int:
+    """Keys that E experts take: a power of two, at least 4 columns."""
+    keys = 4 * FOLD
+    while keys < experts:
+        keys *= 2
+    return keys
+
+
+@compiled
+def index_mask(keys: int) -> np.int32:
+    """The bits of a key that are not its expert."""
+    return np.int32(-keys)
+
+
+@compiled(fastmath=FINITE)
+def perturb(
+    context_TD: NDArray[np.float32],
+    token_TD: NDArray[np.float32],
     t: int,
-    bias_E: NDArray[np.float32],
-    loading_GUE: NDArray[np.float32],
-    bits_E: NDArray[np.int32],
-    scale_E: NDArray[np.float32],
-    weight_E: NDArray[np.float32],
+    share_L2: NDArray[np.float32],
+    bias_LE: NDArray[np.float32],
+    loading_LDE: NDArray[np.float32],
+    layer: int,
+    gumbel_N: NDArray[np.float32],
+    place: int,
+    key_P: NDArray[np.int32],
 ) -> None:
-    """weight_E = 2^(bias + loading . z) of token t, clamped to 2^+-LIMIT; scale_E views bits_E.
+    """Keys of token t's noisy logits, clamped to +-LIMIT; all that adds up to them is scaled.
 
-    Arrays come whole: making a view costs as much as weighing a hundred experts.
+    z mixes the token's context and its own part as the layer does. Arrays come whole: making a
+    view costs as much as a hundred experts.
     """
-    for e in range(len(weight_E)):
-        weight_E[e] = bias_E[e]
-    for g in range(loading_GUE.shape[0]):
-        d = g * UNROLL
-        z0, z1, z2, z3 = z_TD[t, d], z_TD[t, d + 1], z_TD[t, d + 2], z_TD[t, d + 3]
-        z4, z5, z6, z7 = z_TD[t, d + 4], z_TD[t, d + 5], z_TD[t, d + 6], z_TD[t, d + 7]
-        for e in range(len(weight_E)):
-            low = z0 * loading_GUE[g, 0, e] + z1 * loading_GUE[g, 1, e]
-            low += z2 * loading_GUE[g, 2, e] + z3 * loading_GUE[g, 3, e]
-            high = z4 * loading_GUE[g, 4, e] + z5 * loading_GUE[g, 5, e]
-            high += z6 * loading_GUE[g, 6, e] + z7 * loading_GUE[g, 7, e]
-            weight_E[e] += low + high
-    for e in range(len(weight_E)):
-        y = min(max(weight_E[e], -LIMIT), LIMIT)
-        whole = np.floor(y)
-        r = y - whole
-        bits_E[e] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-        weight_E[e] = C0 + r * (C1 + r * (C2 + r * (C3 + r * C4)))
-    for e in range(len(weight_E)):
-        weight_E[e] *= scale_E[e]
+    context, own = share_L2[layer, 0], share_L2[layer, 1]
+    z0 = context * context_TD[t, 0] + own * token_TD[t, 0]
+    z1 = context * context_TD[t, 1] + own * token_TD[t, 1]
+    z2 = context * context_TD[t, 2] + own * token_TD[t, 2]
+    z3 = context * context_TD[t, 3] + own * token_TD[t, 3]
+    mask = index_mask(len(key_P))
+    for e in range(bias_LE.shape[1]):
+        low = z0 * loading_LDE[layer, 0, e] + z1 * loading_LDE[layer, 1, e]
+        high = z2 * loading_LDE[layer, 2, e] + z3 * loading_LDE[layer, 3, e]
+        logit = (bias_LE[layer, e] + gumbel_N[place + e]) + (low + high)
+        key_P[e] = (np.int32(max(min(logit, LIMIT), -LIMIT)) & mask) | np.int32(e)
 
 
 @compiled
-def sum_columns(weight_JC: NDArray[np.float32], column_C: NDArray[np.float32]) -> np.float32:
-    """Column sums in place; returns their total."""
-    for c in range(LANES):
-        column_C[c] = F0
-    for j in range(weight_JC.shape[0]):
-        for c in range(LANES):
-            column_C[c] += weight_JC[j, c]
-    return total_of(column_C)
+def fold(key_P: NDArray[np.int32], best_C: NDArray[np.int32]) -> None:
+    """The largest key of each column."""
+    columns = len(best_C)
+    for c in range(columns):
+        low = max(key_P[c], key_P[c + columns])
+        best_C[c] = max(low, max(key_P[c + 2 * columns], key_P[c + 3 * columns]))
 
 
 @compiled
-def total_of(column_C: NDArray[np.float32]) -> np.float32:
-    """Sum of the columns, in the order in which `draw` walks them."""
-    total = F0
-    for c in range(LANES):
-        total += column_C[c]
-    return total
+def take(key_P: NDArray[np.int32], best_C: NDArray[np.int32], expert: int) -> None:
+    """Take an expert out."""
+    columns = len(best_C)
+    key_P[expert] = TAKEN
+    c = expert & (columns - 1)
+    low = max(key_P[c], key_P[c + columns])
+    best_C[c] = max(low, max(key_P[c + 2 * columns], key_P[c + 3 * columns]))
 
 
 @compiled
-def draw(
-    weight_JC: NDArray[np.float32], column_C: NDArray[np.float32], target: np.float32
-) -> tuple[int, int]:
-    """Row and column of the expert at which the running sum of weights passes `target`.
-
-    Counts the sums that do not pass it instead of stopping at the first that does: as the stop is
-    random, a branch there would be mispredicted at every draw.
-    """
-    column, running, below = 0, F0, F0
-    for c in range(LANES):
-        running += column_C[c]
-        column += running <= target
-        below = running if running <= target else below
-    target = min(target - below, column_C[column] * BELOW_ONE)
-    row, running = 0, F0
-    for j in range(weight_JC.shape[0]):
-        running += weight_JC[j, column]
-        row += running <= target
-    return row, column
+def largest(best_C: NDArray[np.int32]) -> np.int32:
+    """The largest key of all."""
+    top = TAKEN
+    for c in range(len(best_C)):
+        top = np.int32(max(top, best_C[c]))
+    return top
 
 
 @compiled
-def remove(
-    weight_JC: NDArray[np.float32], column_C: NDArray[np.float32], row: int, column: int
-) -> np.float32:
-    """Take the expert out; sums are formed anew, as differences would lose small weights."""
-    weight_JC[row, column] = F0
-    rest = F0
-    for j in range(weight_JC.shape[0]):
-        rest += weight_JC[j, column]
-    column_C[column] = rest
-    return total_of(column_C)
+def stray(key_P: NDArray[np.int32], experts: int, counter: np.uint64) -> int:
+    """Any expert that is not taken yet, all alike."""
+    while True:
+        counter = mixed(counter)
+        expert = int(np.int64(((counter >> S32) * np.uint64(experts)) >> S32))
+        if key_P[expert] != TAKEN:
+            return expert
 
 
 @compiled
 def choose(
-    z_TD: NDArray[np.float32],
+    context_TD: NDArray[np.float32],
+    token_TD: NDArray[np.float32],
+    luck_T: NDArray[np.int64],
+    share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
     bias_LE: NDArray[np.float32],
-    loading_LGUE: NDArray[np.float32],
+    loading_LDE: NDArray[np.float32],
+    gumbel_N: NDArray[np.float32],
     seed: np.uint64,
     ids_TLK: NDArray[Any],
 ) -> None:
-    """Fill ids_TLK with the experts that each token chooses, strongest draw first.
+    """Fill ids_TLK with the experts that each token chooses, strongest first.
 
-    Each draw has its own counter, so that ids do not depend on the order of the loops.
+    Noise hangs on luck_T and the layer, not on the order of the loops: tokens of the same latent
+    and luck choose the same experts. After the first, a choice strays with probability
+    stray_L / 2^32: any expert is as likely.
     """
     layers, experts = bias_LE.shape
     tokens, _, top_k = ids_TLK.shape
-    padded = -(-experts // LANES) * LANES
-    bits_E = np.empty(experts, np.int32)
-    scale_E = bits_E.view(np.float32)
-    padded_E = np.zeros(padded, np.float32)
-    weight_E, weight_JC = padded_E[:experts], padded_E.reshape(padded // LANES, LANES)
-    column_C = np.empty(LANES, np.float32)
+    key_P = np.full(padded(experts), TAKEN, np.int32)
+    best_C = np.empty(len(key_P) // FOLD, np.int32)
+    index = ~index_mask(len(key_P))
+    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
     for start in range(0, tokens, BLOCK):
         for layer in range(layers):
-            bias_E, loading_GUE = bias_LE[layer], loading_LGUE[layer]
             for t in range(start, min(start + BLOCK, tokens)):
-                weigh(z_TD, t, bias_E, loading_GUE, bits_E, scale_E, weight_E)
-                total = sum_columns(weight_JC, column_C)
+                hashed = mixed(seed + np.uint64(luck_T[t] * layers + layer))
+                perturb(
+                    context_TD, token_TD, t, share_L2, bias_LE, loading_LDE, layer,
+                    gumbel_N, int(np.int64(hashed >> S48)), key_P,
+                )  # fmt: skip
+                fold(key_P, best_C)
                 for k in range(top_k):
-                    counter = seed + np.uint64((layer * tokens + t) * top_k + k)
-                    row, column = draw(weight_JC, column_C, unit(counter) * total)
-                    ids_TLK[t, layer, k] = row * LANES + column
-                    total = remove(weight_JC, column_C, row, column)
+                    expert = int(np.int64(largest(best_C) & index))
+                    if k and stray_L[layer]:
+                        hashed = mixed(hashed)
+                        if (hashed >> S32) < stray_L[layer]:
+                            expert = stray(key_P, experts, hashed)
+                    ids_TLK[t, layer, k] = expert
+                    take(key_P, best_C, expert)
 
 
 @compiled
 def inclusion(
-    z_TD: NDArray[np.float32],
+    context_TD: NDArray[np.float32],
+    token_TD: NDArray[np.float32],
+    share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
     bias_LE: NDArray[np.float32],
-    loading_LGUE: NDArray[np.float32],
+    loading_LDE: NDArray[np.float32],
+    gumbel_N: NDArray[np.float32],
     top_k: int,
     seed: np.uint64,
-) -> NDArray[np.float64]:
-    """Mean probability that a token's top-k holds each expert, [L, E]; rows sum to K.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probability that a token's choices hold each expert, and its slope in the bias, both [L, E].
 
-    Adds each draw's exact probabilities given the draws before it, which has the same mean as
-    counting the chosen experts and far less noise.
+    Averages each expert's probability given the noise of all others, 1 - exp(-exp(logit - T)) with
+    T the K-th largest among the others: the same mean as counting choices, far less noise. Of the
+    choices after the first a share strays, evenly over what the others leave.
     """
     layers, experts = bias_LE.shape
-    padded = -(-experts // LANES) * LANES
-    bits_E = np.empty(experts, np.int32)
-    scale_E = bits_E.view(np.float32)
-    padded_E = np.zeros(padded, np.float32)
-    weight_E, weight_JC = padded_E[:experts], padded_E.reshape(padded // LANES, LANES)
-    column_C = np.empty(LANES, np.float32)
-    token_E = np.empty(experts, np.float32)
-    inclusion_LE = np.zeros((layers, experts), np.float64)
-    counter = seed
+    key_P = np.full(padded(experts), TAKEN, np.int32)
+    plain_P = key_P.copy()
+    best_C = np.empty(len(key_P) // FOLD, np.int32)
+    chosen_E = np.zeros(experts, np.bool_)
+    none_N = np.zeros(experts, np.float32)
+    index = ~index_mask(len(key_P))
+    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
+    found_LE, slope_LE = np.zeros((layers, experts)), np.zeros((layers, experts))
     for layer in range(layers):
-        bias_E, loading_GUE = bias_LE[layer], loading_LGUE[layer]
-        for t in range(len(z_TD)):
-            weigh(z_TD, t, bias_E, loading_GUE, bits_E, scale_E, weight_E)
-            total = sum_columns(weight_JC, column_C)
-            token_E[:] = F0
-            for _ in range(top_k):
-                share = F1 / total
-                for e in range(experts):
-                    token_E[e] += weight_E[e] * share
-                counter += np.uint64(1)
-                row, column = draw(weight_JC, column_C, unit(counter) * total)
-                total = remove(weight_JC, column_C, row, column)
+        stray = stray_L[layer] / 2.0**32
+        strays = stray * (top_k - 1)
+        spread = strays / max(1e-9, experts - top_k + strays)
+        for t in range(len(context_TD)):
+            place = int(np.int64(mixed(seed + np.uint64(t * layers + layer)) >> S48))
+            perturb(
+                context_TD, token_TD, t, share_L2, bias_LE, loading_LDE, layer,
+                gumbel_N, place, key_P,
+            )  # fmt: skip
+            perturb(
+                context_TD, token_TD, t, share_L2, bias_LE, loading_LDE, layer, none_N, 0, plain_P
+            )
+            fold(key_P, best_C)
+            chosen_E[:] = False
+            first = largest(best_C)
+            second = last = first
+            for k in range(top_k):
+                last = largest(best_C)
+                if k == 1:
+                    second = last
+                chosen_E[last & index] = True
+                take(key_P, best_C, int(np.int64(last & index)))
+            following = largest(best_C)
             for e in range(experts):
-                inclusion_LE[layer, e] += token_E[e]
-    return inclusion_LE / len(z_TD)
+                n = beyond(plain_P[e], following if chosen_E[e] else last)
+                chance, slope = CHANCE_N[n], SLOPE_N[n]
+                if strays > 0.0:
+                    n = beyond(plain_P[e], second if e == first & index else first)
+                    chance = CHANCE_N[n] + (1 - stray) * (chance - CHANCE_N[n])
+                    slope = SLOPE_N[n] + (1 - stray) * (slope - SLOPE_N[n])
+                found_LE[layer, e] += chance + spread * (1 - chance)
+                slope_LE[layer, e] += slope * (1 - spread)
+    return found_LE / len(context_TD), slope_LE / len(context_TD)
+
+
+@compiled
+def beyond(key: np.int32, rival: np.int32) -> int:
+    """Where the tables say how likely a plain key's noise lifts it above its rival."""
+    margin = (np.float32(key) - np.float32(rival)) / SCALE
+    return int(min(max((margin - LEAST) * STEPS, F0), np.float32(LAST)))
 
 
 @compiled

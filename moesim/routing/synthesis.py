@@ -1,101 +1,81 @@
-"""Synthetic routing: one low-rank latent per token, shared by all layers, and Gumbel top-k.
+"""Synthetic routing: a low-rank latent per token, shared by all layers, and Gumbel top-k.
 
-logit[t, l, e] = a[l, e] + s_l W_l[e] . z_t / sqrt(d) + Gumbel, the K largest chosen, with
-z_t = sqrt(alpha) r_request + sqrt(1 - alpha) x_t, x_t an AR(1) process along the sequence, and the
-biases a calibrated so that each expert is chosen as often as a skewed target says. Against real
-gpt-oss-20b and DeepSeek-V2-Lite traces this matches overlap by lag, request-level skew and the
-spread of rank imbalance between batches, which independent sampling misses by an order.
+logit[t, l, e] = a[l, e] + s W_l[e] . z_tl / sqrt(d) + Gumbel, the K largest chosen. A layer's
+latent is z_tl = sqrt(c_l) context_t + sqrt(1 - c_l) token_t: deep layers follow what the request
+and the passage are about, first layers the token itself (latents.py). The biases a are calibrated
+so that each expert is chosen as often as measured loads, or a skewed law, say. How few numbers do
+all this, and how near they come to real routers: docs/explanation/synthetic-routing.md.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank = G groups of U.
+Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 
 from moesim.errors import InputError
 from moesim.routing import checks, marginals, sampling
+from moesim.routing.latents import Latents, draw_latents
+from moesim.routing.settings import SynthesisSettings, over_depth
 from moesim.routing.trace import RoutingTrace
-from moesim.spec import Spec
 
-GENERATOR = "1"  # part of cache keys: raise it when the same settings give other ids
+GENERATOR = "2"  # part of cache keys: raise it when the same settings give other ids
 MAX_IDS = 2**33
-# Skewed layers are also the ones with more locality (gpt-oss-20b: layers 10 to 13 lead in both).
-STRENGTH_POWER = 0.5
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class SynthesisSettings(Spec):
-    """What a router does to tokens, in a few numbers; the defaults are gpt-oss-20b's.
-
-    Sources: overlaps, skew and their layer shape measured on public gpt-oss-20b and
-    DeepSeek-V2-Lite (ESFT) routing traces, 2026-11.
-    """
-
-    rank: int = Field(default=8, ge=1, le=16, description="dimensions of the latent")
-    strength: float = Field(
-        default=5.0,
-        ge=0,
-        le=12,
-        description="standard deviation of a logit at the peak layer, nats",
-    )
-    first_layer_strength: Fraction = Field(
-        default=0.1, description="of the peak, at the first MoE layer"
-    )
-    last_layer_strength: Fraction = Field(
-        default=0.8, description="of the peak, at the last MoE layer"
-    )
-    peak_depth: Fraction = Field(default=0.45, description="relative depth of the peak layer")
-    request_share: Fraction = Field(
-        default=0.53, description="of the latent's variance that stays for a whole request"
-    )
-    persistence: float = Field(
-        default=0.45, ge=0, lt=1, description="lag-1 correlation of the part that changes by token"
-    )
-    topics: int = Field(default=6, ge=1, le=4096, description="request clusters; each is a domain")
-    topic_share: Fraction = Field(
-        default=0.6,
-        description="of the request part's variance that requests of a topic have in common",
-    )
-    template_tokens: int = Field(
-        default=0,
-        ge=0,
-        le=4096,
-        description="first tokens of prompt and of output alike in all requests",
-    )
-    gini: float = Field(
-        default=0.39, ge=0, lt=1, description="Gini coefficient of experts' load in a layer"
-    )
-    max_over_mean: float = Field(
-        default=2.5, ge=1, le=1024, description="busiest expert's load over mean"
-    )
-    layer_spread: float = Field(
-        default=0.25,
-        ge=0,
-        le=2,
-        description="how much layers differ in skew: sd of log(max/mean - 1)",
-    )
+# Between layers of gpt-oss-20b and DeepSeek-V2-Lite, Gini goes with the 0.4th to 0.7th power of
+# the busiest expert's excess over the mean.
+GINI_POWER = 0.6
 
 
-def layer_strengths(settings: SynthesisSettings, layers: int) -> NDArray[np.float64]:
-    """Strength of each layer, [L], nats: a quarter sine up to the peak, a line down after it."""
-    depth_L = np.linspace(0.0, 1.0, layers) if layers > 1 else np.array([settings.peak_depth])
-    peak, first, last = (
-        settings.peak_depth,
-        settings.first_layer_strength,
-        settings.last_layer_strength,
+@dataclass(frozen=True)
+class Router:
+    """What turns latents into choices: loadings [L, D, E], biases [L, E] and a table of noise."""
+
+    share_L2: NDArray[np.float32]
+    stray_L: NDArray[np.uint64]
+    bias_LE: NDArray[np.float32]
+    loading_LDE: NDArray[np.float32]
+    gumbel_N: NDArray[np.float32]
+    top_k: int
+    seed: np.uint64
+
+    def choose(self, latents: Latents) -> NDArray[Any]:
+        """Experts of each token at each layer, [T, L, K], strongest first."""
+        layers, experts = self.bias_LE.shape
+        shape = (len(latents.luck_T), layers, self.top_k)
+        ids_TLK = np.empty(shape, checks.id_dtype(experts))
+        sampling.choose(
+            *latents, self.share_L2, self.stray_L, self.bias_LE, self.loading_LDE, self.gumbel_N,
+            self.seed, ids_TLK,
+        )  # fmt: skip
+        return ids_TLK
+
+
+def make_router(
+    settings: SynthesisSettings,
+    targets_LE: NDArray[np.float64],
+    latents: Latents,
+    rng: np.random.Generator,
+) -> Router:
+    """A router that chooses experts as often as `targets_LE` say, for tokens of these latents."""
+    layers, experts = targets_LE.shape
+    top_k = int(np.rint(targets_LE[0].sum()))
+    drawn_LDE = rng.standard_normal((layers, sampling.RANK, experts), np.float32)
+    loading_LDE = drawn_LDE * np.float32(settings.strength / math.sqrt(sampling.RANK))
+    locality_L, stray_L = (over_depth(v, layers) for v in (settings.locality, settings.stray))
+    share_L2 = np.sqrt(np.stack([locality_L, 1 - locality_L], axis=1)).astype(np.float32)
+    gumbel_N = sampling.gumbel_table(rng, experts)
+    first, second = rng.integers(0, 2**63, 2, dtype=np.uint64)
+    chances_L = (stray_L * 2.0**32).astype(np.uint64)
+    bias_LE = marginals.calibrate_biases(
+        targets_LE, latents[:2], share_L2, chances_L, loading_LDE, gumbel_N, top_k, first
     )
-    rise_L = np.sin(np.pi / 2 * np.minimum(1.0, depth_L / max(peak, 1e-9)))
-    fall_L = np.maximum(0.0, depth_L - peak) / max(1.0 - peak, 1e-9)
-    shape_L = np.where(depth_L <= peak, first + (1 - first) * rise_L, 1 - (1 - last) * fall_L)
-    return np.asarray(settings.strength * shape_L)
+    return Router(share_L2, chances_L, bias_LE, loading_LDE, gumbel_N, top_k, second)
 
 
 def synthesise(
@@ -109,14 +89,15 @@ def synthesise(
     *,
     model: str = "synthetic",
     layers_L: ArrayLike | None = None,
+    topic_S: NDArray[np.int64] | None = None,
     wanted_LE: NDArray[np.float64] | None = None,
 ) -> RoutingTrace:
     """Draw a trace of `sequences` requests from the generator.
 
     `tokens_per_sequence` is (prompt tokens, decode tokens), each one number or one per sequence.
-    `wanted_LE` are the shares of tokens that choose each expert, [L, E], rows summing to top_k,
-    where they are known; drawn from the settings otherwise.
-    Domains are the topics, sequences spread over them evenly. The same settings, sizes and state
+    Domains are the topics; sequences are spread over them evenly unless `topic_S` [S] says which
+    is of which. `wanted_LE` are the shares of tokens that choose each expert, [L, E], rows summing
+    to top_k, where they are known; otherwise the settings say. The same settings, sizes and state
     of `rng` give the same trace. Raises InputError for impossible shapes and for more than 2^33
     ids.
     """
@@ -129,38 +110,27 @@ def synthesise(
     if tokens * layers * top_k > MAX_IDS:
         raise InputError("routing.tokens", f"times layers and top_k must be <= {MAX_IDS}", tokens)
     start_S1 = np.concatenate([[0], np.cumsum(total_S)])
-
-    weights_rng, targets_rng, latent_rng = rng.spawn(3)
-    factor_L = _layer_factors(settings.layer_spread, layers, targets_rng)
-    strength_L = layer_strengths(settings, layers) * factor_L**STRENGTH_POWER
-    loading_LGUE = _loadings(strength_L, settings.rank, experts, weights_rng)
-    targets_LE = (
-        marginals.draw_targets(
-            factor_L, experts, top_k, settings.gini, settings.max_over_mean, targets_rng
-        )
-        if wanted_LE is None
-        else wanted_LE
-    )
-    topics = min(settings.topics, sequences)
-    topic_S = latent_rng.permutation(np.arange(sequences) % topics)
-    z_TD = _latents(settings, start_S1, prompt_S, topic_S, latent_rng)
-    seed = latent_rng.integers(0, 2**63, dtype=np.uint64)
-    bias_LE = marginals.calibrate_biases(targets_LE, z_TD, loading_LGUE, top_k, seed)
-    ids_TLK = np.empty((tokens, layers, top_k), checks.id_dtype(experts))
-    sampling.choose(z_TD, bias_LE, loading_LGUE, seed ^ np.uint64(1 << 62), ids_TLK)
+    router_rng, targets_rng, latent_rng = rng.spawn(3)
+    if topic_S is None:
+        topics = min(settings.topics, sequences)
+        topic_S = latent_rng.permutation(np.arange(sequences) % topics)
+    latents = draw_latents(settings, start_S1, prompt_S, topic_S, latent_rng)
+    if wanted_LE is None:
+        wanted_LE = targets(settings, layers, experts, top_k, targets_rng)
+    ids_TLK = make_router(settings, wanted_LE, latents, router_rng).choose(latents)
     return RoutingTrace(
         ids_TLK,
         start_S1,
         prompt_S.astype(np.int32),
         topic_S.astype(np.uint16),
-        tuple(f"topic-{topic}" for topic in range(topics)),
+        tuple(f"topic-{topic}" for topic in range(int(topic_S.max()) + 1)),
         np.arange(layers, dtype=np.int32) if layers_L is None else np.asarray(layers_L, np.int32),
         experts,
         model,
         {
             "source": "synthetic",
             "captured_with": f"moesim low-rank latent with Gumbel top-k, generator {GENERATOR}",
-            "settings": json.dumps(settings.model_dump(), sort_keys=True),
+            "settings": json.dumps(settings.model_dump(exclude={"load"}), sort_keys=True),
         },
         ids_checked=True,
     )
@@ -188,50 +158,23 @@ def _lengths(tokens: ArrayLike, sequences: int, part: str) -> NDArray[np.int64]:
     return np.broadcast_to(given.astype(np.int64), (sequences,))
 
 
-def _padded(rank: int) -> int:
-    return -(-rank // sampling.UNROLL) * sampling.UNROLL
+def targets(
+    settings: SynthesisSettings,
+    layers: int,
+    experts: int,
+    top_k: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Inclusion probability of each expert, [L, E]: measured loads, or drawn from their law."""
+    if settings.load:
+        return marginals.resize_loads(np.array(settings.load), layers, experts, top_k, rng)
+    factor_L = _layer_factors(settings.layer_spread, layers, rng)
+    gini_L = over_depth(settings.gini, layers) * factor_L**GINI_POWER
+    max_L = 1 + (over_depth(settings.max_over_mean, layers) - 1) * factor_L
+    return marginals.draw_targets(gini_L, max_L, experts, top_k, rng)
 
 
 def _layer_factors(spread: float, layers: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Heavy-tailed factors of mean about 1, [L]: exp(spread * Student t with 4 degrees)."""
     noise_L = spread * rng.standard_t(4, layers) / math.sqrt(2.0)
     return np.asarray(np.exp(np.clip(noise_L, -3.0, 3.0) - spread**2 / 2))
-
-
-def _loadings(
-    strength_L: NDArray[np.float64], rank: int, experts: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """s_l W_l / sqrt(d) in log2 units, [L, G, U, E]; zero past the rank."""
-    layers = len(strength_L)
-    loading_LDE = np.zeros((layers, _padded(rank), experts), np.float32)
-    scale_L = (strength_L / (math.sqrt(rank) * math.log(2.0))).astype(np.float32)
-    drawn_LDE = rng.standard_normal((layers, rank, experts), np.float32)
-    loading_LDE[:, :rank] = drawn_LDE * scale_L[:, None, None]
-    return loading_LDE.reshape(layers, -1, sampling.UNROLL, experts)
-
-
-def _latents(
-    settings: SynthesisSettings,
-    start_S1: NDArray[np.int64],
-    prompt_S: NDArray[np.int64],
-    topic_S: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> NDArray[np.float32]:
-    """z of every token, [T, D], unit variance in each of the `rank` dimensions."""
-    rank = settings.rank
-    z_TD = np.zeros((int(start_S1[-1]), _padded(rank)), np.float32)
-    centres_CD = rng.standard_normal((settings.topics, rank), np.float32)
-    own_SD = rng.standard_normal((len(topic_S), rank), np.float32)
-    topic, alpha = np.float32(settings.topic_share), np.float32(settings.request_share)
-    request_SD = np.sqrt(topic) * centres_CD[topic_S] + np.sqrt(1 - topic) * own_SD
-    noise_TD = rng.standard_normal((len(z_TD), rank), np.float32)
-    sampling.autoregress(noise_TD, start_S1, np.float32(settings.persistence))
-    request_TD = np.repeat(np.sqrt(alpha) * request_SD, np.diff(start_S1), axis=0)
-    z_TD[:, :rank] = request_TD + np.sqrt(1 - alpha) * noise_TD
-    template_PD = rng.standard_normal((2 * settings.template_tokens, rank), np.float32)
-    for i in range(settings.template_tokens):
-        in_prompt = i < prompt_S
-        z_TD[start_S1[:-1][in_prompt] + i, :rank] = template_PD[2 * i]
-        in_decode = i < np.diff(start_S1) - prompt_S
-        z_TD[(start_S1[:-1] + prompt_S + i)[in_decode], :rank] = template_PD[2 * i + 1]
-    return z_TD

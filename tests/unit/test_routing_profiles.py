@@ -31,7 +31,7 @@ def model() -> MoEModel:
 
 def test_the_promised_profiles_ship() -> None:
     known = {"gpt-oss-20b", "deepseek-v2-lite", "deepseek-v3", "mixtral-8x7b", "olmoe-1b-7b"}
-    assert {*known, "qwen3-30b-a3b", "generic"} == set(NAMES)
+    assert {*known, "qwen3-30b-a3b", "deepseek-v4-flash", "generic"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,7 +93,7 @@ def test_a_default_trace_is_the_models_and_is_drawn_once(
     assert (trace.tokens, trace.layers, trace.experts, trace.top_k) == (2000, 32, 8, 2)
     assert trace.layers_L.tolist() == list(model.moe_layers)
     assert trace.sequences == 2000 // 384
-    assert json.loads(trace.provenance["settings"])["gini"] == 0.06
+    assert json.loads(trace.provenance["settings"])["gini"] == [0.06]
     assert len(list(cache.iterdir())) == 1
 
     def never(*_: object, **__: object) -> None:

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.routing import RoutingTrace, marginals, sampling
 from moesim.routing import statistics as stats
-from moesim.routing.synthesis import SynthesisSettings, layer_strengths, synthesise
+from moesim.routing.latents import draw_latents
+from moesim.routing.settings import SynthesisSettings, over_depth
+from moesim.routing.synthesis import synthesise
 
-EVEN = {"strength": 0.0, "gini": 0.0, "max_over_mean": 1.0, "layer_spread": 0.0}
+EVEN = {"strength": 0.0, "gini": (0.0,), "max_over_mean": (1.0,)}
+CONTEXT = {"locality": (1.0,), "passage_share": 0.0}
 
 
 def make(
@@ -37,52 +40,84 @@ def make(
 
 
 def one_layer(
-    bias_E: NDArray[np.float64], tokens: int, top_k: int, seed: int = 7
-) -> NDArray[np.uint8]:
-    """Choices of tokens whose latent is zero: logits are the biases (log2)."""
-    ids = np.empty((tokens, 1, top_k), np.uint8)
-    bias = np.asarray(bias_E, np.float32)[None]
-    loading = np.zeros((1, 1, sampling.UNROLL, bias.shape[1]), np.float32)
-    z = np.zeros((tokens, sampling.UNROLL), np.float32)
-    sampling.choose(z, bias, loading, np.uint64(seed), ids)
+    bias_E: NDArray[np.float64], tokens: int, top_k: int, seed: int = 7, stray: float = 0.0
+) -> NDArray[np.uint16]:
+    """Choices of tokens whose latent is zero: logits are the biases (nats)."""
+    experts = len(bias_E)
+    ids = np.empty((tokens, 1, top_k), np.uint16)
+    z_TD = np.zeros((tokens, sampling.RANK), np.float32)
+    sampling.choose(
+        z_TD,
+        z_TD,
+        np.arange(tokens),
+        np.ones((1, 2), np.float32),
+        np.array([stray * 2.0**32], np.uint64),
+        np.asarray(bias_E, np.float32)[None],
+        np.zeros((1, sampling.RANK, experts), np.float32),
+        sampling.gumbel_table(np.random.default_rng(seed), experts),
+        np.uint64(seed),
+        ids,
+    )
     return ids[:, 0]
 
 
 def test_draws_follow_the_plackett_luce_law() -> None:
+    """Within what 65,536 numbers of a table, each used several times, know of the law."""
     weights = np.array([8.0, 4.0, 2.0, 1.0])
     tokens = 200_000
-    drawn = Counter(map(tuple, one_layer(np.log2(weights), tokens, 2).tolist()))
+    drawn = Counter(map(tuple, one_layer(np.log(weights), tokens, 2).tolist()))
     for first, second in itertools.permutations(range(4), 2):
         law = weights[first] / 15 * weights[second] / (15 - weights[first])
         assert drawn[(first, second)] / tokens == pytest.approx(
-            law, abs=5 * math.sqrt(law / tokens)
+            law, abs=5 * math.sqrt(law / sampling.TABLE)
         )
+
+
+def test_strays_take_any_other_expert() -> None:
+    """Exact: the first follows its weight, the second is uniform over the others."""
+    tokens = 100_000
+    drawn = one_layer(np.log([7.0, 1.0, 1.0, 1.0]), tokens, 2, stray=1.0)
+    first = np.bincount(drawn[:, 0], minlength=4) / tokens
+    assert first == pytest.approx([0.7, 0.1, 0.1, 0.1], abs=0.01)
+    after = np.bincount(drawn[drawn[:, 0] == 1, 1], minlength=4) / (drawn[:, 0] == 1).sum()
+    assert after == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3], abs=0.03)
 
 
 @pytest.mark.parametrize("experts", [17, 40, 300])
 def test_padding_and_columns_lose_no_expert(experts: int) -> None:
-    rng = np.random.default_rng(experts)
-    bias = rng.normal(0, 2, experts)
+    bias = np.random.default_rng(experts).normal(0, 2, experts)
     tokens = 100_000
-    ids = np.empty((tokens, 1, 1), np.uint16)
+    law = np.exp(bias) / np.exp(bias).sum()
+    share = np.bincount(one_layer(bias, tokens, 1).ravel(), minlength=experts) / tokens
+    assert np.abs(share - law).max() < 5 * math.sqrt(law.max() / sampling.TABLE)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (5, 3), (32, 4), (70, 8)])
+def test_choices_are_the_largest_noisy_logits(experts: int, top_k: int) -> None:
+    """Against a sort of the same numbers in plain numpy."""
+    rng = np.random.default_rng(experts)
+    tokens, layers = 50, 3
+    context_TD, token_TD = rng.standard_normal((2, tokens, sampling.RANK)).astype(np.float32)
+    share_L2 = rng.random((layers, 2)).astype(np.float32)
+    bias_LE = rng.normal(0, 2, (layers, experts)).astype(np.float32)
+    loading_LDE = rng.normal(0, 2, (layers, sampling.RANK, experts)).astype(np.float32)
+    gumbel_N = sampling.gumbel_table(rng, experts)
+    ids = np.empty((tokens, layers, top_k), np.uint8)
     sampling.choose(
-        np.zeros((tokens, sampling.UNROLL), np.float32),
-        bias.astype(np.float32)[None],
-        np.zeros((1, 1, sampling.UNROLL, experts), np.float32),
-        np.uint64(1),
-        ids,
-    )
-    law = 2.0**bias / (2.0**bias).sum()
-    share = np.bincount(ids.ravel(), minlength=experts) / tokens
-    assert np.abs(share - law).max() < 5 * math.sqrt(law.max() / tokens)
+        context_TD, token_TD, np.arange(tokens), share_L2, np.zeros(layers, np.uint64), bias_LE,
+        loading_LDE, gumbel_N, np.uint64(3), ids,
+    )  # fmt: skip
+    for t, layer in itertools.product(range(tokens), range(layers)):
+        hashed = int(sampling.mixed(np.uint64(3 + t * layers + layer))) >> 48
+        z_D = share_L2[layer, 0] * context_TD[t] + share_L2[layer, 1] * token_TD[t]
+        logit_E = bias_LE[layer] + z_D @ loading_LDE[layer] + gumbel_N[hashed:][:experts]
+        assert ids[t, layer].tolist() == np.argsort(-logit_E)[:top_k].tolist()
 
 
-def test_uniform_numbers_are_uniform() -> None:
-    numbers = np.array([sampling.unit(np.uint64(i)) for i in range(20_000)])
-    assert 0 <= numbers.min() <= numbers.max() < 1
-    assert numbers.mean() == pytest.approx(0.5, abs=0.01)
-    assert np.corrcoef(numbers[1:], numbers[:-1])[0, 1] == pytest.approx(0, abs=0.03)
-    assert np.bincount((numbers * 16).astype(int)).min() > 1100
+def test_places_in_the_table_are_uniform() -> None:
+    places = np.array([int(sampling.mixed(np.uint64(i))) >> 48 for i in range(20_000)])
+    assert np.bincount(places >> 12, minlength=16).min() > 1100
+    assert np.corrcoef(places[1:], places[:-1])[0, 1] == pytest.approx(0, abs=0.03)
 
 
 @settings(deadline=None, max_examples=60)
@@ -102,39 +137,30 @@ def test_chosen_experts_are_distinct_however_uneven_the_weights(
     assert (np.diff(ids.astype(int), axis=1) > 0).all()
 
 
-def test_powers_of_two_are_close() -> None:
-    y = np.linspace(-59, 59, 997, dtype=np.float32)
-    z, weight = np.zeros((1, sampling.UNROLL), np.float32), np.empty_like(y)
-    bits = np.empty(len(y), np.int32)
-    loading = np.zeros((1, sampling.UNROLL, len(y)), np.float32)
-    sampling.weigh(z, 0, y, loading, bits, bits.view(np.float32), weight)
-    np.testing.assert_allclose(weight, np.exp2(y.astype(np.float64)), rtol=1e-5)
-
-
-@pytest.mark.parametrize("rank", [8, 16])
-def test_logits_are_bias_plus_loadings_times_latent(rank: int) -> None:
-    rng = np.random.default_rng(rank)
-    z = rng.standard_normal((3, rank)).astype(np.float32)
-    bias = rng.standard_normal(20).astype(np.float32)
-    loading = rng.standard_normal((rank // sampling.UNROLL, sampling.UNROLL, 20))
-    bits, weight = np.empty(20, np.int32), np.empty(20, np.float32)
-    arrays = bias, loading.astype(np.float32), bits, bits.view(np.float32), weight
-    sampling.weigh(z, 2, *arrays)
-    logits = bias + z[2] @ loading.reshape(rank, 20)
-    np.testing.assert_allclose(np.log2(weight), logits, atol=1e-4)
-
-
-def test_inclusion_is_the_mean_of_what_is_chosen() -> None:
-    rng = np.random.default_rng(3)
-    z = rng.standard_normal((40_000, sampling.UNROLL)).astype(np.float32)
-    bias = rng.normal(0, 1, (2, 20)).astype(np.float32)
-    loading = rng.normal(0, 1, (2, 1, sampling.UNROLL, 20)).astype(np.float32)
-    ids = np.empty((len(z), 2, 3), np.uint8)
-    sampling.choose(z, bias, loading, np.uint64(1), ids)
+def test_inclusion_is_the_mean_of_choices() -> None:
+    rng = np.random.default_rng(2)
+    z_TD = rng.standard_normal((20_000, sampling.RANK)).astype(np.float32)
+    share_L2 = np.array([[1, 0], [0.6, 0.8]], np.float32)
+    bias_LE = rng.normal(0, 2, (2, 20)).astype(np.float32)
+    loading_LDE = rng.normal(0, 1, (2, sampling.RANK, 20)).astype(np.float32)
+    gumbel_N = sampling.gumbel_table(rng, 20)
+    ids = np.empty((len(z_TD), 2, 3), np.uint8)
+    router = (bias_LE, loading_LDE, gumbel_N)
+    sampling.choose(
+        z_TD, z_TD, np.arange(len(z_TD)), share_L2, np.zeros(2, np.uint64), *router,
+        np.uint64(1), ids,
+    )  # fmt: skip
     chosen = np.array([np.bincount(ids[:, layer].ravel(), minlength=20) for layer in range(2)])
-    expected = sampling.inclusion(z, bias, loading, 3, np.uint64(99))
-    np.testing.assert_allclose(expected.sum(axis=1), 3, rtol=1e-5)
-    assert np.abs(chosen / len(z) - expected).max() < 0.01
+    none_L = np.zeros(2, np.uint64)
+    found, slope = sampling.inclusion(z_TD, z_TD, share_L2, none_L, *router, 3, np.uint64(99))
+    np.testing.assert_allclose(found.sum(axis=1), 3, rtol=1e-2)
+    assert np.abs(chosen / len(z_TD) - found).max() < 0.012
+    bias_LE = bias_LE.copy()
+    bias_LE[0, 4] += 0.5
+    more, _ = sampling.inclusion(
+        z_TD, z_TD, share_L2, none_L, bias_LE, *router[1:], 3, np.uint64(99)
+    )
+    assert more[0, 4] - found[0, 4] == pytest.approx(0.5 * slope[0, 4], rel=0.2)
 
 
 def test_persistence_is_the_lag_one_correlation() -> None:
@@ -165,49 +191,90 @@ def test_skewed_shares_stay_below_the_cap() -> None:
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(16, 2), (64, 6), (256, 8)])
-def test_experts_are_chosen_as_often_as_asked(experts: int, top_k: int) -> None:
+@pytest.mark.parametrize("strength", [0.0, 3.0, 7.0])
+def test_experts_are_chosen_as_often_as_asked(experts: int, top_k: int, strength: float) -> None:
+    """The total variation left is what so few independent tokens cannot avoid."""
     rng = np.random.default_rng(0)
-    targets = marginals.draw_targets(np.ones(3), experts, top_k, 0.4, 2.5, rng)
+    targets = marginals.draw_targets(np.full(3, 0.4), np.full(3, 2.5), experts, top_k, rng)
     np.testing.assert_allclose(targets.sum(axis=1), top_k)
-    z = rng.standard_normal((8000, sampling.UNROLL)).astype(np.float32)
-    loading = rng.normal(0, 1.5, (3, 1, sampling.UNROLL, experts)).astype(np.float32)
-    bias = marginals.calibrate_biases(targets, z, loading, top_k, np.uint64(5))
-    present = sampling.inclusion(z, bias, loading, top_k, np.uint64(77))
-    off = np.abs(present - targets).sum(axis=1) / targets.sum(axis=1)
-    assert off.max() < 0.05
+    settings = SynthesisSettings(
+        strength=strength, locality=(0.0,), request_share=0.0, passage_share=0.0
+    )
+    trace = synthesise(
+        settings, 3, experts, top_k, 20, (0, 400), np.random.default_rng(1), wanted_LE=targets
+    )
+    present = stats.expert_counts(trace) / trace.tokens
+    off = np.abs(present - targets).sum(axis=1) / (2 * top_k)
+    assert off.max() < 0.035
 
 
 def test_a_trace_has_the_skew_that_was_asked_for() -> None:
-    wanted = SynthesisSettings(gini=0.35, max_over_mean=3.0, layer_spread=0.0)
-    counts = stats.expert_counts(make(wanted, experts=32, sequences=80))
-    assert stats.gini(counts) == pytest.approx(0.35, abs=0.03)
-    assert stats.max_over_mean(counts) == pytest.approx(3.0, rel=0.1)
+    wanted = SynthesisSettings(gini=(0.3, 0.4), max_over_mean=(2.5, 3.5), request_share=0.1)
+    counts = stats.expert_counts(make(wanted, layers=2, experts=32, sequences=150))
+    assert stats.gini(counts) == pytest.approx([0.3, 0.4], abs=0.03)
+    assert stats.max_over_mean(counts) == pytest.approx([2.5, 3.5], rel=0.1)
+
+
+def test_measured_loads_are_kept_in_their_order() -> None:
+    load = tuple(tuple(row) for row in np.random.default_rng(3).random((2, 8)) + 0.3)
+    wanted = SynthesisSettings(load=load, request_share=0.1)
+    counts = stats.expert_counts(make(wanted, layers=2, experts=8, sequences=150))
+    expected = np.array(load) / np.mean(load, axis=1, keepdims=True)
+    assert counts / counts.mean(axis=1, keepdims=True) == pytest.approx(expected, abs=0.12)
+
+
+def test_measured_loads_keep_their_gini_at_other_sizes() -> None:
+    rng = np.random.default_rng(3)
+    load = rng.lognormal(0, 0.6, (2, 48))
+    targets = marginals.resize_loads(load, 5, 64, 4, rng)
+    assert targets.shape == (5, 64)
+    np.testing.assert_allclose(targets.sum(axis=1), 4)
+    assert stats.gini(targets) == pytest.approx(stats.gini(load)[[0, 0, 0, 1, 1]], abs=0.04)
+    assert (marginals.resize_loads(load, 3, 6, 6, rng) == 1).all()
+
+
+@pytest.mark.parametrize("stray", [0.4, 1.0])
+def test_strays_leave_experts_as_often_chosen_as_asked(stray: float) -> None:
+    targets = np.array([[0.45, 0.4, 0.3, 0.3, 0.2, 0.15, 0.1, 0.1]])
+    wanted = SynthesisSettings(stray=(stray,), request_share=0.0, passage_share=0.0)
+    trace = synthesise(wanted, 1, 8, 2, 50, (0, 400), np.random.default_rng(1), wanted_LE=targets)
+    found = stats.expert_counts(trace) / trace.tokens
+    possible = np.maximum(targets, stray * 0.9 / 7)  # strays reach every expert
+    assert found == pytest.approx(possible, abs=0.03)
 
 
 def test_strength_zero_is_independent_sampling() -> None:
-    trace = make(SynthesisSettings(**{**EVEN, "request_share": 1.0}), sequences=100)
+    trace = make(SynthesisSettings(**{**EVEN, "request_share": 0.9}), sequences=100)
     overlap = stats.overlap_by_lag(trace, [1, 8])
     np.testing.assert_allclose(overlap, 2 / 16, atol=0.01)
 
 
 def test_request_share_is_locality_at_any_lag_persistence_at_small_ones() -> None:
     def overlap(**changed: float) -> NDArray[np.float64]:
-        plain = {"request_share": 0.0, "persistence": 0.0, "first_layer_strength": 1.0}
+        plain = {**CONTEXT, "request_share": 0.0, "persistence": 0.0}
         wanted = SynthesisSettings(**{**plain, **changed})
-        return stats.overlap_by_lag(make(wanted), [1, 32]).mean(axis=1)
+        return stats.overlap_by_lag(make(wanted), [1, 8, 32]).mean(axis=1)
 
-    neither, request, token = overlap(), overlap(request_share=0.5), overlap(persistence=0.7)
-    assert neither[0] == pytest.approx(neither[1], abs=0.01)
+    neither, request = overlap(), overlap(request_share=0.5)
+    phrase, passage = overlap(persistence=0.7), overlap(passage_share=0.7)
+    assert neither[0] == pytest.approx(neither[2], abs=0.01)
     assert request[0] > neither[0] + 0.08
-    assert request[1] == pytest.approx(request[0], abs=0.02)
-    assert token[0] > neither[0] + 0.15
-    assert token[1] == pytest.approx(neither[1], abs=0.02)
+    assert request[2] == pytest.approx(request[0], abs=0.02)
+    assert phrase[0] > neither[0] + 0.15
+    assert phrase[2] == pytest.approx(neither[2], abs=0.02)
+    assert passage[0] > passage[1] + 0.03 > passage[2] + 0.06
+
+
+def test_layers_without_context_forget_the_token_before() -> None:
+    overlap = stats.overlap_by_lag(make(SynthesisSettings(locality=(0.0, 0.5, 1.0)), 3), [1])[0]
+    assert overlap[0] + 0.05 < overlap[1] < overlap[2] - 0.05
 
 
 def test_requests_of_a_topic_share_experts() -> None:
     def between_topics(share: float) -> float:
         trace = make(
-            SynthesisSettings(topics=2, topic_share=share, request_share=0.6), sequences=60
+            SynthesisSettings(topics=2, topic_share=share, request_share=0.6, locality=(1.0,)),
+            sequences=60,
         )
         loads = [stats.expert_counts(trace.subset(trace.select([name]))) for name in trace.domains]
         shares = [load / load.sum(axis=1, keepdims=True) for load in loads]
@@ -216,31 +283,41 @@ def test_requests_of_a_topic_share_experts() -> None:
     assert between_topics(1.0) > 2 * between_topics(0.0)
 
 
-def test_layers_differ_in_strength_and_skew() -> None:
-    strengths = layer_strengths(SynthesisSettings(), 24)
-    assert strengths[0] == pytest.approx(0.5)
-    assert strengths[-1] == pytest.approx(4.0)
-    assert 8 <= strengths.argmax() <= 13
-    assert strengths.max() == pytest.approx(5.0, rel=0.01)
-    assert layer_strengths(SynthesisSettings(), 1) == pytest.approx([5.0])
-    trace = make(layers=12, experts=32, top_k=4)
-    overlap = stats.overlap_by_lag(trace, [1])[0]
-    assert overlap[0] < overlap[3:].min()
+def test_values_by_depth() -> None:
+    assert over_depth((1.0, 3.0), 5).tolist() == [1, 1.5, 2, 2.5, 3]
+    assert over_depth((2.0, 9.0, 4.0), 3).tolist() == [2, 9, 4]
+    assert over_depth((7.0,), 3).tolist() == [7, 7, 7]
+    assert over_depth((1.0, 5.0, 3.0), 1).tolist() == [5]
 
 
-def test_template_tokens_are_alike_in_all_requests() -> None:
-    wanted = SynthesisSettings(template_tokens=3, request_share=0.0, first_layer_strength=1.0)
-    trace = make(wanted, sequences=60, tokens=(10, 10))
+def test_template_tokens_choose_the_same_experts_in_all_requests() -> None:
+    """Exact: latent and noise are the same ones."""
+    wanted = SynthesisSettings(prompt_template_tokens=3, output_template_tokens=2, topics=2)
+    trace = make(wanted, sequences=20, tokens=(10, 10))
+    start_S = trace.sequence_start_S1[:-1]
 
-    def alike(position: int) -> float:
-        """Share of experts that neighbouring requests have in common at a position."""
-        ids = trace.ids_TLK[trace.sequence_start_S1[:-1] + position]
-        same = ids[1:, :, :, None] == ids[:-1, :, None, :]
-        return float(same.sum(axis=(2, 3)).mean() / trace.top_k)
+    def alike(position: int, topic: int | None = None) -> bool:
+        of_topic = start_S if topic is None else start_S[trace.domain_S == topic]
+        ids = trace.ids_TLK[of_topic + position]
+        return bool((ids == ids[0]).all())
 
-    template = [alike(position) for position in (0, 1, 2, 10, 11, 12)]
-    others = [alike(position) for position in (5, 6, 7, 15, 16, 17)]
-    assert min(template) > max(others) + 0.15
+    assert all(alike(position) for position in (10, 11))
+    assert not any(alike(position) for position in (0, 1, 2, 3, 9, 12))
+    assert all(alike(position, topic) for position in (0, 1, 2) for topic in (0, 1))
+
+
+def test_templates_end_with_their_phase_and_some_requests_leave_them() -> None:
+    short = SynthesisSettings(prompt_template_tokens=30, output_template_tokens=30, topics=1)
+    trace = make(short, sequences=6, tokens=(4, 3))
+    ids = trace.ids_TLK.reshape(6, 7, 4, 2)
+    assert (ids == ids[:1]).all()
+    wanted = short.model_copy(update={"template_agreement": 0.75})
+    starts = np.arange(2001, dtype=np.int64)
+    latents = draw_latents(
+        wanted, starts, np.ones(2000, np.int64), np.zeros(2000, np.int64), np.random.default_rng(0)
+    )
+    followed = (latents.luck_T >= 2000).mean()
+    assert followed == pytest.approx(0.75, abs=0.04)
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
@@ -290,7 +367,16 @@ def test_absurd_sizes_are_refused_before_allocating(changed: dict[str, Any], mes
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rank", 0), ("strength", -1), ("request_share", 1.5), ("persistence", 1.0), ("gini", 1.0)],
+    [
+        ("strength", -1),
+        ("request_share", 1.5),
+        ("passage_share", 0.8),
+        ("persistence", 1.0),
+        ("gini", [1.0]),
+        ("locality", []),
+        ("load", [[1, 2], [1]]),
+        ("load", [[0, 0]]),
+    ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"routing\.settings\.{field}"):
