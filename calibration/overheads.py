@@ -1,10 +1,10 @@
 """Engine overheads fitted on measured end-to-end runs: few, bounded, each with a meaning.
 
-Six numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile). They
-are fitted on the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on robust
-log residuals; derivatives come from simulations with one number changed at a time. A *fold* leaves
-every run of one model, or of one GPU, out of the fit. A launch time for every GPU's hosts fits
-better and predicts worse: a GPU has too few models for that.
+Up to six numbers per engine, the same for every model and GPU (fields of moesim's OverheadProfile).
+They are fitted on the mean TTFT and TPOT of InferenceX's aggregated runs by Gauss-Newton steps on
+robust log residuals; derivatives come from simulations with one number changed at a time. A *fold*
+leaves every run of one model, or of one GPU, out of the fit. A launch time for every GPU's hosts
+fits better and predicts worse: a GPU has too few models for that.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ENGINES = ("vllm", "sglang", "trtllm")
 # A residual of this log-size counts half as much as least squares would have it (soft L1): errors
 # of versions and labels are not to move what all other runs say.
 ROBUST_LOG = 0.15
-# A number that is one step away from where the search starts, a guess from the engines' code, costs
-# as much as an error of this log-size in every run. An engine's runs are of three or four models
-# only: without it a fold follows the quirks of those that are left. Of 0, 0.5, 1, 2 and 4 % the
-# blind errors on a sample were least between 1 and 2.
+# A number that is one step away from where the search starts costs as much as an error of this
+# log-size in every run. An engine's runs are of three or four models only: without it a fold
+# follows the quirks of those that are left. Of 0, 0.5, 1, 2 and 4 % the blind errors on a sample
+# were least between 1 and 2: the one number here that was chosen with every model in view.
 PRIOR_LOG = 0.01
 
 

@@ -6,10 +6,8 @@ What cannot run is refused here, before anything is drawn or simulated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
@@ -30,12 +28,9 @@ from moesim.engine import (
 from moesim.errors import InputError
 from moesim.hardware import Cluster, make_cluster
 from moesim.model import MoEModel, load_model
-from moesim.placement.placement import Placement
 from moesim.precision import Precision, make_precision, native_formats
-from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding, check_sharding
-from moesim.streams import stream
 from moesim.workload.demand import Demand
 
 
@@ -163,82 +158,6 @@ def _timing(
             f"kernels: {of.engine} {of.engine_version} was not measured on {gpu}, {answers} answers"
         )
     return profile, kernels, notes
-
-
-def place(
-    scenario: Scenario,
-    deployment: Deployment,
-    trace: RoutingTrace,
-    ids_TLK: NDArray[Any],
-) -> Placement:
-    """The scenario's placement of experts on slots."""
-    from moesim.placement import policies
-    from moesim.placement.eplb import eplb
-    from moesim.placement.load import load_from_trace
-    from moesim.placement.place_file import read_placement
-
-    choice, model = scenario.deployment.placement, deployment.model
-    layers, ranks = len(model.moe_layers), deployment.sharding.expert_parallel
-    if choice.policy == "file":
-        return read_placement(
-            choice.file,
-            ranks,
-            layers,
-            model.experts,
-            "deployment.placement.file",
-            model.moe_layers,
-        )
-    if choice.policy == "eplb":
-        sequences = max(1, round(choice.fit_fraction * trace.sequences))
-        seen = ids_TLK[: trace.sequence_start_S1[sequences]]
-        load_LE = load_from_trace(seen, model.experts)
-        nodes = len(
-            {deployment.cluster.domain_of(i) for i in range(deployment.sharding.stage_gpus)}
-        )
-        groups = model.expert_groups
-        hierarchical = groups % nodes == 0 if choice.hierarchical is None else choice.hierarchical
-        if not hierarchical:
-            groups, nodes = 1, 1
-        slot_expert_LP = eplb(load_LE, deployment.slots, groups, nodes, ranks)
-    elif choice.policy == "random":
-        rng = stream(scenario.seed, "placement")
-        slot_expert_LP = policies.random(layers, model.experts, deployment.slots, ranks, rng)
-    elif choice.policy == "round-robin":
-        slot_expert_LP = policies.round_robin(layers, model.experts, deployment.slots, ranks)
-    else:
-        slot_expert_LP = policies.contiguous(layers, model.experts, deployment.slots, ranks)
-    return Placement(slot_expert_LP, ranks)
-
-
-def placement_notes(scenario: Scenario) -> tuple[str, ...]:
-    """What to know of a fitted placement before believing its gain."""
-    choice = scenario.deployment.placement
-    if choice.policy != "eplb":
-        return ()
-    return (
-        f"placement: EPLB fitted on the first {choice.fit_fraction:.0%} of the routing that is "
-        "replayed; `moesim place` scores it on routing it has not seen",
-    )
-
-
-def check_placement(placement: Placement, deployment: Deployment) -> None:
-    field = "deployment.placement"
-    expected = (len(deployment.model.moe_layers), deployment.slots)
-    found = tuple(placement.slot_expert_LP.shape)
-    if found != expected:
-        raise InputError(
-            field,
-            f"must have {expected[0]} MoE layers x {expected[1]} slots "
-            "(experts and redundant_experts)",
-            found,
-        )
-    if placement.ranks != deployment.sharding.expert_parallel:
-        raise InputError(
-            field,
-            f"must be for expert_parallel {deployment.sharding.expert_parallel} ranks",
-            placement.ranks,
-        )
-    placement.validate(deployment.model.experts)
 
 
 def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> None:

@@ -15,19 +15,12 @@ from numpy.typing import NDArray
 from moesim.costs.memory import MemoryPlan
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
-from moesim.deployment import (
-    Deployment,
-    check_placement,
-    deploy,
-    place,
-    placement_notes,
-    run_rules,
-    step_costs,
-)
+from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
+from moesim.placing import check_placement, place, placement_notes
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.provenance import run_notes

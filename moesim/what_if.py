@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.deployment import check_placement, deploy, place
+from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.load import load_from_trace, rank_load
 from moesim.placement.placement import Placement
+from moesim.placing import check_placement, place
 from moesim.results import Result
 from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace

@@ -66,7 +66,11 @@ def measure_points(
 def attempt(
     bench: Bench, timer: Timer, point: Point, effort: Effort, makers: Mapping[str, Build]
 ) -> Measurement:
-    """One point's time; what torch or the memory refuses is a measurement with a reason."""
+    """One point's time; what torch or the memory refuses is a measurement with a reason.
+
+    torch's scaled and grouped multiplications are private: a version that lacks one, or takes other
+    arguments, raises AttributeError or TypeError, which costs that point and not the session.
+    """
     try:
         calls, kernel = makers[point.table](point, bench)
         return time_calls(timer, calls, kernel, effort)

@@ -198,3 +198,13 @@ def test_rows_of_one_tile_cost_alike_and_the_next_tile_costs_more() -> None:
     assert at[2] == pytest.approx(2.0, rel=0.1)  # 384 rows fill the three tiles of 257
     assert at[3] > 1.3 * at[2]
     assert at[4] < 1.1 * at[3]
+
+
+def test_attention_of_a_head_size_nobody_measured_is_a_fit() -> None:
+    shipped = load_kernels("h100-sxm", "vllm", None)
+    measured, between = (
+        generation_attention_s(shipped, 32, 8, head_dim, [16], [2048]) for head_dim in (128, 96)
+    )
+    assert (measured.origin < FITTED).all()
+    assert (between.origin == FITTED).all()
+    assert (between.seconds < measured.seconds).all()

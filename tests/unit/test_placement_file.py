@@ -12,12 +12,13 @@ import yaml
 from safetensors.numpy import save_file
 
 from moesim.cli import main
-from moesim.deployment import deploy, place
+from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.placement.engine_files import ENDINGS, write_engine_placement
 from moesim.placement.place_file import read_placement, write_placement
 from moesim.placement.placement import Placement
 from moesim.placement.policies import contiguous, random, round_robin
+from moesim.placing import place
 from moesim.routing.source import open_routing
 from moesim.scenario import load_scenario
 

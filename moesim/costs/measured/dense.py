@@ -198,8 +198,9 @@ def speak(
 ) -> Timing:
     """Blend log(measured / roof) of the speaking curves at x, times the roof of the query.
 
-    `keys` are the open keys of the query, `fixed` keys that its work needs beside them; `whole`
-    is the query's own work where that is not the work at x.
+    `keys` are the open keys of the query, `fixed` keys that its work needs beside them: a curve of
+    another head size or window, which only the roof translates, is a fit and no measurement.
+    `whole` is the query's own work where that is not the work at x.
     """
     asked = (whole or work)({**(fixed or {}), **keys}, x)
     if found is None:
@@ -213,6 +214,7 @@ def speak(
     spoken = blend(points, found.ids, [keys[name] for name in names])
     log_ratio = np.zeros(x.shape)
     inside: NDArray[np.bool_] = np.ones(x.shape, dtype=bool)
+    translated = False
     for curve, weight in zip(spoken.curves, spoken.weights, strict=True):
         own: dict[str, Any] = {
             name: float(curves.column(name)[curve])
@@ -224,8 +226,11 @@ def speak(
         part, within = ratio_to_roof(curves, curve, x, np.log(at), found.table == "gemm")
         log_ratio += weight * part
         inside &= within
+        translated |= any(own[name] != value for name, value in (fixed or {}).items())
     seconds = roof.seconds(asked, gpu) * np.exp(log_ratio)
     origin = origin_of(curves, spoken, x, inside, found.foreign)
+    if translated:
+        origin = np.maximum(origin, np.uint8(FITTED))
     return Timing(seconds, origin, asked.light_s(gpu), found.source)
 
 

@@ -63,12 +63,13 @@ def all_reduce_s(
         return Timing(seconds, origin, light, f"{near.source}, across {domains} x {inside} GPUs")
     if gpus > 1 and kernels.find_own("nccl", phase="all_reduce", gpus=gpus) is not None:
         return nccl_s(kernels, "all_reduce", gpus, size)
-    own = kernels.find("custom_all_reduce")
-    if own is None and kernels.find("nccl", phase="all_reduce") is None:
+    measured = kernels.find("custom_all_reduce")
+    if measured is None:
+        by_nccl = kernels.find("nccl", phase="all_reduce") is not None
+        if by_nccl:
+            return nccl_s(kernels, "all_reduce", gpus, size)
         return _unmeasured_all_reduce(kernels, gpus, size)
-    if own is None:
-        return nccl_s(kernels, "all_reduce", gpus, size)
-    timed = _custom_all_reduce_s(kernels, own, gpus, size, eager)
+    timed = _custom_all_reduce_s(kernels, measured, gpus, size, eager)
     stand_in = _flashinfers(kernels) if fused and not eager else None
     if stand_in is None:
         return timed

@@ -43,8 +43,9 @@ NORM_BYTES = 256.0
 # vLLM VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, SGLang DUAL_STREAM_TOKEN_THRESHOLD (in CUDA
 # graphs), TensorRT-LLM maybe_execute_in_parallel (in CUDA graphs, whatever the tokens).
 SECOND_STREAM_TOKENS = {"vllm": 256, "sglang": 1_024, "trtllm": 1 << 30}
-# Families whose all-reduce SGLang fuses with the norm behind it, and since which version
-# (server_args.py `_handle_model_specific_adjustments`, enable_flashinfer_allreduce_fusion).
+# Families whose all-reduce SGLang fuses with the norm behind it by default. The families are those
+# that server_args.py turns enable_flashinfer_allreduce_fusion on for; since which release is known
+# only roughly (the list grew between 0.5.4 and 0.5.10), and 0.5.9 stands for "in between".
 SGLANG_FUSES = {
     "deepseek_v3": "0.5.4",
     "gpt_oss": "0.5.4",

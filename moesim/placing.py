@@ -1,0 +1,89 @@
+"""The placement that a scenario asks for: its policy applied to the routing, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from moesim.deployment import Deployment
+from moesim.errors import InputError
+from moesim.placement import policies
+from moesim.placement.eplb import eplb
+from moesim.placement.load import load_from_trace
+from moesim.placement.place_file import read_placement
+from moesim.placement.placement import Placement
+from moesim.routing.trace import RoutingTrace
+from moesim.scenario import Scenario
+from moesim.streams import stream
+
+
+def place(
+    scenario: Scenario,
+    deployment: Deployment,
+    trace: RoutingTrace,
+    ids_TLK: NDArray[Any],
+) -> Placement:
+    """The scenario's placement of experts on slots."""
+    choice, model = scenario.deployment.placement, deployment.model
+    layers, ranks = len(model.moe_layers), deployment.sharding.expert_parallel
+    if choice.policy == "file":
+        return read_placement(
+            choice.file,
+            ranks,
+            layers,
+            model.experts,
+            "deployment.placement.file",
+            model.moe_layers,
+        )
+    if choice.policy == "eplb":
+        sequences = max(1, round(choice.fit_fraction * trace.sequences))
+        seen = ids_TLK[: trace.sequence_start_S1[sequences]]
+        load_LE = load_from_trace(seen, model.experts)
+        nodes = len(
+            {deployment.cluster.domain_of(i) for i in range(deployment.sharding.stage_gpus)}
+        )
+        groups = model.expert_groups
+        hierarchical = groups % nodes == 0 if choice.hierarchical is None else choice.hierarchical
+        if not hierarchical:
+            groups, nodes = 1, 1
+        slot_expert_LP = eplb(load_LE, deployment.slots, groups, nodes, ranks)
+    elif choice.policy == "random":
+        rng = stream(scenario.seed, "placement")
+        slot_expert_LP = policies.random(layers, model.experts, deployment.slots, ranks, rng)
+    elif choice.policy == "round-robin":
+        slot_expert_LP = policies.round_robin(layers, model.experts, deployment.slots, ranks)
+    else:
+        slot_expert_LP = policies.contiguous(layers, model.experts, deployment.slots, ranks)
+    return Placement(slot_expert_LP, ranks)
+
+
+def placement_notes(scenario: Scenario) -> tuple[str, ...]:
+    """What to know of a fitted placement before believing its gain."""
+    choice = scenario.deployment.placement
+    if choice.policy != "eplb":
+        return ()
+    return (
+        f"placement: EPLB fitted on the first {choice.fit_fraction:.0%} of the routing that is "
+        "replayed; `moesim place` scores it on routing it has not seen",
+    )
+
+
+def check_placement(placement: Placement, deployment: Deployment) -> None:
+    field = "deployment.placement"
+    expected = (len(deployment.model.moe_layers), deployment.slots)
+    found = tuple(placement.slot_expert_LP.shape)
+    if found != expected:
+        raise InputError(
+            field,
+            f"must have {expected[0]} MoE layers x {expected[1]} slots "
+            "(experts and redundant_experts)",
+            found,
+        )
+    if placement.ranks != deployment.sharding.expert_parallel:
+        raise InputError(
+            field,
+            f"must be for expert_parallel {deployment.sharding.expert_parallel} ranks",
+            placement.ranks,
+        )
+    placement.validate(deployment.model.experts)
