@@ -26,7 +26,7 @@ from calibration.validation.pools import FLAGGED_POOLS, POOLS, SPLITS, union
 from moesim.compiled import cache_root
 from moesim.errors import InputError
 
-DEFAULT_SAMPLE = 150
+DEFAULT_SAMPLE = 100
 Identity = Callable[[SiliconRun, str], tuple[object, ...]]
 
 

@@ -22,7 +22,7 @@ def validate(
     rows: Annotated[
         int | None,
         typer.Argument(
-            metavar="[ROWS]", help="How many, with --sample; 150 by default.", show_default=False
+            metavar="[ROWS]", help="How many, with --sample; 100 by default.", show_default=False
         ),
     ] = None,
     sample: Annotated[
