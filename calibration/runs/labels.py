@@ -15,6 +15,7 @@ from datetime import date
 from typing import Literal
 
 from calibration.runs.rows import Parallelism, SiliconRun
+from calibration.runs.scripted import scripted_parallelism
 
 Evidence = Literal["documented", "cross-row", "residual"]
 OVERCOUNTING = ("inferencex-2026-04-06", "inferencex-2026-04-27")
@@ -55,8 +56,12 @@ def repair(run: SiliconRun) -> tuple[Parallelism, str]:
     dp_overcounted: the same of attention data parallelism (dp 64 with 8/8, 16 with 4/4); 19 groups
     of copies. vLLM's data-parallel attention on N GPUs is tp 1, dp N, ep N; N x N is written as
     tp N, dp N, ep N^2, which is more GPUs than a recipe of these models ever had.
+    scripted: the launch script spread experts or attention by itself (scripted.csv).
     """
     of = run.parallel
+    scripted = scripted_parallelism(run)
+    if scripted is not None:
+        return scripted, "scripted"
     if run.source not in OVERCOUNTING or of.moe_ep == 1:
         return of, ""
     ep = of.moe_ep

@@ -47,7 +47,9 @@ class Server:
     `wait_token_ratio` are TensorRT-LLM's batch_wait_timeout_iters and batch_wait_max_tokens_ratio:
     it delays prompts until they fill that share of the token budget, but no longer than so many
     steps. `memory_fraction` is gpu-memory-utilization, mem-fraction-static or
-    free_gpu_memory_fraction (the last of what weights leave). No recipe caches prefixes.
+    free_gpu_memory_fraction (the last of what weights leave). `graphs`: steps with prompts replay
+    piecewise CUDA graphs (TensorRT-LLM's enable_piecewise_cuda_graph), so that the host launches
+    little. No recipe caches prefixes.
     """
 
     token_budget: int | None = None
@@ -58,6 +60,7 @@ class Server:
     wait_iters: int = 0
     wait_token_ratio: float = 0.0
     chunked: bool = True
+    graphs: bool = False
     known: bool = True  # False: no recipe stands behind it
 
 
@@ -92,6 +95,7 @@ def server_of(run: SiliconRun) -> Server:
         wait_iters=_whole(found["wait_iters"]) or 0,
         wait_token_ratio=float(found["wait_token_ratio"] or 0.0),
         chunked=chunked,
+        graphs=found["graphs"] == "yes",
     )
 
 
@@ -108,7 +112,9 @@ def _recipes() -> tuple[Mapping[str, str], ...]:
 
 
 def _matches(line: Mapping[str, str], run: SiliconRun) -> bool:
-    for column, value in (("tp", run.parallel.tp), ("isl", run.isl), ("osl", run.osl)):
+    of = run.parallel
+    equal = (("tp", of.tp), ("ep", of.moe_ep), ("isl", run.isl), ("osl", run.osl))
+    for column, value in equal:
         if line[column] and int(line[column]) != value:
             return False
     if line["since"] and (run.measured is None or run.measured < date.fromisoformat(line["since"])):
@@ -125,8 +131,9 @@ def _matches(line: Mapping[str, str], run: SiliconRun) -> bool:
 def _budget(text: str, concurrency: int, isl: int) -> int | None:
     if text == "2*isl":
         return 2 * isl
-    if text == "c+isl":
-        return max(8192, (concurrency + isl + 64 + 63) // 64 * 64)
+    if text.endswith("c+isl"):
+        least = _whole(text.removesuffix("c+isl").rstrip("|")) or 0
+        return max(least, (concurrency + isl + 64 + 63) // 64 * 64)
     return _whole(text)
 
 
