@@ -42,6 +42,25 @@ def test_tensorrt_waits_to_fill_its_batches() -> None:
     assert server_of(replace(TRT, isl=8192, concurrency=100)).token_budget == 8384
 
 
+def test_tensorrt_budgets_and_graphs_change_with_the_scripts() -> None:
+    before = replace(TRT, isl=1024, concurrency=4, measured=date(2025, 12, 15))
+    assert server_of(before).token_budget == 1152  # 4 + 1024 + 64, rounded up to 64
+    assert server_of(replace(before, measured=date(2026, 1, 21))).token_budget == 8192
+    assert server_of(replace(TRT, measured=date(2026, 1, 29))).graphs
+    assert not server_of(replace(TRT, measured=date(2026, 1, 28))).graphs
+    assert not server_of(replace(TRT, concurrency=63)).graphs
+    fp4 = replace(TRT, precision="fp4", concurrency=4, measured=date(2026, 2, 3))
+    assert server_of(replace(fp4, parallel=Parallelism(8, 1, 1, 8))).graphs
+    assert not server_of(replace(fp4, parallel=Parallelism(8, 1, 8, 1))).graphs
+
+
+def test_llama_waits_for_batches_on_fewer_than_eight_gpus() -> None:
+    four = replace(TRT, model="meta-llama/Llama-3.1-70B", parallel=Parallelism(4, 1, 4, 1))
+    assert (server_of(four).wait_iters, server_of(four).wait_token_ratio) == (20, 0.9)
+    assert server_of(replace(four, parallel=Parallelism(8, 1, 8, 1))).wait_iters == 0
+    assert server_of(replace(four, isl=8192)).wait_iters == 0
+
+
 def test_the_server_settings_reach_the_scenario() -> None:
     sglang = scenario_of(RUN).deployment
     assert isinstance(sglang.batching, PrefillFirst)
