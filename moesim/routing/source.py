@@ -15,6 +15,8 @@ from moesim.routing.trace import RoutingTrace
 from moesim.streams import stream
 
 EVEN_TOKENS = 16_384
+# Uniform routing is cut into so many sequences at least, of so many tokens at most.
+UNIFORM_SEQUENCES, UNIFORM_ROWS = 256, 64
 GENERATED = ("synthetic", "uniform", "balanced")
 
 
@@ -50,15 +52,19 @@ def _even_trace(model: MoEModel, tokens: int, seed: int, uniform: bool) -> Routi
             rows = min(4096, tokens - first)
             keys = rng.random((rows, layers, experts), dtype=np.float32)
             ids[first : first + rows] = np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k]
+        # Requests that compute in step would all meet the same token of one sequence.
+        length = max(1, min(UNIFORM_ROWS, tokens // UNIFORM_SEQUENCES))
+        start_S1 = np.append(np.arange(0, tokens, length), tokens)
     else:
+        start_S1 = np.array([0, tokens])
         turn = np.arange(tokens)[:, None, None] * top_k + np.arange(top_k)
         ids = np.broadcast_to(turn % experts, (tokens, layers, top_k)).astype(dtype)
     return RoutingTrace(
         ids_TLK=ids,
         weights_TLK=None,
-        sequence_start_S1=np.array([0, tokens], np.int64),
-        prompt_tokens_S=np.array([0], np.int32),
-        domain_S=np.zeros(1, np.uint16),
+        sequence_start_S1=start_S1.astype(np.int64),
+        prompt_tokens_S=np.zeros(start_S1.size - 1, np.int32),
+        domain_S=np.zeros(start_S1.size - 1, np.uint16),
         domains=("all",),
         layers_L=np.array(model.moe_layers, np.int32),
         experts=experts,

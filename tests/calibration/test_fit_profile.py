@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from calibration import fit_profile as module
 from calibration.bench_results import BenchResult, read_bench_result
 from calibration.fit_profile import KNOBS, fit_profile, identifiable, write_profile
 from moesim.cli import main
-from moesim.costs.profile import load_profile
+from moesim.costs.profile import Profile, load_profile
 from moesim.errors import InputError
 from moesim.scenario import Scenario
 from moesim.streams import stream
@@ -52,6 +54,7 @@ SCENARIO = {
         "output": {"fixed": {"tokens": 1}},
     },
 }
+KEYS = [(metric, which) for metric in ("ttft", "tpot") for which in ("mean", "p50")]
 
 
 def read(folder: Path, found: object, kind: str = "auto") -> BenchResult:
@@ -118,13 +121,12 @@ def test_known_overheads_are_found_again(tmp_path: Path) -> None:
     start = load_profile("assumed")
     truth = module._with(start, {"step_s": 5e-3, "arrival_s": 0.03})
     rng = np.random.default_rng(0)
-    keys = [(metric, which) for metric in ("ttft", "tpot") for which in ("mean", "p50")]
     results = []
     for concurrency in (1, 12):
         lengths = [rng.integers(low, 4 * low, 36).astype(np.int32) for low in (300, 20)]
-        blank = BenchResult("r", concurrency, np.inf, *lengths, dict.fromkeys(keys, 1.0))
+        blank = BenchResult("r", concurrency, np.inf, *lengths, dict.fromkeys(KEYS, 1.0))
         measured = module._predict(scenario, truth, [blank])
-        values = dict(zip(keys, map(float, measured), strict=True))
+        values = dict(zip(KEYS, map(float, measured), strict=True))
         results.append(BenchResult(f"c{concurrency}", concurrency, np.inf, *lengths, values))
     found = fit_profile(scenario, results)
     assert min(error.error for _, error in found.before) < -0.2
@@ -133,6 +135,76 @@ def test_known_overheads_are_found_again(tmp_path: Path) -> None:
     assert "overheads fitted on c1, c12" in found.profile.label
     write_profile(found.profile, tmp_path / "mine.yaml")
     assert load_profile(str(tmp_path / "mine.yaml")) == found.profile
+
+
+@pytest.fixture
+def closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of simulations: a fixed time, and what the engine adds to requests and tokens."""
+
+    def predicted(scenario: Scenario, profile: Profile, results: list[BenchResult]) -> np.ndarray:
+        of = profile.overhead
+        ttft_s, tpot_s = 0.05 + of.arrival_s + of.step_s, 0.01 + of.step_s
+        return np.array([ttft_s, ttft_s, tpot_s, tpot_s] * len(results))
+
+    monkeypatch.setattr(module, "_predict", predicted)
+
+
+def benchmark(ttft_s: float, tpot_s: float) -> BenchResult:
+    ones = np.ones(4, np.int32)
+    values = dict(zip(KEYS, (ttft_s, ttft_s, tpot_s, tpot_s), strict=True))
+    return BenchResult("r", 1, np.inf, ones, ones, values)
+
+
+@pytest.mark.usefixtures("closed_form")
+def test_progress_counts_every_simulation_and_changes_nothing() -> None:
+    """Four numbers move what rates time: at most twelve rounds of six simulations are expected."""
+    scenario = Scenario.parse({**SCENARIO, "deployment": {"profile": "assumed"}})
+    results = [benchmark(0.05 + 0.07 + 4e-3, 0.01 + 4e-3)]
+    told: list[tuple[int, int]] = []
+    found = fit_profile(scenario, results, lambda done, most: told.append((done, most)))
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert {most for _, most in told} == {12 * 6}
+    assert 7 < len(told) < 12 * 6
+    assert {name: new for name, (_, new) in found.changed.items()} == pytest.approx(
+        {"step_s": 4e-3, "arrival_s": 0.07}, rel=1e-3
+    )
+    assert fit_profile(scenario, results) == found
+
+
+@pytest.mark.usefixtures("closed_form")
+def test_more_simulations_than_expected_are_no_more_than_all() -> None:
+    scenario, told = Scenario.parse(SCENARIO), []
+    start = load_profile("assumed")
+    results = [benchmark(1.0, 1.0)]
+    problem = module._Problem(scenario, start, results, lambda *of: told.append(of), 2)
+    for _ in range(3):
+        problem.predict(start)
+    assert told == [(1, 2), (2, 2), (3, 3)]
+
+
+@pytest.mark.usefixtures("closed_form")
+def test_the_command_shows_its_progress_and_prints_only_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def shown(what: str) -> Iterator[Callable[[int, int], None]]:
+        assert what == "fitting overheads"
+        yield lambda done, most: told.append((done, most))
+
+    monkeypatch.setattr("moesim.cli.calibrate.progress", shown)
+    (tmp_path / "own.yaml").write_text(
+        json.dumps({**SCENARIO, "deployment": {"profile": "assumed"}}), "utf-8"
+    )
+    (tmp_path / "result.json").write_text(json.dumps(VLLM), "utf-8")
+    asked = ["calibrate", "fit", "--scenario", str(tmp_path / "own.yaml"), "--json"]
+    asked += ["--out", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "result.json")]
+    assert main(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert told[0] == (1, 72)
+    assert set(answer["changed"]) <= {"step_s", "arrival_s"}
+    assert load_profile(str(tmp_path / "mine.yaml")).label.endswith("fitted on result.json")
 
 
 def test_every_number_is_a_field_of_the_profile() -> None:

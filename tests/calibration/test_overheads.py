@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from calibration import overheads
 from calibration.overheads import (
+    ENGINES,
     PARAMETERS,
+    UNFITTED,
     Overhead,
     fit,
     folds,
@@ -55,6 +57,9 @@ TRUTH = {
     "arrival_token_s": 3e-6,
     "launch_s": 6e-5,
 }
+
+
+GUESSES = {p.name: p.start for p in PARAMETERS}
 
 
 def _times(run: SiliconRun, overhead: Overhead) -> tuple[float, float]:
@@ -176,3 +181,62 @@ def test_constants_are_fields_of_the_profile(tmp_path: Path) -> None:
     assert profile.prefill_ratio == 1.3
     with pytest.raises(InputError, match="fit_overheads"):
         read_overheads(tmp_path / "absent.json")
+
+
+def test_without_anything_to_go_by_every_number_is_its_guess() -> None:
+    """Runs of constant times, whatever the search starts from; the fixed one stays fixed."""
+
+    def constant(asked: Sequence[tuple[SiliconRun, Overhead]]) -> NDArray[np.float64]:
+        return np.array([(run.ttft_s * 1.3, run.tpot_s * 0.8) for run, _ in asked])
+
+    elsewhere = {p.name: p.start + 0.6 * p.step for p in PARAMETERS}
+    for engine, fixed in (("trtllm", {}), ("sglang", {}), ("vllm", {"launch_s": 0.0})):
+        runs = [replace(run, engine=engine) for run in _measured(_runs()[:6])]
+        found = fit(runs, constant, {engine: elsewhere})
+        for fold in ("all", "model:kimi-k2.5", "gpu:h200_sxm"):
+            assert found[fold][engine] == pytest.approx({**GUESSES, **fixed}, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_runs_weigh_against_the_guess_as_their_times_move(count: int) -> None:
+    """Each time moves by `slope` a step of the launch time, all say 60 us, the guess is 40: the
+    ridge leaves (slope / prior)^2 to 1 in favour of the runs, however many there are."""
+    launch = next(p for p in PARAMETERS if p.name == "launch_s")
+    told = launch.start + launch.step
+    for slope in (0.5 * overheads.PRIOR_LOG, overheads.PRIOR_LOG, 3.0 * overheads.PRIOR_LOG):
+
+        def linear(
+            asked: Sequence[tuple[SiliconRun, Overhead]], slope: float = slope
+        ) -> NDArray[np.float64]:
+            steps = np.array([(of["launch_s"] - told) / launch.step for _, of in asked])
+            return np.exp(slope * np.stack([steps, steps], axis=1))
+
+        found = fit([replace(RUN, row=at) for at in range(count)], linear, {})["all"]["trtllm"]
+        weight = (slope / overheads.PRIOR_LOG) ** 2
+        expected = launch.start + launch.step * weight / (1.0 + weight)
+        assert found.pop("launch_s") == pytest.approx(expected, rel=2e-3)
+        assert found == pytest.approx({name: GUESSES[name] for name in found}, rel=1e-3)
+
+
+def test_a_number_that_is_not_fitted_is_never_moved() -> None:
+    """Not in a search, not for a derivative, in no fold: vLLM waits for no launch."""
+    seen: list[float] = []
+
+    def watched(asked: Sequence[tuple[SiliconRun, Overhead]]) -> NDArray[np.float64]:
+        seen.extend(overhead["launch_s"] for _, overhead in asked)
+        return _simulate(asked)
+
+    runs = [replace(run, engine="vllm") for run in _measured(_runs())]
+    found = fit(runs, watched, {"vllm": {"launch_s": 50e-6}})
+    assert set(seen) == {UNFITTED["vllm"]["launch_s"]} == {0.0}
+    assert {of_fold["vllm"]["launch_s"] for of_fold in found.values()} == {0.0}
+    # Each of two rounds predicts the centre and one move of each of the five others.
+    assert len(seen) == 2 * (1 + 5) * len(runs)
+
+
+def test_what_is_not_fitted_is_a_number_within_its_bounds() -> None:
+    known = {p.name: p for p in PARAMETERS}
+    for engine, fixed in UNFITTED.items():
+        assert engine in ENGINES
+        for name, value in fixed.items():
+            assert known[name].low <= value <= known[name].high
