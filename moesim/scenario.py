@@ -132,7 +132,8 @@ class RoutingSpec(Spec):
 
     `trace` is a file made by `moesim trace` or `moesim calibrate capture`, a shipped recording
     (`tiny-moe`: 32 experts, top-4), or `synthetic` (the generator fitted to the model's
-    published statistics), `uniform` (independent and uniform) or `balanced` (perfectly even).
+    published statistics), `uniform` (independent and uniform) or `balanced` (perfectly even over
+    any run of tokens, as prompts are; requests that decode in step share the experts of their row).
     """
 
     trace: str = "synthetic"
