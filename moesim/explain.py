@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.costs.measured.expert_work import ExpertShape, count_work, light_s
 from moesim.costs.measured.light import TABLE_FORMATS, gemm_work
@@ -28,18 +27,14 @@ from moesim.costs.measured.timing import ORIGINS, ROOFLINE
 from moesim.costs.profile import Profile
 from moesim.costs.roofline import linear_s
 from moesim.costs.step import StepCosts
-from moesim.deployment import Deployment, deploy, run_rules, step_costs
+from moesim.deployment import Deployment, deploy, step_costs
 from moesim.engine import graph_tokens
 from moesim.operators import Linear, linear_operators
-from moesim.provenance import context_tokens, decode_steps, prefill_steps
 from moesim.results import Result
 from moesim.scenario import Scenario
-from moesim.sim.advance import launch
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
-from moesim.sim.setup import build_record, build_state, build_work
-from moesim.sim.state import State
 from moesim.simulation import Wired, wire
-from moesim.workload.demand import Demand
+from moesim.typical_step import Batch, price, typical_batches
 
 LEAST_S = 1e-12  # what is left of a part below this is rounding
 
@@ -82,25 +77,6 @@ class ExplainedStep:
         return {"step": self.kind, "batch": self.batch, "total_s": self.total_s, "rows": rows}
 
 
-class Batch(NamedTuple):
-    """What each attention rank computes: (new tokens, tokens before) of prompts; decodes."""
-
-    chunks: tuple[tuple[tuple[int, int], ...], ...]
-    decoding: tuple[int, ...]
-    kv_tokens: int
-
-    @property
-    def size(self) -> StepSize:
-        """Of the busiest rank, before padding."""
-        new = [sum(n for n, _ in chunks) for chunks in self.chunks]
-        tokens = [n + decoding for n, decoding in zip(new, self.decoding, strict=True)]
-        requests = [len(c) + d for c, d in zip(self.chunks, self.decoding, strict=True)]
-        fullest = int(np.argmax(new))
-        most, kv = max(tokens), float(self.kv_tokens)
-        chunks, decoding = self.chunks[fullest], self.decoding[fullest]
-        return StepSize(most, max(requests), chunks, decoding, kv, sum(tokens))
-
-
 def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
     """The typical decode step and the typical step with prompts of a run, where it had any.
 
@@ -115,29 +91,11 @@ def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedSt
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
 
 
-def typical_batches(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> Iterator[Batch]:
-    """The median decode step, decodes spread evenly over the ranks; and the median step with
-    prompts, each of the median chunk, dealt to the ranks in turn."""
-    kv = context_tokens(requests, 0.5)
-    decode, prefill = decode_steps(steps), prefill_steps(steps)
-    if decode.size:
-        n = max(1, round(float(np.median(decode["decode_tokens"])) / ranks))
-        yield Batch(((),) * ranks, (n,) * ranks, kv)
-    if prefill.size:
-        new = max(1, int(np.median(prefill["prefill_tokens"])))
-        riding = int(np.median(prefill["decode_tokens"])) // ranks
-        prompt = max(1, int(np.median(requests["prompt_tokens"])))
-        count = max(1, round(new / prompt))
-        chunks = [(len(each), 0) for each in np.array_split(np.arange(new), count)]
-        dealt = tuple(tuple(chunks[d::ranks]) for d in range(ranks))
-        yield Batch(dealt, (riding,) * ranks, kv)
-
-
 def explain_step(
     scenario: Scenario, deployment: Deployment, costs: StepCosts, wired: Wired, batch: Batch
 ) -> ExplainedStep:
     """Price one batch as the simulation does, and split its time."""
-    step, work = _price(scenario, deployment, wired, batch)
+    step, work = price(scenario, deployment, wired, batch)
     size = batch.size
     if not size.chunks:
         padded = int(graph_tokens(costs.head_s.size - 1)[size.tokens])
@@ -154,60 +112,6 @@ def explain_step(
     rows = tuple(row for row in made.rows() if row.total_s > LEAST_S)
     kind = "prefill" if size.chunks else "decode"
     return ExplainedStep(kind, ", ".join(said), rows, float(step["duration_s"]))
-
-
-def _price(
-    scenario: Scenario, deployment: Deployment, wired: Wired, batch: Batch
-) -> tuple[Any, Work]:
-    """(the step's row of STEP, the scratch arrays behind it)."""
-    ranks = len(batch.chunks)
-    parts = [
-        (d, n, before, before + n) for d, chunks in enumerate(batch.chunks) for n, before in chunks
-    ]
-    # Half of their context is output: all at their first output token, they would share the experts
-    # that a chat format's first tokens choose.
-    parts += [
-        (d, 1, batch.kv_tokens - 1, batch.kv_tokens // 2)
-        for d, decoding in enumerate(batch.decoding)
-        for _ in range(decoding)
-    ]
-    prompts = np.array([prompt for *_, prompt in parts], np.int32)
-    demand = _demand(np.maximum(prompts, 1))
-    rules = run_rules(scenario, deployment, demand, external=False)
-    rules |= {"replicas": 1, "prefix_block_tokens": 0}
-    rules["max_running"] = max(int(rules["max_running"]), len(parts))
-    state = build_state(rules, demand)
-    _put(state, parts)
-    record = build_record(False, demand, wired.costs, len(parts) + 1)
-    work = build_work(ranks, int(rules["stages"]), wired.costs)
-    launch(state, wired.routes, wired.costs, work, record, 0, 0.0, len(parts))
-    return record.steps[0], work
-
-
-def _put(state: State, parts: list[tuple[int, int, int, int]]) -> None:
-    """Put requests into the first batch: (rank, new tokens, computed before, prompt)."""
-    for r, (d, n, before, _) in enumerate(parts):
-        i = int(state.batch_size[0, 0, d])
-        state.batch_request[0, 0, d, i] = r
-        state.batch_tokens[0, 0, d, i] = n
-        state.batch_size[0, 0, d] = i + 1
-        state.requests[r]["computed"] = before + n
-
-
-def _demand(prompt_tokens: NDArray[np.int32]) -> Demand:
-    ones = np.ones(prompt_tokens.size, np.int32)
-    return Demand(
-        arrival_s=np.zeros(prompt_tokens.size),
-        prompt_tokens=prompt_tokens,
-        output_tokens=ones,
-        max_output_tokens=ones,
-        domain=np.zeros(prompt_tokens.size, np.uint16),
-        domains=(),
-        concurrency=None,
-        prefix_start=np.zeros(prompt_tokens.size + 1, np.int64),
-        prefix_blocks=np.zeros(0, np.int32),
-        prefix_block_tokens=0,
-    )
 
 
 class _Rows:
