@@ -186,12 +186,12 @@ def fit(
     """Fit the generator to a trace: a routing profile for `moesim trace synth --profile`."""
     from moesim.errors import InputError
     from moesim.routing.profiles import fit_profile, save_profile
-    from moesim.routing.trace import RoutingTrace
+    from moesim.routing.shipped import open_trace
 
     if out.suffix != ".yaml":
         raise InputError("--out", "must end in .yaml", str(out))
     check_file(out, "--out")
-    profile = fit_profile(RoutingTrace.open(trace), out.stem, seed)
+    profile = fit_profile(open_trace(trace), out.stem, seed)
     save_profile(profile, out)
     told = profile.settings
     print(
@@ -212,10 +212,10 @@ def export(
 ) -> None:
     """Write a trace for other tools, as .npz or .csv."""
     from moesim.routing.export import export_trace
-    from moesim.routing.trace import RoutingTrace
+    from moesim.routing.shipped import open_trace
 
     check_file(out, "--out")
-    opened = RoutingTrace.open(trace)
+    opened = open_trace(trace)
     if sequences is not None and sequences < opened.sequences:
         opened = opened.subset(range(sequences))
     export_trace(opened, out)

@@ -24,7 +24,12 @@ MOST_DOMAINS, MOST_SHIFTS = 20, 10
 NOTHING = "-"
 
 TraceArgument = Annotated[
-    Path, typer.Argument(metavar="TRACE", help="A .safetensors trace.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="TRACE",
+        help="A .safetensors trace, or the name of a shipped one.",
+        show_default=False,
+    ),
 ]
 RanksOption = Annotated[
     int, typer.Option(min=1, help="Expert-parallel ranks that the imbalance is measured on.")
@@ -54,11 +59,11 @@ def info(
 
     A large trace is measured on a random sample of its sequences, and says so.
     """
+    from moesim.routing.shipped import open_trace
     from moesim.routing.study import of_domains
-    from moesim.routing.trace import RoutingTrace
 
     check_file(report, "--report")
-    opened = of_domains(RoutingTrace.open(trace), domain or ())
+    opened = of_domains(open_trace(trace), domain or ())
     name = trace.stem if not domain else f"{trace.stem}: {', '.join(domain)}"
     found = _studied(opened, name, ranks, batch)
     _write(report, [found])
@@ -76,7 +81,9 @@ def compare(
     traces: Annotated[
         list[Path],
         typer.Argument(
-            metavar="TRACE...", help="Traces, or one trace and its domains.", show_default=False
+            metavar="TRACE...",
+            help="Traces (files, or names of shipped ones), or one trace and its domains.",
+            show_default=False,
         ),
     ],
     domain: Annotated[
@@ -96,8 +103,8 @@ def compare(
 
     How far loads are from the first one's, against the noise between halves of one workload.
     """
+    from moesim.routing.shipped import open_trace
     from moesim.routing.study import of_domains
-    from moesim.routing.trace import RoutingTrace
 
     check_file(report, "--report")
     if domain and len(traces) > 1:
@@ -107,10 +114,10 @@ def compare(
         rule = f"must be 2 to {MOST_COMPARED}, or one with as many --domain"
         raise InputError("traces", rule, several)
     if domain:
-        opened = RoutingTrace.open(traces[0])
+        opened = open_trace(traces[0])
         parts = [(name, of_domains(opened, [name])) for name in domain]
     else:
-        parts = [(path.stem, RoutingTrace.open(path)) for path in traces]
+        parts = [(path.stem, open_trace(path)) for path in traces]
     studies = [_studied(part, name, ranks, batch) for name, part in parts]
     _write(report, studies)
     shifts = _shifts(studies)

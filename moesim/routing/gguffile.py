@@ -29,6 +29,7 @@ MAX_TENSORS = 100_000
 MAX_PAIRS = 10_000
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 65_536
+MAX_TEXTS = 10_000_000  # of one list; vocabularies have some 200,000
 F32 = 0
 DEFAULT_ALIGNMENT = 32
 
@@ -156,7 +157,7 @@ def _list(cursor: _Cursor) -> list[str] | None:
     if kind != _TEXT:
         cursor.skip(count * struct.calcsize(f"<{_code(kind)}"))
         return None
-    if count * 8 > cursor.size - cursor.at:
+    if count > MAX_TEXTS or count * 8 > cursor.size - cursor.at:
         raise ValueError(f"it claims a list of {count} texts")
     if count > 1024:
         for _ in range(count):
@@ -180,9 +181,13 @@ def _placed(
         raise ValueError(f"its alignment is {alignment}")
     start = -(-cursor.at // alignment) * alignment
     placed = {}
+    left = cursor.size - cursor.at
     for name, tensor in tensors.items():
         nbytes = prod(tensor.shape) * 4 if tensor.kind == F32 else 0
         if start + tensor.offset + nbytes > cursor.size:
             raise ValueError(f"tensor {name!r} lies beyond the end of the file")
+        left -= nbytes
+        if left < 0:
+            raise ValueError("its tensors overlap")
         placed[name] = GGUFTensor(tensor.kind, tensor.shape, start + tensor.offset)
     return placed

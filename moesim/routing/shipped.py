@@ -6,7 +6,9 @@ from importlib import resources
 from pathlib import Path
 
 from moesim import presets
+from moesim.errors import InputError
 from moesim.presets import preset_names
+from moesim.routing.trace import RoutingTrace
 
 FOLDER, ENDING = "traces", ".safetensors"
 
@@ -23,3 +25,14 @@ def find_trace(name_or_path: str | Path) -> Path:
         # moesim is installed as files, never run from a zip: a trace is mapped where it lies.
         return Path(str(resources.files(presets))) / FOLDER / f"{name_or_path}{ENDING}"
     return path
+
+
+def open_trace(name_or_path: str | Path, field: str = "") -> RoutingTrace:
+    """The trace of that name or in that file; InputError under `field` (the path if empty)."""
+    path = find_trace(name_or_path)
+    if not path.suffix and not path.exists():
+        known = ", ".join(shipped_traces())
+        shown = str(path) if field else None
+        rule = f"must be an existing file or a shipped trace ({known})"
+        raise InputError(field or str(path), rule, shown)
+    return RoutingTrace.open(path, field)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moesim.architecture import MoEModel
 from moesim.routing.fit import fit_to_model, ids_for_model
 from moesim.routing.profiles import default_trace
-from moesim.routing.shipped import find_trace
+from moesim.routing.shipped import open_trace
 from moesim.routing.trace import RoutingTrace
 from moesim.streams import stream
 
@@ -35,7 +35,7 @@ def open_routing(
     if trace in GENERATED:
         made = _even_trace(model, tokens or EVEN_TOKENS, seed, uniform=trace == "uniform")
         return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
-    opened = RoutingTrace.open(find_trace(trace), "routing.trace")
+    opened = open_trace(trace, "routing.trace")
     layer_map, notes = fit_to_model(opened, model)
     if "synthetic" in opened.model or "profile" in opened.provenance:
         notes = (*notes, "routing: a synthetic trace, not recorded from a real router")

@@ -23,11 +23,17 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.files import existing_file
+from moesim.routing.nesting import check_nesting
 
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_PICKLE_BYTES = 128 * 1024**2
 MAX_ENTRIES = 200_000
+MAX_DIRECTORY_BYTES = 100 * MAX_ENTRIES
+MAX_OPCODES = 10_000_000
+MAX_VIEWS = 16  # times that all stored bytes together may be viewed by tensors
 MAX_DIMENSIONS = 8
+
+END_BYTES = 2**16 + 256  # the end records, and the longest comment that may follow
 
 _TENSOR, _ORDERED_DICT = "tensor", "ordered dict"
 
@@ -88,15 +94,33 @@ def read_torch(path: str | os.PathLike[str], field: str = "") -> Any:
     try:
         with open(source, "rb") as file:
             head = file.read(4)
+            file.seek(max(0, source.stat().st_size - END_BYTES))
+            _check_directory(file.read())
         if head[:2] == b"\x80\x02":
             raise ValueError("it has the format before torch 1.6: load and save it again")
         if head != b"PK\x03\x04":
             raise ValueError("it is no zip archive")
         with zipfile.ZipFile(source) as archive:
-            return _Machine(_Archive(archive, source.stat().st_size)).run()
+            found = _Machine(_Archive(archive, source.stat().st_size)).run()
+        check_nesting(found)
+        return found
     except _UNSOUND as error:
         reason = str(error)[:200] or type(error).__name__
         raise InputError(name, f"must be a sound torch.save file: {reason}") from None
+
+
+def _check_directory(end: bytes) -> None:
+    """ValueError if the zip claims more entries than a recording has: zipfile would list them all.
+
+    APPNOTE 6.3.10, 4.3.14 and 4.3.16: the sizes of the directory in its two end records.
+    """
+    sizes = [
+        struct.unpack_from(code, end, at + offset)[0]
+        for mark, code, offset in ((b"PK\x05\x06", "<L", 12), (b"PK\x06\x06", "<Q", 40))
+        if (at := end.rfind(mark)) >= 0
+    ]
+    if any(MAX_DIRECTORY_BYTES < size != 2**32 - 1 for size in sizes):
+        raise ValueError(f"its directory has {max(sizes)} bytes, over {MAX_DIRECTORY_BYTES}")
 
 
 class _Archive:
@@ -124,6 +148,13 @@ class _Archive:
         if order in self._entries and self._read(order, 16) != b"little":
             raise ValueError("its tensors are not little-endian")
         self._storages: dict[str, NDArray[Any]] = {}
+        self._views_left = MAX_VIEWS * size
+
+    def view(self, nbytes: int) -> None:
+        """Count a tensor's bytes: few storages must not become endless tensors."""
+        self._views_left -= nbytes
+        if self._views_left < 0:
+            raise ValueError("its tensors show the same bytes again and again")
 
     def _read(self, entry: str, most: int) -> bytes:
         if entry not in self._entries:
@@ -157,8 +188,10 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        for opcode, argument, _ in pickletools.genops(self._archive.pickle()):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(self._archive.pickle())):
             name = opcode.name
+            if number >= MAX_OPCODES:
+                raise ValueError(f"its pickle has over {MAX_OPCODES} instructions")
             if name == "STOP":
                 break
             if name in _CONSTANTS:
@@ -265,6 +298,7 @@ class _Machine:
         reach = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
         if prod(sizes) > len(array) or reach >= len(array):
             raise ValueError("a tensor leaves its storage")
+        self._archive.view(prod(sizes) * array.itemsize)
         strides = [step * array.itemsize for step in steps]
         return np.lib.stride_tricks.as_strided(array[offset:], sizes, strides, writeable=False)
 

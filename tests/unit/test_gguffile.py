@@ -101,6 +101,10 @@ def described(name: str, shape: tuple[int, ...], offset: int = 0) -> bytes:
         (head(pairs=1) + gguf_text("k") + struct.pack("<IIQ", 9, 9, 2**60), "of type 9"),
         (head(tensors=1) + described("t", (2**40, 2**20)), "beyond the end"),
         (head(tensors=1) + described("t", (4,), 2**50), "beyond the end"),
+        (
+            head(tensors=2) + described("s", (30,))[:-200] + described("t", (30,)),
+            "its tensors overlap",
+        ),
         (head(tensors=1) + described("t", (1,) * 9), "impossible way"),
         (head(tensors=2) + described("t", (1,))[:-200] + described("t", (1,)), "impossible way"),
         (

@@ -9,6 +9,7 @@ import pytest
 
 import moesim
 from calibration.tiny_moe.shift import domain_shift
+from moesim.cli.app import main
 from moesim.errors import InputError
 from moesim.model import load_model
 from moesim.routing import RoutingTrace, statistics
@@ -63,6 +64,30 @@ def test_a_scenario_runs_with_its_name() -> None:
     result = moesim.simulate(scenario)
     assert result.summary["requests"]["completed"] == 20
     assert any("routing of 8 layers" in note for note in result.notes)
+
+
+def test_every_command_that_takes_a_trace_takes_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv, profile = str(tmp_path / "a.csv"), str(tmp_path / "a.yaml")
+    for command, told in (
+        (["info", "tiny-moe", "--domain", "english"], "4 of 32"),
+        (["compare", "tiny-moe", "--domain", "python", "--domain", "metamath"], "total variation"),
+        (["export", "tiny-moe", "--sequences", "1", "--out", csv], "1 sequences"),
+        (["fit", "tiny-moe", "--out", profile], "4 topics"),
+    ):
+        assert main(["trace", *command]) == 0, command
+        assert told in capsys.readouterr().out, command
+
+
+def test_a_slip_in_the_name_is_told_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "info", "tiny-mo"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "moesim: error: tiny-mo must be an existing file or a shipped trace (tiny-moe)\n"
+    )
+    with pytest.raises(InputError, match=r"routing.trace must be an existing file or a shipped"):
+        open_routing("tiny-mo", None, load_model("gpt-oss-20b"), 0)
 
 
 def test_a_model_of_another_shape_is_told_so() -> None:

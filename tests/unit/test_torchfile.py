@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import pickletools
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from moesim.errors import InputError
+from moesim.routing import torchfile
 from moesim.routing.torchfile import read_torch
 from tests.fixtures.recordings import write_torch
 
@@ -199,3 +201,63 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
             archive.filelist.append(again)
     refused(path, "entries overlap")
     refused(tmp_path / "nothing.pt", "must be an existing file")
+
+
+def test_values_that_hold_themselves_or_unfold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    refused(with_pickle(path, b"\x80\x02]q\x00h\x00a."), "holds itself")
+    refused(with_pickle(path, b"\x80\x02}q\x00K\x01h\x00s."), "holds itself")
+    refused(
+        with_pickle(path, b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."), "nested over 64"
+    )
+    # Thirty lists of which each holds the one before it twice.
+    doubling = b"]q\x00" + b"".join(
+        b"](h%ch%ceq%c" % (level, level, level + 1) for level in range(30)
+    )
+    unfolded = b"\x80\x02(" + doubling + b"t."
+    refused(with_pickle(path, unfolded), "too many")
+    assert read_torch(with_pickle(path, b"\x80\x02(]q\x00h\x00h\x00t.")) == ([], [], [])
+
+
+def test_deep_values_reached_by_a_short_way_first_are_refused(tmp_path: Path) -> None:
+    """The inner list is done, 40 deep, before another 40 are found above it."""
+    inner = b"]" * 40 + b"a" * 39 + b"q\x00"
+    outer = b"]" * 40 + b"h\x00a" + b"a" * 39
+    refused(
+        with_pickle(tmp_path / "a.pt", b"\x80\x02(" + outer.replace(b"h\x00", inner) + b"h\x00t."),
+        "nested",
+    )
+
+
+def test_a_pickle_of_too_many_instructions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchfile, "MAX_OPCODES", 1000)
+    refused(with_pickle(tmp_path / "a.pt", b"\x80\x02(" + b"N" * 1000 + b"t."), "instructions")
+
+
+def test_endless_tensors_of_one_storage_are_refused(tmp_path: Path) -> None:
+    array = np.arange(1000, dtype=np.int64)
+    sound = write_torch(tmp_path / "a.pt", [array])
+    assert len(read_torch(sound)) == 1
+    with zipfile.ZipFile(sound) as archive:
+        data = archive.read("archive/data.pkl")
+    first = next(at for op, _, at in pickletools.genops(data) if op.name == "GLOBAL")
+    tensor = data[first : data.rindex(b"R") + 1]
+    many = b"\x80\x02(" + tensor * 40 + b"t."
+    refused(with_pickle(sound, many, {"archive/data/0": array.tobytes()}), "again and again")
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_directory_of_millions_of_entries_is_not_read(tmp_path: Path, wide: bool) -> None:
+    path = with_pickle(tmp_path / "a.pt", b"\x80\x02K\x01.")
+    content = path.read_bytes()
+    end = content.rindex(b"PK\x05\x06")
+    if wide:
+        record = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 2**40, 2**40, 2**46, 0)
+        locator = b"PK\x06\x07" + struct.pack("<LQL", 0, end, 1)
+        tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
+        path.write_bytes(content[:end] + record + locator + tail)
+    else:
+        path.write_bytes(content[: end + 12] + struct.pack("<L", 10**9) + content[end + 16 :])
+    refused(path, "its directory has")
