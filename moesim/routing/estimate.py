@@ -1,11 +1,11 @@
 """Fit the synthetic router to a trace: each number from the statistic that identifies it.
 
-    load by expert and layer               counts
+    load by expert and layer               counts, of each domain where domains differ
     template tokens, their agreement       overlap between requests, by position
     strength                               how well one layer's choices predict the next one's
     locality by layer                      overlap with the token before
     request, passage, phrase               overlap by lag
-    topic share                            overlap between requests of a domain
+    topic share, without loads by domain   overlap between requests of a domain
 
 Overlaps become correlations of the latent by the router's own curve: overlap of two tokens whose
 latents correlate so much, simulated for each layer. Nothing is searched for but the strength and
@@ -16,17 +16,20 @@ Legend: T tokens, L MoE layers, E experts, S sequences, C domains, G lags, V cor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.routing import sampling, statistics
+from moesim.routing.domain_loads import domain_loads
 from moesim.routing.kernels import count
 from moesim.routing.latents import Latents
 from moesim.routing.predict import measure_prediction
-from moesim.routing.settings import PASSAGE_PERSISTENCE, SynthesisSettings
+from moesim.routing.settings import MOST_LOADS, PASSAGE_PERSISTENCE, SynthesisSettings
 from moesim.routing.synthesis import make_router, synthesise, targets
 from moesim.routing.trace import RoutingTrace
 
@@ -59,10 +62,8 @@ def fit_settings(trace: RoutingTrace, seed: int = 0) -> SynthesisSettings:
             f"{trace.tokens}, {trace.sequences}, {trace.layers}",
         )
     prompt, output, agreement = _templates(trace)
-    counts_LE = statistics.expert_counts(trace)
-    load_LE = np.round(counts_LE / counts_LE.mean(axis=1, keepdims=True), 3)
     known = SynthesisSettings(
-        load=tuple(map(tuple, load_LE.tolist())),
+        **_loads(trace),
         prompt_template_tokens=prompt,
         output_template_tokens=output,
         template_agreement=round(agreement, 3),
@@ -86,9 +87,11 @@ def fit_settings(trace: RoutingTrace, seed: int = 0) -> SynthesisSettings:
     context = max(1e-6, sum(shares[:3]))
     locality_L *= context
     request, passage, persistence = shares[0] / context, shares[1] / context, shares[3]
-    between_L = _between_requests(trace, prompt, output)
-    topic_L = _correlations(between_L[None], curve_LV)[0]
-    topic = topic_L.mean() / max(1e-6, request * locality_L.mean())
+    topic = 0.0  # what requests of a domain have in common is its load, where it has one
+    if known.load:
+        between_L = _between_requests(trace, prompt, output)
+        topic_L = _correlations(between_L[None], curve_LV)[0]
+        topic = topic_L.mean() / max(1e-6, request * locality_L.mean())
     return known.model_copy(
         update={
             "locality": tuple(np.round(locality_L, 3).tolist()),
@@ -98,6 +101,17 @@ def fit_settings(trace: RoutingTrace, seed: int = 0) -> SynthesisSettings:
             "topic_share": round(float(np.clip(topic, 0.0, 1.0)), 3),
         }
     )
+
+
+def _loads(trace: RoutingTrace) -> dict[str, Any]:
+    """The settings' load: by domain where domains differ and a profile can hold as many."""
+    load_CLE = domain_loads(trace)
+    if len(load_CLE) > 1 and load_CLE.size > MOST_LOADS:
+        load_CLE = domain_loads(replace(trace, domain_S=0 * trace.domain_S, ids_checked=True))
+    load_CLE = np.round(load_CLE, 3)
+    if len(load_CLE) == 1:
+        return {"load": tuple(map(tuple, load_CLE[0].tolist()))}
+    return {"domain_load": tuple(tuple(map(tuple, load)) for load in load_CLE.tolist())}
 
 
 def _templates(trace: RoutingTrace) -> tuple[int, int, float]:
@@ -176,16 +190,25 @@ def _overlap_curves(trace: RoutingTrace, known: SynthesisSettings, seed: int) ->
     plain = known.model_copy(update={"locality": (1.0,)})
     z_TD, other_TD = (rng.standard_normal(shape, np.float32) for _ in range(2))
     none_TD, luck_T = np.zeros(shape, np.float32), np.arange(SIMULATED_TOKENS)
-    wanted_LE = targets(plain, trace.layers, trace.experts, trace.top_k, rng)
-    router = make_router(plain, wanted_LE, Latents(z_TD, none_TD, luck_T), rng)
-    first_TLK = router.choose(Latents(z_TD, none_TD, luck_T))
+    wanted_GLE = targets(plain, trace.layers, trace.experts, trace.top_k, rng)
+    group_T = _spread_groups(trace) if len(wanted_GLE) > 1 else None
+    router = make_router(plain, wanted_GLE, Latents(z_TD, none_TD, luck_T), rng, group_T)
+    first_TLK = router.choose(Latents(z_TD, none_TD, luck_T), group_T)
     curve_LV = np.empty((trace.layers, len(CORRELATIONS)))
     for v, c in enumerate(CORRELATIONS.astype(np.float32)):
         near_TD = c * z_TD + np.sqrt(1 - c * c) * other_TD
-        near_TLK = router.choose(Latents(near_TD, none_TD, luck_T + (v + 1) * SIMULATED_TOKENS))
+        near = Latents(near_TD, none_TD, luck_T + (v + 1) * SIMULATED_TOKENS)
+        near_TLK = router.choose(near, group_T)
         same_TLKK = first_TLK[:, :, :, None] == near_TLK[:, :, None, :]
         curve_LV[:, v] = same_TLKK.sum(axis=(0, 2, 3)) / (SIMULATED_TOKENS * trace.top_k)
     return np.maximum.accumulate(curve_LV, axis=1)
+
+
+def _spread_groups(trace: RoutingTrace) -> NDArray[np.int64]:
+    """Groups of the simulated tokens: as many of each domain, in proportion, as the trace has."""
+    topic_S = np.unique(trace.domain_S, return_inverse=True)[1]
+    rows = np.linspace(0, trace.tokens - 1, SIMULATED_TOKENS).astype(np.int64)
+    return np.asarray(np.repeat(topic_S, trace.sequence_tokens_S)[rows])
 
 
 def _correlations(overlap_GL: Floats, curve_LV: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """How often each expert is chosen: skewed targets, and biases that make the sampler meet them.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank; M layers and F experts measured.
+Legend: T tokens, L MoE layers, E experts, K top-k, D latent rank; G groups of tokens; M layers
+and F experts measured.
 """
 
 from __future__ import annotations
@@ -73,27 +74,31 @@ def draw_targets(
 
 
 def resize_loads(
-    load_MF: Floats, layers: int, experts: int, top_k: int, rng: np.random.Generator
+    load_GMF: Floats, layers: int, experts: int, top_k: int, rng: np.random.Generator
 ) -> Floats:
-    """Inclusion probabilities [L, E] after measured loads of M layers and F experts.
+    """Inclusion probabilities [G, L, E] after measured loads of M layers and F experts.
 
     A layer takes the measured layer nearest in relative depth. With as many experts each keeps its
-    own load; with others the loads' quantiles are kept, in an order drawn anew.
+    own load; with others the loads' quantiles are kept, in an order drawn anew, the same for all
+    groups: experts go by their mean over groups.
     """
     if top_k == experts:
-        return np.ones((layers, experts))
-    nearest_L = np.rint(np.linspace(0, len(load_MF) - 1, layers)).astype(np.int64)
-    load_LF = np.maximum(load_MF[nearest_L], LEAST_LOAD)
+        return np.ones((len(load_GMF), layers, experts))
+    measured, known = load_GMF.shape[1:]
+    nearest_L = np.rint(np.linspace(0, measured - 1, layers)).astype(np.int64)
     cap = MOST_INCLUDED * experts / top_k
-    targets_LE = np.empty((layers, experts))
-    for layer, load_F in enumerate(load_LF):
-        load_E = load_F
-        if experts != len(load_F):
+    targets_GLE = np.empty((len(load_GMF), layers, experts))
+    for layer, load_GF in enumerate(np.maximum(load_GMF, LEAST_LOAD)[:, nearest_L].swapaxes(0, 1)):
+        load_GE = load_GF
+        if experts != known:
+            ordered_GF = load_GF[:, np.argsort(load_GF.mean(axis=0), kind="stable")]
             wanted_E = (np.arange(experts) + 0.5) / experts
-            known_F = (np.arange(len(load_F)) + 0.5) / len(load_F)
-            load_E = rng.permutation(np.interp(wanted_E, known_F, np.sort(load_F)))
-        targets_LE[layer] = _below(load_E, experts, cap) * (top_k / experts)
-    return targets_LE
+            known_F = (np.arange(known) + 0.5) / known
+            resized_GE = np.stack([np.interp(wanted_E, known_F, row_F) for row_F in ordered_GF])
+            load_GE = resized_GE[:, rng.permutation(experts)]
+        for group, load_E in enumerate(load_GE):
+            targets_GLE[group, layer] = _below(load_E, experts, cap) * (top_k / experts)
+    return targets_GLE
 
 
 def calibrate_biases(

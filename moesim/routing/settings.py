@@ -14,6 +14,7 @@ from moesim.spec import Spec, broken_rule
 # gpt-oss-20b and DeepSeek-V2-Lite (2026-11) would have .85 and .95: too near to be a setting.
 PASSAGE_PERSISTENCE = 0.9
 MOST_LAYERS, MOST_EXPERTS = 1024, 65_536
+MOST_LOADS = 300_000  # numbers: what a profile of 2 MB holds
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gini = Annotated[float, Field(ge=0, lt=1)]
@@ -80,16 +81,35 @@ class SynthesisSettings(Spec):
         max_length=MOST_LAYERS,
         description="measured loads of all experts over mean, by layer, instead of the three above",
     )
+    domain_load: tuple[tuple[tuple[Load, ...], ...], ...] = Field(
+        default=(),
+        max_length=MOST_LAYERS,
+        description="the same by topic, layer and expert, where topics load different experts",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.request_share + self.passage_share > 1 + 1e-9:
             raise broken_rule("passage_share", "and request_share must sum to at most 1", None)
-        if len({len(row) for row in self.load}) > 1:
-            raise broken_rule("load", "must have as many experts in every layer", None)
-        if any(not sum(row) > 0 for row in self.load):
-            raise broken_rule("load", "must be above 0 for some expert of every layer", None)
+        _check_loads("load", self.load)
+        if self.domain_load:
+            _check_loads("domain_load", tuple(row for load in self.domain_load for row in load))
+            if len({len(load) for load in self.domain_load}) > 1:
+                raise broken_rule("domain_load", "must have as many layers in every topic", None)
+            if self.load or len(self.domain_load) != self.topics:
+                raise broken_rule(
+                    "domain_load", "needs a load for each of topics and no load", None
+                )
         return self
+
+
+def _check_loads(field: str, rows: tuple[tuple[float, ...], ...]) -> None:
+    if len({len(row) for row in rows}) > 1:
+        raise broken_rule(field, "must have as many experts in every layer", None)
+    if any(not sum(row) > 0 for row in rows):
+        raise broken_rule(field, "must be above 0 for some expert of every layer", None)
+    if sum(map(len, rows)) > MOST_LOADS:
+        raise broken_rule(field, f"must be at most {MOST_LOADS} numbers", None)
 
 
 def over_depth(values: tuple[float, ...], layers: int) -> NDArray[np.float64]:

@@ -6,13 +6,15 @@ and the passage are about, first layers the token itself (latents.py). The biase
 so that each expert is chosen as often as measured loads, or a skewed law, say. How few numbers do
 all this, and how near they come to real routers: docs/explanation/synthetic-routing.md.
 
-Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank.
+Legend: T tokens, L MoE layers, E experts, K top-k, S sequences, D latent rank,
+G groups of tokens with loads of their own (one, or one for each topic).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,37 +36,59 @@ GINI_POWER = 0.6
 
 @dataclass(frozen=True)
 class Router:
-    """What turns latents into choices: loadings [L, D, E], biases [L, E] and a table of noise."""
+    """Turns latents into choices: loadings [L, D, E], biases [G, L, E] and a table of noise."""
 
     share_L2: NDArray[np.float32]
     stray_L: NDArray[np.uint64]
-    bias_LE: NDArray[np.float32]
+    bias_GLE: NDArray[np.float32]
     loading_LDE: NDArray[np.float32]
     gumbel_N: NDArray[np.float32]
     top_k: int
     seed: np.uint64
 
-    def choose(self, latents: Latents) -> NDArray[Any]:
-        """Experts of each token at each layer, [T, L, K], strongest first."""
-        layers, experts = self.bias_LE.shape
+    def choose(self, latents: Latents, group_T: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """Experts of each token at each layer, [T, L, K], strongest first.
+
+        `group_T` says whose biases a token has; the first group's by default.
+        """
+        _, layers, experts = self.bias_GLE.shape
         shape = (len(latents.luck_T), layers, self.top_k)
         ids_TLK = np.empty(shape, checks.id_dtype(experts))
-        sampling.choose(
-            *latents, self.share_L2, self.stray_L, self.bias_LE, self.loading_LDE, self.gumbel_N,
-            self.seed, ids_TLK,
-        )  # fmt: skip
+        for group, rows, part in _by_group(latents, group_T):
+            chosen_TLK = ids_TLK[rows]
+            sampling.choose(
+                *part, self.share_L2, self.stray_L, self.bias_GLE[group], self.loading_LDE,
+                self.gumbel_N, self.seed, chosen_TLK,
+            )  # fmt: skip
+            if group_T is not None:
+                ids_TLK[rows] = chosen_TLK
         return ids_TLK
+
+
+def _by_group(
+    latents: Latents, group_T: NDArray[np.int64] | None
+) -> Iterator[tuple[int, Any, Latents]]:
+    """Groups that occur, their rows (a slice for all of them), and these rows' latents."""
+    if group_T is None:
+        yield 0, slice(None), latents
+        return
+    for group in np.unique(group_T).tolist():
+        rows = np.flatnonzero(group_T == group)
+        context_TD, token_TD, luck_T = latents
+        yield group, rows, Latents(context_TD[rows], token_TD[rows], luck_T[rows])
 
 
 def make_router(
     settings: SynthesisSettings,
-    targets_LE: NDArray[np.float64],
+    targets_GLE: NDArray[np.float64],
     latents: Latents,
     rng: np.random.Generator,
+    group_T: NDArray[np.int64] | None = None,
 ) -> Router:
-    """A router that chooses experts as often as `targets_LE` say, for tokens of these latents."""
-    layers, experts = targets_LE.shape
-    top_k = int(np.rint(targets_LE[0].sum()))
+    """A router that chooses experts as often as `targets_GLE` say, for tokens of these latents and
+    groups."""
+    _, layers, experts = targets_GLE.shape
+    top_k = int(np.rint(targets_GLE[0, 0].sum()))
     drawn_LDE = rng.standard_normal((layers, sampling.RANK, experts), np.float32)
     loading_LDE = drawn_LDE * np.float32(settings.strength / math.sqrt(sampling.RANK))
     locality_L, stray_L = (over_depth(v, layers) for v in (settings.locality, settings.stray))
@@ -72,10 +96,12 @@ def make_router(
     gumbel_N = sampling.gumbel_table(rng, experts)
     first, second = rng.integers(0, 2**63, 2, dtype=np.uint64)
     chances_L = (stray_L * 2.0**32).astype(np.uint64)
-    bias_LE = marginals.calibrate_biases(
-        targets_LE, latents[:2], share_L2, chances_L, loading_LDE, gumbel_N, top_k, first
-    )
-    return Router(share_L2, chances_L, bias_LE, loading_LDE, gumbel_N, top_k, second)
+    bias_GLE = np.zeros(targets_GLE.shape, np.float32)
+    for group, _, part in _by_group(latents, group_T):
+        bias_GLE[group] = marginals.calibrate_biases(
+            targets_GLE[group], part[:2], share_L2, chances_L, loading_LDE, gumbel_N, top_k, first
+        )
+    return Router(share_L2, chances_L, bias_GLE, loading_LDE, gumbel_N, top_k, second)
 
 
 def synthesise(
@@ -116,8 +142,13 @@ def synthesise(
         topic_S = latent_rng.permutation(np.arange(sequences) % topics)
     latents = draw_latents(settings, start_S1, prompt_S, topic_S, latent_rng)
     if wanted_LE is None:
-        wanted_LE = targets(settings, layers, experts, top_k, targets_rng)
-    ids_TLK = make_router(settings, wanted_LE, latents, router_rng).choose(latents)
+        wanted_GLE = targets(settings, layers, experts, top_k, targets_rng)
+    else:
+        wanted_GLE = wanted_LE[None]
+    group_T = _groups(len(wanted_GLE), topic_S, total_S)
+    ids_TLK = make_router(settings, wanted_GLE, latents, router_rng, group_T).choose(
+        latents, group_T
+    )
     return RoutingTrace(
         ids_TLK,
         start_S1,
@@ -130,7 +161,9 @@ def synthesise(
         {
             "source": "synthetic",
             "captured_with": f"moesim low-rank latent with Gumbel top-k, generator {GENERATOR}",
-            "settings": json.dumps(settings.model_dump(exclude={"load"}), sort_keys=True),
+            "settings": json.dumps(
+                settings.model_dump(exclude={"load", "domain_load"}), sort_keys=True
+            ),
         },
         ids_checked=True,
     )
@@ -158,6 +191,17 @@ def _lengths(tokens: ArrayLike, sequences: int, part: str) -> NDArray[np.int64]:
     return np.broadcast_to(given.astype(np.int64), (sequences,))
 
 
+def _groups(
+    groups: int, topic_S: NDArray[np.int64], total_S: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """The group of each token, [T]: its topic, where topics have loads of their own."""
+    if groups == 1:
+        return None
+    if topic_S.max() >= groups:
+        raise InputError("routing.topic", f"must be below {groups}", int(topic_S.max()))
+    return np.repeat(topic_S, total_S)
+
+
 def targets(
     settings: SynthesisSettings,
     layers: int,
@@ -165,13 +209,14 @@ def targets(
     top_k: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Inclusion probability of each expert, [L, E]: measured loads, or drawn from their law."""
-    if settings.load:
-        return marginals.resize_loads(np.array(settings.load), layers, experts, top_k, rng)
+    """Inclusion probability of each expert, [G, L, E]: measured loads, or drawn from their law."""
+    load_GMF = np.array(settings.domain_load or (settings.load,))
+    if load_GMF.size:
+        return marginals.resize_loads(load_GMF, layers, experts, top_k, rng)
     factor_L = _layer_factors(settings.layer_spread, layers, rng)
     gini_L = over_depth(settings.gini, layers) * factor_L**GINI_POWER
     max_L = 1 + (over_depth(settings.max_over_mean, layers) - 1) * factor_L
-    return marginals.draw_targets(gini_L, max_L, experts, top_k, rng)
+    return marginals.draw_targets(gini_L, max_L, experts, top_k, rng)[None]
 
 
 def _layer_factors(spread: float, layers: int, rng: np.random.Generator) -> NDArray[np.float64]:

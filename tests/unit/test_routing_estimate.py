@@ -46,9 +46,31 @@ def test_a_fit_finds_what_a_trace_was_drawn_with(found: SynthesisSettings) -> No
     assert found.topics == 3
     assert found.strength == pytest.approx(4.0, abs=1.5)
     assert found.locality == pytest.approx((0.4, 1.0, 0.8), abs=0.2)
-    assert found.request_share == pytest.approx(0.5, abs=0.15)
-    assert found.load
-    assert len(found.load) == 3
+    # A quarter of the context is the topic's: that is in the loads, and a third of the rest stays.
+    assert found.request_share == pytest.approx(1 / 3, abs=0.15)
+    assert found.topic_share == 0
+    assert np.shape(found.domain_load) == (3, 3, 16)
+
+
+def test_the_fit_finds_the_load_of_each_domain(
+    drawn: RoutingTrace, found: SynthesisSettings
+) -> None:
+    """Nearer to the domain's own load than to that of all."""
+    pooled = stats.expert_counts(drawn) / drawn.tokens * 8
+    for load, name in zip(found.domain_load, drawn.domains, strict=True):
+        part = drawn.subset(drawn.select([name]))
+        own = stats.expert_counts(part) / part.tokens * 8
+        assert np.abs(np.array(load) - own).sum() < 0.35 * np.abs(pooled - own).sum()
+
+
+def test_domains_that_are_too_many_for_a_profile_share_one_load(
+    drawn: RoutingTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "MOST_LOADS", 2 * 3 * 16)
+    found = estimate.fit_settings(drawn)
+    assert np.shape(found.load) == (3, 16)
+    assert found.domain_load == ()
+    assert found.topic_share > 0.2
 
 
 def test_the_fit_reproduces_overlap_and_load(drawn: RoutingTrace, found: SynthesisSettings) -> None:

@@ -226,11 +226,51 @@ def test_measured_loads_are_kept_in_their_order() -> None:
 def test_measured_loads_keep_their_gini_at_other_sizes() -> None:
     rng = np.random.default_rng(3)
     load = rng.lognormal(0, 0.6, (2, 48))
-    targets = marginals.resize_loads(load, 5, 64, 4, rng)
+    targets = marginals.resize_loads(load[None], 5, 64, 4, rng)[0]
     assert targets.shape == (5, 64)
     np.testing.assert_allclose(targets.sum(axis=1), 4)
     assert stats.gini(targets) == pytest.approx(stats.gini(load)[[0, 0, 0, 1, 1]], abs=0.04)
-    assert (marginals.resize_loads(load, 3, 6, 6, rng) == 1).all()
+    assert (marginals.resize_loads(load[None], 3, 6, 6, rng) == 1).all()
+
+
+def test_resized_loads_of_topics_stay_of_the_same_experts() -> None:
+    """Topics that load experts alike, or oppositely, still do at another number of experts."""
+    load = np.linspace(0.2, 1.8, 10)
+    both = np.array([[load], [load], [load[::-1]]]) + np.array([0.02, 0.02, 0.0])[:, None, None]
+    first, again, other = marginals.resize_loads(both, 1, 25, 2, np.random.default_rng(0))[:, 0]
+    assert first == pytest.approx(again)
+    assert np.corrcoef(first, other)[0, 1] == pytest.approx(-1, abs=0.01)
+
+
+def test_topics_keep_the_loads_that_they_were_given() -> None:
+    rng = np.random.default_rng(5)
+    load = rng.random((2, 3, 8)) + 0.2
+    nested = tuple(tuple(map(tuple, each)) for each in load.tolist())
+    wanted = SynthesisSettings(domain_load=nested, topics=2, request_share=0.1)
+    trace = make(wanted, layers=3, experts=8, sequences=200)
+    for topic, name in enumerate(trace.domains):
+        counts = stats.expert_counts(trace.subset(trace.select([name])))
+        expected = load[topic] / load[topic].mean(axis=1, keepdims=True)
+        assert counts / counts.mean(axis=1, keepdims=True) == pytest.approx(expected, abs=0.15)
+    again = make(wanted, layers=3, experts=8, sequences=200)
+    assert trace.ids_TLK.tobytes() == again.ids_TLK.tobytes()
+
+
+def test_topics_of_one_load_are_drawn_as_without_topics() -> None:
+    """Exact: where topics' loads are equal, grouping tokens changes nothing but rounding."""
+    load = (tuple(np.linspace(0.5, 1.5, 8).tolist()),)
+    one = make(SynthesisSettings(load=load, topics=1, topic_share=0.0), layers=1, experts=8)
+    same = SynthesisSettings(domain_load=(load,), topics=1, topic_share=0.0)
+    assert make(same, layers=1, experts=8).ids_TLK.tobytes() == one.ids_TLK.tobytes()
+
+
+def test_a_topic_without_a_load_is_refused() -> None:
+    load = ((1.0, 2.0, 3.0, 2.0),)
+    wanted = SynthesisSettings(domain_load=(load, load), topics=2)
+    with pytest.raises(InputError, match=r"routing.topic must be below 2"):
+        synthesise(
+            wanted, 1, 4, 2, 3, (0, 5), np.random.default_rng(0), topic_S=np.array([0, 1, 2])
+        )
 
 
 @pytest.mark.parametrize("stray", [0.4, 1.0])
@@ -376,6 +416,10 @@ def test_absurd_sizes_are_refused_before_allocating(changed: dict[str, Any], mes
         ("locality", []),
         ("load", [[1, 2], [1]]),
         ("load", [[0, 0]]),
+        ("load", [[1.0] * 60_000] * 6),
+        ("domain_load", [[[1, 2]], [[1, 2]]]),
+        ("domain_load", [[[1, 2]], [[1, 2], [1, 2]], [[1, 2]]]),
+        ("domain_load", [[[0, 0]]]),
     ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
