@@ -166,10 +166,10 @@ def layered(laws: Iterable[ExchangeLaw]) -> list[ExchangeLaw]:
 
 HEAD = """# How long the exchanges of expert-parallel libraries take: written by
 #   python -m calibration.collectives_fit comm.csv
-# The formula and the columns are those of moesim.costs.libraries.ExchangeLaw. Shares are of what the
-# link reaches (fabrics.csv). mape_percent: of the rows fitted; held_out_percent: of the rows of each
-# EP size, predicted from the other sizes. trust: A published by the library's or engine's makers,
-# B by others, C not fitted. docs/explanation/collectives.md has every residual.
+# The formula and the columns are those of moesim.costs.libraries.ExchangeLaw. Shares are of what
+# the link reaches (fabrics.csv). mape_percent: of the rows fitted; held_out_percent: of the rows of
+# each EP size, predicted from the other sizes. trust: A published by the library's or engine's
+# makers, B by others, C not fitted. docs/explanation/collectives.md has every residual.
 """
 
 

@@ -44,20 +44,20 @@ t = max(floor, base + network + expert x experts on other nodes
 | library | what is sent | what else it costs |
 |---|---|---|
 | `deepep-normal`, `deepep-v2` | one copy for each token and node over the network, landing on the \
-GPU in the sender's place, which passes it on once for each rank | SMs copy: V2 reaches no more than \
-its SMs move |
+GPU in the sender's place, which passes it on once for each rank | SMs copy: a port carries no more \
+than they move |
 | `deepep-low-latency` | one message for each token and expert; within a node over NVLink | |
 | `deepep-low-latency-rdma` | the same in older versions: the NIC carries what stays in the node, \
 too | |
 | `deepep-low-latency-layered` | dispatch once for each node and passed on by NVLink, combine as \
 before (DeepEP #500) | not fitted: no timings were published as numbers |
-| `pplx` (IBGDA) | one message for each token and expert | a count for each expert on another node; \
-messages between two GPUs go one after the other |
+| `pplx` (IBGDA) | one message for each token and expert | a count for each expert on another \
+node; messages between two GPUs go one after the other |
 | `pplx-ibrc` | the same, posted by a thread of the host | time for each message |
 | `nvlink-one-sided` | one copy for each token and rank of one NVLink domain | launch and \
 synchronisation hide behind the copies: the floor |
 | `torch-all-to-all` | room for every token at every expert (fitted for comparison only) | |
-| `allgather-reducescatter` | every token to every rank and back, whatever its experts: NCCL's ring | |
+| `allgather-reducescatter` | every token to every rank and back, whatever its experts | NCCL's ring |
 
 A token's distinct nodes follow from its row of the trace, so group-limited routing has the effect \
 that it really has: with 8 groups of which a token takes 4, at most 4 nodes are touched where groups
@@ -79,17 +79,22 @@ LIMITS = """## What this does not tell
   between half of InfiniBand and equal to it.
 - **pplx has as many free numbers as it has kinds of rows**: two sizes of batch at two sizes of
   group. Its held-out errors show it. Leaving out 8 GPUs removes every row within a node.
-- **Waiting.** These are times of synchronised benchmarks. In an engine ranks arrive unevenly; moesim
-  has that wait as its own part of a step.
-- **Where a measured table of the GPU, engine and number of ranks exists it goes first** (one node of
-  8 GPUs; NVL72 up to 32 GPUs for one-sided): the law then only carries what uneven routing adds.
+- **Waiting.** These are times of synchronised benchmarks. In an engine ranks arrive unevenly;
+  moesim has that wait as its own part of a step.
+- **Where a measured table of the GPU, engine and number of ranks exists it goes first** (one node
+  of 8 GPUs; NVL72 up to 32 GPUs for one-sided): the law then only carries what uneven routing adds.
+  Steps with prompts take the engine's own table, whose kernels the host launches; decode replays a
+  CUDA graph and takes the library's kernels (SGLang's tables).
 - NCCL's all-reduce, all-gather and reduce-scatter are NCCL's own tuning model
   (`moesim/costs/nccl.py`); within a node the shipped NCCL tables go first.
 """
 
 
 def write_page(
-    folder: Path, results: Sequence[Result], laws: Sequence[ExchangeLaw], left_out: Sequence[LeftOut]
+    folder: Path,
+    results: Sequence[Result],
+    laws: Sequence[ExchangeLaw],
+    left_out: Sequence[LeftOut],
 ) -> None:
     """Write collectives.md and its chart into `folder`."""
     title = _headline(results)
@@ -150,9 +155,9 @@ def _used(results: Sequence[Result], left_out: Sequence[LeftOut]) -> str:
         f"{_percent(e for _, e, _ in deepep):.1f} % fitted, "
         f"{_percent(h for _, _, h in deepep):.1f} % where their EP size was left out.\n",
         f"All {used} exchanges of the table are used, the `quoted` DeepEP rows too: they are no "
-        "duplicates but an older version, whose messages within a node took the NIC. Rows that state "
-        "a logical bandwidth are turned into times by the definition of DeepEP's tests (local copies "
-        "count). Left out:\n",
+        "duplicates but an older version, whose messages within a node took the NIC. Rows that "
+        "state a logical bandwidth are turned into times by the definition of DeepEP's tests "
+        "(local copies count). Left out:\n",
         *[f"- {each.rows} rows ({each.what}): {each.why}." for each in left_out],
         "",
     ]
@@ -195,7 +200,7 @@ def _by_size(results: Sequence[Result]) -> str:
 
 def _beyond(laws: Mapping[tuple[str, str], ExchangeLaw]) -> str:
     lines = [
-        "Beyond what was fitted: the older low-latency DeepEP at 128 tokens per GPU, microseconds.\n",
+        "Beyond what was fitted: the older low-latency DeepEP, 128 tokens per GPU, microseconds.\n",
         "| GPUs | dispatch quoted | law | error % | combine quoted | law | error % |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -218,8 +223,8 @@ def _beyond(laws: Mapping[tuple[str, str], ExchangeLaw]) -> str:
 def _against_tables(laws: Mapping[tuple[str, str], ExchangeLaw]) -> str:
     """The laws beside shipped kernel tables of whole nodes, which no fit saw but for one token."""
     lines = [
-        "Against the shipped kernel tables (SGLang's DeepEP on one node of 8 GPUs; the fit knows only "
-        "their times of one token): law / table.\n",
+        "Against the shipped kernel tables (SGLang's DeepEP on one node of 8 GPUs; the fit knows "
+        "only their times of one token and what V1's SMs copy): law / table.\n",
         "| GPU | library | phase | 64 tokens | 256 | 1,024 | 4,096 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -293,11 +298,13 @@ def _chart(results: Sequence[Result], title: str) -> bytes:
         ),
     )
     shape = alt.Shape("phase:N", title=None)
-    x = alt.X("measured_us:Q", title="measured, microseconds", scale=alt.Scale(type="log"))
+    log = alt.Scale(type="log")
+    few = alt.Axis(tickCount=4)
+    x = alt.X("measured_us:Q", title="measured, microseconds", scale=log, axis=few)
     points = alt.Chart(data(frame)).mark_point(size=45, filled=True, opacity=0.75)
     ends = pd.DataFrame({"measured_us": [15.0, 8000.0], "predicted_us": [15.0, 8000.0]})
     even = alt.Chart(data(ends)).mark_line(strokeDash=[4, 3], opacity=0.5, color="#777777")
-    y = alt.Y("predicted_us:Q", title="law, microseconds", scale=alt.Scale(type="log"))
+    y = alt.Y("predicted_us:Q", title="law, microseconds", scale=log, axis=few)
     left = (even.encode(x=x, y=y) + points.encode(x=x, y=y, color=colour, shape=shape)).properties(
         width=330, height=300
     )

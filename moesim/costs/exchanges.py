@@ -6,7 +6,7 @@ take, and which one steps without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +84,24 @@ def _own_base_s(exchange: str, network: NetworkProfile) -> float | None:
     return network.normal_base_s if exchange == "deepep-normal" else None
 
 
-def law_notes(exchange: Sequence[str], ranks: int, domains: int, fabric: str) -> list[str]:
-    """What the exchanges' laws rest on, and the error to expect where they are stretched."""
+def exchange_notes(
+    exchange: Sequence[str], ranks: int, domains: int, fabric: str, measured: Mapping[str, str]
+) -> list[str]:
+    """What the exchanges' times rest on, and the error to expect where laws are stretched.
+
+    `measured`: exchanges that tables time -> which.
+    """
     notes = []
     for name in dict.fromkeys(exchange):
         if name in PLAIN or ranks == 1:
             continue
+        if name in measured:
+            notes.append(f"exchange {name}: measured ({measured[name]})")
+            continue
         laws = [load_law(name, phase) for phase in PHASES]
-        notes.append(f"exchange {name}: {_rests_on(laws)}{_stretched(laws, ranks, domains, fabric)}")
+        notes.append(
+            f"exchange {name}: {_rests_on(laws)}{_stretched(laws, ranks, domains, fabric)}"
+        )
     return notes
 
 

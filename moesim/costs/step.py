@@ -23,7 +23,7 @@ from moesim.costs.exchanges import exchange_rows, traffic_code
 from moesim.costs.libraries import EXCHANGE
 from moesim.costs.profile import Profile
 from moesim.costs.roofline import elementwise_s, linear_s
-from moesim.hardware import Cluster
+from moesim.hardware import Cluster, Link
 from moesim.model import MoEModel
 from moesim.operators import AttentionWork, attention_work, expert_work, linear_operators
 from moesim.precision import Precision
@@ -167,6 +167,12 @@ def _pair_rates(
 def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:
     """Scale-up domain of each GPU of the first pipeline stage, numbered from 0."""
     return np.array([cluster.domain_of(i) for i in range(sharding.stage_gpus)], dtype=np.int32)
+
+
+def exchange_links(cluster: Cluster, sharding: Sharding) -> tuple[Link, Link]:
+    """What joins the GPUs of a stage within their scale-up domains, and between them."""
+    group = _group(cluster, sharding.stage_gpus, _domains(cluster, sharding))
+    return group.scale_up, group.scale_out
 
 
 def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:

@@ -100,7 +100,9 @@ class Costs(NamedTuple):
     expert_tile_s: NDArray[np.float64]  # measured experts, as in StepCosts; else empty
     expert_ratio: NDArray[np.float64]
     exchange: NDArray[Any]  # EXCHANGE [2, 2]: PROMPT or DECODE, dispatch and combine
-    exchange_ratio: NDArray[np.float64]  # [2, 2, T + 1] measured to law, as in StepCosts; else empty
+    exchange_ratio: NDArray[
+        np.float64
+    ]  # [2, 2, T + 1] measured to law, as in StepCosts; else empty
     gather_s: NDArray[np.float64]  # [T + 1] all-gather across domains, as in StepCosts; else empty
     average: Averages  # empty where routing is replayed
 

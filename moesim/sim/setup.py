@@ -176,7 +176,6 @@ def build_routes(
     """
     # One type whatever the number of slots: another would compile the whole engine again.
     slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
-    scalars = costs.scalars[0]
     blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
     layers, slots = placement.slot_expert_LP.shape
     counts = np.zeros((0, layers, slots), np.uint32)
@@ -184,7 +183,10 @@ def build_routes(
         counts = running_counts(slots_TLK, slots)
     width = costs.domain_of_rank.size + _domains(costs)
     touches = np.zeros((0, layers, width), np.uint32)
-    if _exchanges(costs) & {NORMAL, LAYERED} and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES:
+    if (
+        _exchanges(costs) & {NORMAL, LAYERED}
+        and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES
+    ):
         touches = running_touches(
             slots_TLK, costs.rank_of_slot, costs.domain_of_rank, _domains(costs)
         )

@@ -133,7 +133,7 @@ def test_layered_mode_dispatches_once_to_each_node_and_combines_every_message() 
 
 
 def test_pplx_waits_for_its_hottest_pair_or_for_its_busiest_sender() -> None:
-    """Each a sends three messages to GPU 2 and one to GPU 3, c two to 0 and one to 1, d two each."""
+    """Each a sends three messages to GPU 2 and one to 3, c two to 0 and one to 1, d two each."""
     bandless = {"up_byte_s": 0.0, "out_byte_s": 0.0}
     run = one_step("aacd", LOW_LATENCY, law=bandless | {"pair_s": 1e-3})
     assert run.work.pair_L.tolist() == [3.0]
