@@ -44,8 +44,8 @@ t = max(floor, base + network + expert x experts on other nodes
 | library | what is sent | what else it costs |
 |---|---|---|
 | `deepep-normal`, `deepep-v2` | one copy for each token and node over the network, landing on the \
-GPU in the sender's place, which passes it on once for each rank | SMs copy: a port carries no more \
-than they move |
+GPU in the sender's place, which passes it on once for each rank | SMs copy: a port carries no \
+more than they move |
 | `deepep-low-latency` | one message for each token and expert; within a node over NVLink | |
 | `deepep-low-latency-rdma` | the same in older versions: the NIC carries what stays in the node, \
 too | |
@@ -57,7 +57,8 @@ node; messages between two GPUs go one after the other |
 | `nvlink-one-sided` | one copy for each token and rank of one NVLink domain | launch and \
 synchronisation hide behind the copies: the floor |
 | `torch-all-to-all` | room for every token at every expert (fitted for comparison only) | |
-| `allgather-reducescatter` | every token to every rank and back, whatever its experts | NCCL's ring |
+| `allgather-reducescatter` | every token to every rank and back, whatever its experts | \
+NCCL's ring |
 
 A token's distinct nodes follow from its row of the trace, so group-limited routing has the effect \
 that it really has: with 8 groups of which a token takes 4, at most 4 nodes are touched where groups

@@ -61,13 +61,14 @@ def copies_RR(targets_RTK: NDArray[np.integer], domain_R: ArrayLike) -> tuple[Fl
     """
     domain = np.asarray(domain_R)
     ranks = domain.size
-    width = ranks // (int(domain.max()) + 1)
+    domains = int(domain.max()) + 1
+    width = ranks // domains
     touched = np.zeros((*targets_RTK.shape[:2], ranks), dtype=bool)
     np.put_along_axis(touched, targets_RTK.astype(np.int64), True, axis=2)
     network, within = np.zeros((ranks, ranks)), np.zeros((ranks, ranks))
     for source in range(ranks):
         by_rank = touched[source].sum(axis=0)
-        by_domain = touched[source].reshape(len(touched[source]), -1, width).any(axis=2).sum(axis=0)
+        by_domain = touched[source].reshape(-1, domains, width).any(axis=2).sum(axis=0)
         for node, copies in enumerate(by_domain):
             landing = node * width + source % width
             if node != domain[source]:
