@@ -62,7 +62,7 @@ def test_parameters_that_made_the_rows_are_found_again(rows: list[Row]) -> None:
     some = []
     for tokens in (1, 8, 32, 128):
         for ep, domains in ((16, 2), (32, 4)):
-            load = tuple(tokens * each for each in (3.0, 5.0, 0.5 * 16 / ep, 4.0))
+            load = (tokens * 3.0, tokens * 5.0, tokens * 8.0 / ep, tokens * 4.0)
             row = dataclasses.replace(pattern, ep=ep, domains=domains, tokens=tokens, load=load)
             some.append(dataclasses.replace(row, seconds=predicted_s(made, row)))
     tight = Family(PPLX.parameters, PPLX.laws, PPLX.fields)

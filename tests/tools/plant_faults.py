@@ -243,7 +243,7 @@ FAULTS = (
     Fault(
         "averages-without-exchange",
         "moesim/sim/averages.py",
-        "        if exchange in (NORMAL, LOW_LATENCY):\n",
+        "        if exchange in (NORMAL, LOW_LATENCY, LAYERED):\n",
         "        if exchange < 0:\n",
         "tests/oracles/test_measured_attention.py::"
         "test_averages_of_equal_tokens_are_what_replaying_them_takes",
