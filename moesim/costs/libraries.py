@@ -31,21 +31,17 @@ PHASES = ("dispatch", "combine")
 
 # A law on given links, as compiled code reads it (moesim.sim.exchange): times of a copy of
 # `copy_bytes` on the hottest port and NIC; `near_out` 1 where copies within a domain take the NIC.
-EXCHANGE = np.dtype(
-    [
-        (name, np.float64)
-        for name in (
-            "base_s",
-            "floor_s",
-            "pair_s",
-            "message_s",
-            "up_copy_s",
-            "out_copy_s",
-            "copy_bytes",
-            "near_out",
-        )
-    ]
+_NUMBERS = (
+    "base_s",
+    "floor_s",
+    "pair_s",
+    "message_s",
+    "up_copy_s",
+    "out_copy_s",
+    "copy_bytes",
+    "near_out",
 )
+EXCHANGE: np.dtype[np.void] = np.dtype((np.record, [(name, np.float64) for name in _NUMBERS]))
 
 
 @dataclass(frozen=True)
