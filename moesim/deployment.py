@@ -5,17 +5,19 @@ What cannot run is refused here, before anything is drawn or simulated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.costs.exchanges import PLAIN, exchange_notes
+from moesim.costs.measured.exchange_ratio import measured_notes, with_measured_exchange
 from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
 from moesim.costs.measured.own import open_own_kernels, own_notes
 from moesim.costs.measured.steps import measured_step_costs
 from moesim.costs.memory import MemoryPlan, plan_memory
 from moesim.costs.profile import Profile, load_profile
-from moesim.costs.step import StepCosts, build_step_costs
+from moesim.costs.step import StepCosts, build_step_costs, exchange_links
 from moesim.engine import (
     GRAPH_SIZES,
     batch_limits,
@@ -109,19 +111,20 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         notes.append(f"{used} of the cluster's {cluster.num_gpus} GPUs are used and paid for")
     if model.status != "published":
         notes.append(f"{model.name}: {model.status} model, {model.note}")
-    return Deployment(
-        model,
-        precision,
-        cluster,
-        sharding,
-        profile,
-        memory,
-        slots,
-        budget,
-        requests,
-        tuple(notes),
-        kernels,
+    made = Deployment(
+        model, precision, cluster, sharding, profile, memory, slots, budget, requests, (), kernels
     )
+    return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
+
+
+def _exchange_notes(scenario: Scenario, made: Deployment) -> list[str]:
+    """What the times of the expert exchange rest on."""
+    exchange, ranks = scenario.exchanges(), made.sharding.stage_gpus
+    operators = made.operators if made.model.is_moe else None
+    measured = measured_notes(operators, exchange) if operators else {}
+    domains = len(set(made.cluster.domains()[:ranks].tolist()))
+    fabric = exchange_links(made.cluster, made.sharding)[1].name
+    return exchange_notes(exchange, ranks if made.model.is_moe else 1, domains, fabric, measured)
 
 
 def _timing(
@@ -186,22 +189,46 @@ def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> 
             "where another does not; a stage has",
             sharding.stage_gpus,
         )
-    exchange = scenario.exchanges()
-    if not exchange[0].startswith("deepep"):
-        return
-    if len(set(cluster.domains()[: sharding.attention_tp].tolist())) > 1:
+    exchange = scenario.exchanges()[0]
+    if exchange not in PLAIN:
+        _check_exchange(scenario, exchange, sharding, cluster)
+
+
+def _check_exchange(
+    scenario: Scenario, exchange: str, sharding: Sharding, cluster: Cluster
+) -> None:
+    """What the libraries that send tokens to their experts' GPUs ask for."""
+    domains = cluster.domains()
+    if len(set(domains[: sharding.attention_tp].tolist())) > 1:
         raise InputError(
             "deployment.parallelism.attention_tp",
-            f"must stay within a scale-up domain ({cluster.scale_up_domain} GPUs) where DeepEP "
-            "exchanges tokens",
+            f"must stay within a scale-up domain ({cluster.scale_up_domain} GPUs) where "
+            f"{exchange} exchanges tokens",
             sharding.attention_tp,
         )
+    chosen = scenario.deployment.exchange
     if sharding.moe_tp != 1:
         raise InputError(
             "deployment.exchange",
-            "of DeepEP needs expert_parallel = attention_tp x attention_dp "
-            f"({sharding.stage_gpus})",
+            f"needs expert_parallel = attention_tp x attention_dp ({sharding.stage_gpus}) for "
+            f"{chosen}; expert_parallel is",
             sharding.expert_parallel,
+        )
+    if exchange != "nvlink-one-sided":
+        return
+    if not cluster.scale_up.name.startswith("nvlink"):
+        raise InputError(
+            "deployment.exchange",
+            f"needs NVLink between the GPUs ({cluster.gpu.name} has {cluster.scale_up.name}) for",
+            chosen,
+        )
+    if domains[sharding.stage_gpus - 1] != domains[0]:
+        raise InputError(
+            "deployment.exchange",
+            f"needs all {sharding.stage_gpus} GPUs of a replica's stage in one scale-up domain, "
+            f"which has {cluster.scale_up_domain}, for",
+            chosen,
+            "gb200-nvl72 has domains of 72",
         )
 
 
@@ -223,7 +250,9 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
     operators = deployment.operators
     if operators is None:
         return base
-    return measured_step_costs(base, operators, deployment.profile, most)
+    costs = measured_step_costs(base, operators, deployment.profile, most)
+    links = exchange_links(deployment.cluster, deployment.sharding)
+    return with_measured_exchange(costs, operators, deployment.profile, scenario.exchanges(), links)
 
 
 def run_rules(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from moesim.costs.exchanges import PLAIN
+from moesim.costs.libraries import load_law
 from moesim.costs.measured.expert_work import ExpertShape, count_work, light_s
 from moesim.costs.measured.light import TABLE_FORMATS, gemm_work
 from moesim.costs.measured.operators import KINDS, MeasuredOperators
@@ -23,7 +25,7 @@ from moesim.costs.measured.provenance import (
     operator_times,
 )
 from moesim.costs.measured.steps import bracket
-from moesim.costs.measured.timing import ORIGINS, ROOFLINE
+from moesim.costs.measured.timing import FITTED, INTERPOLATED, ORIGINS, ROOFLINE
 from moesim.costs.profile import Profile
 from moesim.costs.roofline import linear_s
 from moesim.costs.step import StepCosts
@@ -101,7 +103,7 @@ def explain_step(
         padded = int(graph_tokens(costs.head_s.size - 1)[size.tokens])
         group = padded * deployment.sharding.attention_dp
         size = replace(size, tokens=padded, group_tokens=group)
-    made = _Rows(deployment, costs, size, step, work)
+    made = _Rows(deployment, costs, size, step, work, scenario.exchanges())
     said = []
     if size.chunks:
         new = sum(n for chunks in batch.chunks for n, _ in chunks)
@@ -118,8 +120,15 @@ class _Rows:
     """Splits one priced step; every method yields rows of a part."""
 
     def __init__(
-        self, deployment: Deployment, costs: StepCosts, size: StepSize, step: Any, work: Work
+        self,
+        deployment: Deployment,
+        costs: StepCosts,
+        size: StepSize,
+        step: Any,
+        work: Work,
+        exchange: tuple[str, str],
     ) -> None:
+        self.exchange = exchange
         self.of, self.costs, self.size, self.step, self.work = deployment, costs, size, step, work
         self.kind = PROMPT if size.chunks else DECODE
         self.ratio = deployment.profile.overhead.prefill_ratio if size.chunks else 1.0
@@ -240,7 +249,7 @@ class _Rows:
     def _links(self) -> Iterator[Row]:
         layers = len(self.of.model.moe_layers)
         for name in ("dispatch", "combine"):
-            yield self._rated(name, layers, float(self.step[f"{name}_s"]))
+            yield self._exchanged(name, layers, float(self.step[f"{name}_s"]))
         reduced = float(self.step["all_reduce_s"])
         timed = [time for time in self.times if time.group == ALL_REDUCE]
         if timed:
@@ -279,6 +288,16 @@ class _Rows:
             left -= seconds
             yield Row(name, count, seconds, "profile", self.of.profile.label)
         yield Row("launching kernels one by one", 1, left, "profile", self.of.profile.label)
+
+    def _exchanged(self, name: str, layers: int, seconds: float) -> Row:
+        """By the law of a library, or by a measured table that scales it."""
+        exchange = self.exchange[self.kind]
+        if exchange in PLAIN:
+            return self._rated(name, layers, seconds)
+        law = load_law(exchange, name)
+        if (self.costs.exchange_ratio[self.kind] != 1.0).any():
+            return Row(name, layers, seconds, ORIGINS[INTERPOLATED], f"{exchange}: kernel tables")
+        return Row(name, layers, seconds, ORIGINS[FITTED], f"{exchange}: law of {law.date}")
 
     def _rated(self, name: str, layers: int, seconds: float) -> Row:
         return Row(name, layers, seconds, ORIGINS[ROOFLINE], self.of.profile.label)

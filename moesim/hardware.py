@@ -120,6 +120,12 @@ class Cluster:
     def num_gpus(self) -> int:
         return self.nodes * self.gpus_per_node
 
+    @property
+    def adds_in_switch(self) -> bool:
+        """Whether the scale-up switch adds up all-reduces (NVLink SHARP: NVSwitch of Hopper on)."""
+        switched = self.scale_up.name in ("nvlink4", "nvlink5", "nvlink-nvl72")
+        return switched and self.scale_up_domain > 2
+
     def node_of(self, rank: int) -> int:
         return rank // self.gpus_per_node
 

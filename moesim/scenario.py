@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from moesim.costs.step import EXCHANGES
+from moesim.costs.exchanges import PLAIN
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
@@ -93,7 +93,17 @@ PlacementChoice = Annotated[
     by_policy("placement policy", Contiguous, RoundRobinPlacement, RandomPlacement, EPLB, FromFile),
 ]
 Exchange = Literal[
-    "auto", "deepep", "deepep-normal", "deepep-low-latency", "allgather-reducescatter"
+    "auto",
+    "deepep",
+    "deepep-normal",
+    "deepep-low-latency",
+    "deepep-low-latency-rdma",
+    "deepep-low-latency-layered",
+    "deepep-v2",
+    "pplx",
+    "pplx-ibrc",
+    "nvlink-one-sided",
+    "allgather-reducescatter",
 ]
 
 
@@ -207,7 +217,7 @@ class Scenario(Spec):
         parallel, choice = self.deployment.parallelism, self.deployment.exchange
         if parallel.attention_dp == 1:
             alone = parallel.attention_tp == 1
-            return (EXCHANGES[0],) * 2 if alone else (EXCHANGES[1],) * 2
+            return (PLAIN[0],) * 2 if alone else (PLAIN[1],) * 2
         if choice == "auto":
             choice = "deepep" if self.deployment.engine == "sglang" else "allgather-reducescatter"
         if choice == "deepep":

@@ -1,4 +1,7 @@
-"""Times of NCCL-like collectives: a fixed time plus the bytes that the tightest link carries.
+"""Times of collectives: a fixed time plus the bytes that the tightest link carries.
+
+Within a domain the engines' own all-reduce kernels, with the profile's fixed time, and NCCL's
+in-switch one where it is faster; across domains NCCL, algorithm by algorithm (moesim.costs.nccl).
 
 A group of `gpus` GPUs lies in `domains` scale-up domains (nodes, or a rack) of equal size. Within a
 domain every GPU has its own scale-up port, between domains its own NIC; libraries use both levels
@@ -10,6 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs import nccl
 from moesim.hardware import Link
 
 
@@ -21,6 +28,12 @@ class Group:
     domains: int
     scale_up: Link
     scale_out: Link
+    in_switch: bool = False
+
+    @property
+    def ring(self) -> nccl.Ring:
+        """The same group as NCCL sees it."""
+        return nccl.Ring(self.gpus, self.domains, self.scale_up, self.scale_out, self.in_switch)
 
     @property
     def latency_s(self) -> float:
@@ -64,6 +77,24 @@ def all_gather(group: Group, base_s: float) -> Collective:
     up = (inside - 1.0) / inside
     out = (group.domains - 1.0) / group.domains / inside
     return _timed(group, base_s, up, out)
+
+
+def all_reduce_s(
+    group: Group, own: Collective, message_bytes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Seconds of an all-reduce: `own` kernels or NCCL's in-switch one; across domains NCCL's."""
+    if group.domains > 1:
+        return nccl.all_reduce_s(group.ring, message_bytes)
+    seconds = own.base_s + message_bytes * own.byte_s
+    in_switch = nccl.all_reduce_times(group.ring, message_bytes).get("in-switch")
+    return seconds if in_switch is None else np.minimum(seconds, in_switch)
+
+
+def gather_across_s(group: Group, message_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NCCL's all-gather by bytes of its result; empty within a domain, where rates hold."""
+    if group.domains == 1:
+        return np.zeros(0)
+    return nccl.all_gather_s(group.ring, message_bytes)
 
 
 def _timed(group: Group, base_s: float, up_bytes: float, out_bytes: float) -> Collective:

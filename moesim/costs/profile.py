@@ -44,12 +44,16 @@ class ComputeProfile(Spec):
 
 
 class NetworkProfile(Spec):
-    """Fixed times of collectives; bandwidths belong to the links of the cluster."""
+    """Fixed times of collectives; bandwidths belong to the links of the cluster.
+
+    `low_latency_base_s` and `normal_base_s` take the place of the fitted fixed times of DeepEP
+    (presets/collectives.csv) where they are set.
+    """
 
     all_reduce_base_s: float = Seconds
     collective_base_s: float = Seconds
-    low_latency_base_s: float = Seconds
-    normal_base_s: float = Seconds
+    low_latency_base_s: float | None = Field(default=None, ge=0.0, le=10.0)
+    normal_base_s: float | None = Field(default=None, ge=0.0, le=10.0)
     message_header_bytes: int = Field(ge=0, le=4096)
 
 

@@ -12,16 +12,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.collectives import Group, all_gather, all_reduce
+from moesim.costs.collectives import (
+    Group,
+    all_gather,
+    all_reduce,
+    all_reduce_s,
+    gather_across_s,
+)
+from moesim.costs.exchanges import exchange_rows, traffic_code
+from moesim.costs.libraries import EXCHANGE
 from moesim.costs.profile import Profile
 from moesim.costs.roofline import elementwise_s, linear_s
-from moesim.hardware import Cluster
+from moesim.hardware import Cluster, Link
 from moesim.model import MoEModel
 from moesim.operators import AttentionWork, attention_work, expert_work, linear_operators
 from moesim.precision import Precision
 from moesim.sharding import Sharding, stage_layers
-
-EXCHANGES = ("none", "all-reduce", "allgather-reducescatter", "deepep-normal", "deepep-low-latency")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class StepCosts:
     stage_of_layer: NDArray[np.int32]  # [L]
     stage_share: NDArray[np.float64]  # [B]
     domain_of_rank: NDArray[np.int32]  # [R]
+    # Laws of dispatch and combine (rows of EXCHANGE) in steps with prompts and without, [2, 2].
+    exchange: NDArray[np.void] = field(default_factory=lambda: np.zeros((2, 2), EXCHANGE))
+    # Where the exchange was measured: its time to the law's by tokens of the group, [2, 2, T + 1].
+    exchange_ratio: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2, 0)))
+    # All-gather (or reduce-scatter) across domains by tokens of the group, [T + 1]. Empty: rates.
+    gather_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     # Measured attention: one layer's log(seconds) by kind (full, windowed, linear) on the axes of
     # moesim.costs.grids: [3, new tokens, prefix] and [3, batch, tokens each]. Empty: rates hold.
     context_log_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 0, 0)))
@@ -71,12 +83,14 @@ def build_step_costs(
     attention_group = _group(cluster, sharding.attention_tp, domain_of_rank)
     expert_group = _group(cluster, sharding.stage_gpus, domain_of_rank)
     reduce = all_reduce(attention_group, network.all_reduce_base_s)
+    reduce_s = all_reduce_s(attention_group, reduce, tokens * hidden_bytes)
     # Attention and dense MLP end in an all-reduce of the tensor-parallel group each; a MoE layer
     # does too wherever its tokens are not exchanged.
     moe_reduces = len(model.moe_layers) if sharding.attention_dp == 1 else 0
     reduces = model.layers + (model.layers - len(model.moe_layers)) + moe_reduces
-    reduced_s = reduces * (reduce.base_s + tokens * hidden_bytes * reduce.byte_s)
+    reduced_s = reduces * reduce_s
     gather = all_gather(expert_group, network.collective_base_s)
+    group_tokens = np.arange(most_tokens * sharding.attention_dp + 1, dtype=np.float64)
 
     attention = attention_work(model, sharding, precision)
     # Attention computes in bf16 whatever the weights are stored in.
@@ -101,15 +115,10 @@ def build_step_costs(
         "gather_out_bytes": gather.out_bytes * hidden_bytes,
         "reduce_up_bytes": reduces * reduce.up_bytes * hidden_bytes,
         "reduce_out_bytes": reduces * reduce.out_bytes * hidden_bytes,
-        "up_byte_s": 1.0 / cluster.scale_up.effective_bytes_per_s,
-        "out_byte_s": 1.0 / expert_group.scale_out.effective_bytes_per_s,
-        "normal_base_s": network.normal_base_s + expert_group.latency_s,
-        "low_latency_base_s": network.low_latency_base_s + expert_group.latency_s,
-        **_message_bytes(model, precision, network.message_header_bytes),
         **_expert_rates(model, sharding, precision, cluster, profile),
         **_pipeline_rates(cluster, sharding, hidden_bytes),
-        "prefill_exchange": EXCHANGES.index(exchange[0]),
-        "decode_exchange": EXCHANGES.index(exchange[1]),
+        "prefill_exchange": traffic_code(exchange[0]),
+        "decode_exchange": traffic_code(exchange[1]),
         "step_s": profile.overhead.step_s,
         "request_s": profile.overhead.request_s,
         "prefill_step_s": profile.overhead.prefill_step_s
@@ -123,6 +132,15 @@ def build_step_costs(
         stage_of_layer=stage_of_layer,
         stage_share=stage_share,
         domain_of_rank=domain_of_rank[:: sharding.moe_tp].copy(),
+        exchange=exchange_rows(
+            exchange,
+            model,
+            precision,
+            network,
+            (expert_group.scale_up, expert_group.scale_out),
+            expert_group.domains,
+        ),
+        gather_s=gather_across_s(expert_group, group_tokens * hidden_bytes),
     )
 
 
@@ -151,23 +169,17 @@ def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:
     return np.array([cluster.domain_of(i) for i in range(sharding.stage_gpus)], dtype=np.int32)
 
 
+def exchange_links(cluster: Cluster, sharding: Sharding) -> tuple[Link, Link]:
+    """What joins the GPUs of a stage within their scale-up domains, and between them."""
+    group = _group(cluster, sharding.stage_gpus, _domains(cluster, sharding))
+    return group.scale_up, group.scale_out
+
+
 def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:
     """The first `gpus` GPUs; domains of one node (bridged pairs) are joined by the node's bus."""
     domains = len(set(domain_of_rank[:gpus].tolist()))
     between = cluster.in_node if cluster.node_of(gpus - 1) == 0 else cluster.scale_out
-    return Group(gpus, domains, cluster.scale_up, between)
-
-
-def _message_bytes(model: MoEModel, precision: Precision, header: int) -> dict[str, float]:
-    """Bytes per token of DeepEP messages (internode_ll.cu, config.hpp): FP8 has a scale per 128."""
-    payload = model.hidden * 2.0
-    if precision.dispatch == "fp8":
-        payload = model.hidden * 1.0 + model.hidden / 128.0 * 4.0
-    return {
-        "dispatch_bytes": payload,
-        "low_latency_dispatch_bytes": header + payload,
-        "combine_bytes": model.hidden * 2.0,
-    }
+    return Group(gpus, domains, cluster.scale_up, between, cluster.adds_in_switch)
 
 
 def _expert_rates(

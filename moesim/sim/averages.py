@@ -17,6 +17,7 @@ from moesim.compiled import hot
 from moesim.sim.cost_tables import (
     ALL_REDUCE,
     DECODE,
+    LAYERED,
     LOW_LATENCY,
     NO_EXCHANGE,
     NORMAL,
@@ -113,13 +114,13 @@ def _sample(
         w.source_LX[:] = 0
         for i in range(d * rows_n.size // ranks, (d + 1) * rows_n.size // ranks):
             count_rows(routes, rows_n[i], 1, w.source_LP)
-            if exchange == NORMAL:
+            if exchange in (NORMAL, LAYERED):
                 touch_rows(
                     routes, rows_n[i], 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
                 )
-        if exchange == NORMAL:
+        if exchange in (NORMAL, LAYERED):
             add_normal(c, w, d)
-        elif exchange == LOW_LATENCY:
+        if exchange in (LOW_LATENCY, LAYERED):
             add_low_latency(c, w, d)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]
@@ -127,8 +128,8 @@ def _sample(
                 counts[p] += source[p]
     for layer in range(w.counts_LP.shape[0]):
         expert_layer(c, w, record, step, layer, kind, group_tokens)
-        if exchange in (NORMAL, LOW_LATENCY):
-            exchange_layer(c, w, step, layer, exchange, group_tokens)
+        if exchange in (NORMAL, LOW_LATENCY, LAYERED):
+            exchange_layer(c, w, step, layer, exchange, kind, group_tokens)
 
 
 def _totals(step: NDArray[Any], layers_each: float) -> NDArray[np.float64]:

@@ -124,14 +124,14 @@ def _experts(
         if exchange == ALL_GATHER:
             for layer in range(layers):
                 w.stage_s[c.stage_of_layer[layer]] += exchange_layer(
-                    c, w, step, layer, exchange, group_tokens
+                    c, w, step, layer, exchange, kind, group_tokens
                 )
         return
     route_tokens(s, routes, c, w, record, k, b, exchange)
     for layer in range(layers):
         w.stage_s[c.stage_of_layer[layer]] += expert_layer(
             c, w, record, step, layer, kind, group_tokens
-        ) + exchange_layer(c, w, step, layer, exchange, group_tokens)
+        ) + exchange_layer(c, w, step, layer, exchange, kind, group_tokens)
     step.imbalance /= layers
     step.active_experts /= layers
     record.counters[COUNTED_STEPS] += 1

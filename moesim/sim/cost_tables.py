@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from moesim.sim.state import row_dtype
 
-# How tokens reach their experts (field `exchange` of COSTS).
-NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY = range(5)
+# How tokens reach their experts (field `exchange` of COSTS; moesim.costs.exchanges.traffic_code):
+# NORMAL one copy for each node, passed on there; LOW_LATENCY one message for each expert; LAYERED
+# copies there and messages back. Those three are timed by the laws of Costs.exchange.
+NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY, LAYERED = range(6)
 
 # Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
 PROMPT, DECODE = range(2)
@@ -53,13 +55,6 @@ COSTS = row_dtype(
         ("gather_token_s", "f8"),  # per token of the whole group
         ("gather_up_bytes", "f8"),  # of one GPU, per token of the whole group
         ("gather_out_bytes", "f8"),
-        ("normal_base_s", "f8"),
-        ("low_latency_base_s", "f8"),
-        ("dispatch_bytes", "f8"),  # per token and destination
-        ("low_latency_dispatch_bytes", "f8"),
-        ("combine_bytes", "f8"),
-        ("up_byte_s", "f8"),
-        ("out_byte_s", "f8"),
         ("reduce_up_bytes", "f8"),  # per token: all layers' all-reduces
         ("reduce_out_bytes", "f8"),
         ("pipeline_base_s", "f8"),
@@ -104,6 +99,11 @@ class Costs(NamedTuple):
     mixed_log_s: NDArray[np.float64]
     expert_tile_s: NDArray[np.float64]  # measured experts, as in StepCosts; else empty
     expert_ratio: NDArray[np.float64]
+    exchange: NDArray[Any]  # EXCHANGE [2, 2]: PROMPT or DECODE, dispatch and combine
+    exchange_ratio: NDArray[
+        np.float64
+    ]  # [2, 2, T + 1] measured to law, as in StepCosts; else empty
+    gather_s: NDArray[np.float64]  # [T + 1] all-gather across domains, as in StepCosts; else empty
     average: Averages  # empty where routing is replayed
 
 
@@ -117,8 +117,11 @@ class Work(NamedTuple):
     source_LP: NDArray[np.int32]  # counts of one attention rank
     source_LX: NDArray[np.int32]  # touches of one attention rank
     mark_X: NDArray[np.int64]
+    # Tokens over the links; where an exchange is LAYERED, copies in the first L rows and messages
+    # in the last.
     recv_up_LR: NDArray[np.float64]  # tokens over the scale-up link
     send_up_LR: NDArray[np.float64]
     recv_out_LR: NDArray[np.float64]  # tokens over the scale-out link
     send_out_LR: NDArray[np.float64]
+    pair_L: NDArray[np.float64]  # tokens between any two GPUs over the scale-out link, the most
     stage_s: NDArray[np.float64]  # [B]

@@ -1,7 +1,8 @@
 """Tokens on their way to their experts and back: who sends how many to whom, and how long it takes.
 
-The busiest sender or receiver of a link binds. Legend: D attention ranks, L MoE layers, R ranks of
-the expert-parallel group, X = R + domains. Sources: DeepEP `internode_ll.cu`, `internode.cu`.
+The busiest sender or receiver of a link binds; moesim.costs.traffic counts the same in plain NumPy,
+moesim.costs.libraries has the law behind the time. Legend: D attention ranks, L MoE layers, R ranks
+of the expert-parallel group, X = R + domains. Sources: DeepEP `internode_ll.cu`, `internode.cu`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
 def add_low_latency(c: Any, w: Any, d: int) -> None:
     """One message per token and expert: add what rank d sends, in tokens, from its slot counts."""
     tp = c.scalars[0].attention_tp
-    layers, ranks = w.recv_up_LR.shape
+    layers, ranks = w.source_LP.shape[0], w.recv_up_LR.shape[1]
+    first = w.recv_up_LR.shape[0] - layers
     per_rank = c.rank_of_slot.size // ranks
     home = c.domain_of_rank[d * tp]
     for layer in range(layers):
+        row = first + layer
         near = 0.0
         far = 0.0
         for r in range(ranks):
@@ -27,23 +30,24 @@ def add_low_latency(c: Any, w: Any, d: int) -> None:
             for p in range(r * per_rank, (r + 1) * per_rank):
                 count += w.source_LP[layer, p]
             if c.domain_of_rank[r] != home:
-                w.recv_out_LR[layer, r] += count
+                w.recv_out_LR[row, r] += count
+                w.pair_L[row] = max(w.pair_L[row], count / tp)
                 far += count
                 continue
             if r // tp == d:
                 count -= count / tp  # what a GPU sends to itself does not travel
-            w.recv_up_LR[layer, r] += count
+            w.recv_up_LR[row, r] += count
             near += count
         for t in range(tp):
-            w.send_up_LR[layer, d * tp + t] += near / tp
-            w.send_out_LR[layer, d * tp + t] += far / tp
+            w.send_up_LR[row, d * tp + t] += near / tp
+            w.send_out_LR[row, d * tp + t] += far / tp
 
 
 @inner
 def add_normal(c: Any, w: Any, d: int) -> None:
     """One copy per node over the network, then one per rank over the scale-up links, in tokens."""
     tp = c.scalars[0].attention_tp
-    layers, ranks = w.recv_up_LR.shape
+    layers, ranks = w.source_LP.shape[0], w.recv_up_LR.shape[1]
     domains = w.source_LX.shape[1] - ranks
     width = ranks // domains
     home = c.domain_of_rank[d * tp]
@@ -57,6 +61,7 @@ def add_normal(c: Any, w: Any, d: int) -> None:
                     copies = w.source_LX[layer, ranks + domain] / tp
                     w.send_out_LR[layer, gpu] += copies
                     w.recv_out_LR[layer, landing] += copies
+                    w.pair_L[layer] = max(w.pair_L[layer], copies)
                 for r in range(domain * width, (domain + 1) * width):
                     if r != landing:
                         moved = w.source_LX[layer, r] / tp
@@ -71,40 +76,55 @@ def clear_traffic(w: Any) -> None:
     w.send_up_LR[:] = 0.0
     w.recv_out_LR[:] = 0.0
     w.send_out_LR[:] = 0.0
+    w.pair_L[:] = 0.0
+
+
+@inner
+def _phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
+    """Seconds of one phase by a row of EXCHANGE. `back`: combine takes the same ways back, so that
+    what was received is sent."""
+    up = 0.0
+    out = 0.0
+    posted = 0.0
+    for r in range(w.recv_up_LR.shape[1]):
+        up = max(up, w.recv_up_LR[row, r], w.send_up_LR[row, r])
+        received = w.recv_out_LR[row, r] + law.near_out * w.recv_up_LR[row, r]
+        sent = w.send_out_LR[row, r] + law.near_out * w.send_up_LR[row, r]
+        out = max(out, received, sent)
+        posted = max(posted, received if back else sent)
+    byte_s = max(up * law.up_copy_s, out * law.out_copy_s)
+    step.scale_up_bytes += (1.0 - law.near_out) * up * law.copy_bytes
+    step.scale_out_bytes += out * law.copy_bytes
+    posted_s = w.pair_L[row] * law.pair_s + posted * law.message_s
+    return max(law.floor_s, law.base_s + posted_s + byte_s)
 
 
 @inner
 def exchange_layer(
-    c: Any, w: Any, step: Any, layer: int, exchange: int, group_tokens: int
+    c: Any, w: Any, step: Any, layer: int, exchange: int, kind: int, group_tokens: int
 ) -> float:
     """Add one layer's dispatch and combine to `step`; seconds of both."""
     cost = c.scalars[0]
     if exchange == ALL_GATHER:
         # Every rank gets every token whoever its experts are, and sums up on the way back.
         once_s = cost.gather_base_s + group_tokens * cost.gather_token_s
+        if c.gather_s.size > 0:
+            once_s = c.gather_s[group_tokens]
         step.dispatch_s += once_s
         step.combine_s += once_s
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes
         step.scale_out_bytes += 2 * group_tokens * cost.gather_out_bytes
         return 2.0 * once_s
-    if exchange not in (NORMAL, LOW_LATENCY):
+    if exchange < NORMAL:
         return 0.0
-    up = 0.0
-    out = 0.0
-    for r in range(w.recv_up_LR.shape[1]):
-        up = max(up, w.recv_up_LR[layer, r], w.send_up_LR[layer, r])
-        out = max(out, w.recv_out_LR[layer, r], w.send_out_LR[layer, r])
-    base = cost.normal_base_s
-    sent_bytes = cost.dispatch_bytes
-    if exchange == LOW_LATENCY:
-        base = cost.low_latency_base_s
-        sent_bytes = cost.low_latency_dispatch_bytes
-    # Combine takes the same ways back: what was received is sent.
-    byte_s = max(up * cost.up_byte_s, out * cost.out_byte_s)
-    dispatch_s = base + byte_s * sent_bytes
-    combine_s = base + byte_s * cost.combine_bytes
+    messages = w.recv_up_LR.shape[0] - w.source_LP.shape[0] + layer
+    there = messages if exchange == LOW_LATENCY else layer
+    back = layer if exchange == NORMAL else messages
+    dispatch_s = _phase_s(w, step, c.exchange[kind, 0], there, False)
+    combine_s = _phase_s(w, step, c.exchange[kind, 1], back, True)
+    if c.exchange_ratio.shape[2] > 0:
+        dispatch_s *= c.exchange_ratio[kind, 0, group_tokens]
+        combine_s *= c.exchange_ratio[kind, 1, group_tokens]
     step.dispatch_s += dispatch_s
     step.combine_s += combine_s
-    step.scale_up_bytes += up * (sent_bytes + cost.combine_bytes)
-    step.scale_out_bytes += out * (sent_bytes + cost.combine_bytes)
     return dispatch_s + combine_s

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
 from moesim.sim.replay import count_rows, next_rows, touch_rows
 from moesim.sim.state import ROUTED_IDS
@@ -61,7 +61,7 @@ def route_tokens(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int
 ) -> None:
     """Count the slots that the batch's tokens chose, and who sends them where, into `w`."""
-    by_source = exchange in (NORMAL, LOW_LATENCY)
+    by_source = exchange in (NORMAL, LOW_LATENCY, LAYERED)
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
@@ -74,11 +74,11 @@ def route_tokens(
             continue
         w.source_LP[:] = 0
         w.source_LX[:] = 0
-        ids = _walk(s, routes, c, w, k, b, d, exchange == NORMAL, w.source_LP)
+        ids = _walk(s, routes, c, w, k, b, d, exchange != LOW_LATENCY, w.source_LP)
         record.counters[ROUTED_IDS] += ids
-        if exchange == NORMAL:
+        if exchange != LOW_LATENCY:
             add_normal(c, w, d)
-        else:
+        if exchange != NORMAL:
             add_low_latency(c, w, d)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]

@@ -13,7 +13,7 @@ from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
-from moesim.sim.cost_tables import COSTS, LOW_LATENCY, NORMAL, Averages, Costs, Work
+from moesim.sim.cost_tables import COSTS, LAYERED, LOW_LATENCY, NORMAL, Averages, Costs, Work
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -117,6 +117,9 @@ def build_costs(
         mixed_log_s=np.ascontiguousarray(costs.mixed_log_s),
         expert_tile_s=np.ascontiguousarray(costs.expert_tile_s),
         expert_ratio=np.ascontiguousarray(costs.expert_ratio),
+        exchange=np.ascontiguousarray(costs.exchange),
+        exchange_ratio=np.ascontiguousarray(costs.exchange_ratio),
+        gather_s=np.ascontiguousarray(costs.gather_s),
         average=average,
     )
 
@@ -126,7 +129,8 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
     layers, slots = costs.stage_of_layer.size, costs.rank_of_slot.size
     expert_ranks = costs.domain_of_rank.size
     width = expert_ranks + _domains(costs)
-    per_rank = (layers, expert_ranks)
+    rows = 2 * layers if LAYERED in _exchanges(costs) else layers
+    per_rank = (rows, expert_ranks)
     return Work(
         attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
@@ -139,6 +143,7 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
         send_up_LR=np.zeros(per_rank),
         recv_out_LR=np.zeros(per_rank),
         send_out_LR=np.zeros(per_rank),
+        pair_L=np.zeros(rows),
         stage_s=np.zeros(stages),
     )
 
@@ -171,7 +176,6 @@ def build_routes(
     """
     # One type whatever the number of slots: another would compile the whole engine again.
     slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
-    scalars = costs.scalars[0]
     blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
     layers, slots = placement.slot_expert_LP.shape
     counts = np.zeros((0, layers, slots), np.uint32)
@@ -179,8 +183,10 @@ def build_routes(
         counts = running_counts(slots_TLK, slots)
     width = costs.domain_of_rank.size + _domains(costs)
     touches = np.zeros((0, layers, width), np.uint32)
-    exchanges = (int(scalars["prefill_exchange"]), int(scalars["decode_exchange"]))
-    if NORMAL in exchanges and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES:
+    if (
+        _exchanges(costs) & {NORMAL, LAYERED}
+        and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES
+    ):
         touches = running_touches(
             slots_TLK, costs.rank_of_slot, costs.domain_of_rank, _domains(costs)
         )
@@ -224,10 +230,12 @@ def no_routes() -> Routes:
 
 def needs_sources(costs: Costs) -> bool:
     """Whether any exchange depends on which rank a token comes from."""
+    return bool(_exchanges(costs) & {NORMAL, LOW_LATENCY, LAYERED})
+
+
+def _exchanges(costs: Costs) -> set[int]:
     scalars = costs.scalars[0]
-    return bool(
-        {int(scalars["prefill_exchange"]), int(scalars["decode_exchange"])} & {NORMAL, LOW_LATENCY}
-    )
+    return {int(scalars["prefill_exchange"]), int(scalars["decode_exchange"])}
 
 
 def _by_domain(

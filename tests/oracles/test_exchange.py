@@ -13,19 +13,28 @@ two tokens of three experts each:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moesim.costs.collectives import Group, all_gather, all_reduce
+from moesim.costs.exchanges import EXCHANGES
 from moesim.costs.profile import load_profile
-from moesim.costs.step import EXCHANGES, build_step_costs
+from moesim.costs.step import build_step_costs
 from moesim.hardware import Link, make_cluster
 from moesim.model import load_model
 from moesim.precision import make_precision
 from moesim.sharding import Sharding
-from moesim.sim.cost_tables import ALL_GATHER, ALL_REDUCE, LOW_LATENCY, NO_EXCHANGE, NORMAL
-from tests.fixtures.engine import Harness, Run, linear_costs, make_demand, make_trace
+from moesim.sim.cost_tables import ALL_GATHER, ALL_REDUCE, LAYERED, LOW_LATENCY, NO_EXCHANGE, NORMAL
+from tests.fixtures.engine import (
+    Harness,
+    Run,
+    exchange_rows,
+    linear_costs,
+    make_demand,
+    make_trace,
+)
 
 TOKENS = {
     "a": [[0, 2, 5], [4, 5, 7]],
@@ -39,7 +48,14 @@ UP_S, OUT_S = 1 / 160e9, 1 / 40e9
 BASE_S = 1e-5
 
 
-def one_step(sources: str, exchange: int, attention_tp: int = 1, **rates: float) -> Run:
+def one_step(
+    sources: str,
+    exchange: int,
+    attention_tp: int = 1,
+    law: dict[str, float] | None = None,
+    replaced: dict[str, Any] | None = None,
+    **rates: float,
+) -> Run:
     """One step in which attention rank i computes the two tokens of source i."""
     ids = np.array([TOKENS[name] for name in sources]).reshape(-1, 1, 3)
     trace = make_trace(
@@ -49,17 +65,18 @@ def one_step(sources: str, exchange: int, attention_tp: int = 1, **rates: float)
         "attention_tp": attention_tp,
         "prefill_exchange": exchange,
         "decode_exchange": exchange,
-        "dispatch_bytes": NORMAL_BYTES,
-        "low_latency_dispatch_bytes": LOW_LATENCY_BYTES,
-        "combine_bytes": COMBINE_BYTES,
-        "up_byte_s": UP_S,
-        "out_byte_s": OUT_S,
-        "normal_base_s": BASE_S,
-        "low_latency_base_s": BASE_S,
         "gather_base_s": BASE_S,
         "gather_token_s": 1e-6,
     }
-    costs = linear_costs(layers=1, domain_of_rank=[0, 0, 1, 1], **(numbers | rates))
+    sent = NORMAL_BYTES if exchange == NORMAL else LOW_LATENCY_BYTES
+    plain = {"up_byte_s": UP_S, "out_byte_s": OUT_S, "base_s": BASE_S}
+    costs = linear_costs(
+        layers=1,
+        domain_of_rank=[0, 0, 1, 1],
+        exchange=exchange_rows(sent, COMBINE_BYTES, **(plain | (law or {}))),
+        **(numbers | rates),
+    )
+    costs = dataclasses.replace(costs, **(replaced or {}))
     run = Harness({"ranks": len(sources)}, costs, trace).run(
         make_demand(
             [2] * len(sources),
@@ -105,8 +122,63 @@ def test_low_latency_mode_sends_every_token_to_every_expert() -> None:
     assert step["scale_out_bytes"] == 4 * (7408 + 14336)
 
 
+def test_layered_mode_dispatches_once_to_each_node_and_combines_every_message() -> None:
+    run = one_step("abcd", LAYERED)
+    # The first row counts copies as normal mode does, the second messages as low latency does.
+    assert run.work.send_out_LR.tolist() == [[2, 1, 1, 2], [4, 2, 3, 4]]
+    assert run.work.recv_up_LR.tolist() == [[2, 2, 0, 2], [2, 1, 0, 1]]
+    step = run.steps[0]
+    assert step["dispatch_s"] == pytest.approx(BASE_S + 2 * LOW_LATENCY_BYTES / 40e9, rel=1e-12)
+    assert step["combine_s"] == pytest.approx(BASE_S + 4 * COMBINE_BYTES / 40e9, rel=1e-12)
+
+
+def test_pplx_waits_for_its_hottest_pair_or_for_its_busiest_sender() -> None:
+    """Each a sends three messages to GPU 2 and one to 3, c two to 0 and one to 1, d two each."""
+    bandless = {"up_byte_s": 0.0, "out_byte_s": 0.0}
+    run = one_step("aacd", LOW_LATENCY, law=bandless | {"pair_s": 1e-3})
+    assert run.work.pair_L.tolist() == [3.0]
+    assert run.steps[0]["dispatch_s"] == pytest.approx(BASE_S + 3e-3, rel=1e-12)
+    # Nobody posts more than four; the six that reach GPU 2 are posted there on the way back.
+    run = one_step("aacd", LOW_LATENCY, law=bandless | {"message_s": 1e-3})
+    assert run.work.send_out_LR[0].tolist() == [4, 4, 3, 4]
+    assert run.work.recv_out_LR[0].tolist() == [4, 3, 6, 2]
+    assert run.steps[0]["dispatch_s"] == pytest.approx(BASE_S + 4e-3, rel=1e-12)
+    assert run.steps[0]["combine_s"] == pytest.approx(BASE_S + 6e-3, rel=1e-12)
+
+
+def test_without_nvlink_the_nic_carries_what_stays_in_the_node_too() -> None:
+    run = one_step("abcd", LOW_LATENCY, law={"near_out": 1.0, "up_byte_s": 0.0})
+    # Sent by each GPU: a 1 + 4, b 2 + 2, c 1 + 3, d 0 + 4; received: 2 + 4, 1 + 3, 0 + 3, 1 + 3.
+    assert run.steps[0]["dispatch_s"] == pytest.approx(BASE_S + 6 * 7408 / 40e9, rel=1e-12)
+    assert run.steps[0]["scale_up_bytes"] == 0.0
+    assert run.steps[0]["scale_out_bytes"] == 6 * (7408 + 14336)
+
+
+def test_one_sided_copies_hide_behind_its_floor() -> None:
+    law = {"floor_s": 5e-5, "base_s": 1e-5, "out_byte_s": 0.0}
+    assert one_step("abcd", NORMAL, law=law).steps[0]["dispatch_s"] == 5e-5
+    slow = one_step("abcd", NORMAL, law=law | {"up_byte_s": 1e-6}).steps[0]
+    assert slow["dispatch_s"] == pytest.approx(1e-5 + 2 * 7392 * 1e-6, rel=1e-12)
+
+
+def test_a_measured_exchange_scales_the_law_by_tokens_of_the_group() -> None:
+    ratio = np.ones((2, 2, 100))
+    ratio[0, 0, 8], ratio[0, 1, 8] = 3.0, 0.5  # eight tokens of prompts
+    plain = one_step("abcd", NORMAL).steps[0]
+    exact = one_step("abcd", NORMAL, replaced={"exchange_ratio": ratio}).steps[0]
+    assert exact["dispatch_s"] == pytest.approx(3.0 * plain["dispatch_s"], rel=1e-12)
+    assert exact["combine_s"] == pytest.approx(0.5 * plain["combine_s"], rel=1e-12)
+    assert exact["scale_out_bytes"] == plain["scale_out_bytes"]
+
+
+def test_an_all_gather_across_nodes_takes_its_table() -> None:
+    gathered = np.linspace(0.0, 1.0, 101)
+    step = one_step("abcd", ALL_GATHER, replaced={"gather_s": gathered}).steps[0]
+    assert step["dispatch_s"] == step["combine_s"] == gathered[8]
+
+
 def test_the_slower_of_the_two_links_binds() -> None:
-    run = one_step("abcd", LOW_LATENCY, out_byte_s=UP_S / 4)
+    run = one_step("abcd", LOW_LATENCY, law={"out_byte_s": UP_S / 4})
     assert run.steps[0]["dispatch_s"] == pytest.approx(BASE_S + 2 * 7408 / 160e9, rel=1e-12)
 
 
@@ -152,9 +224,10 @@ def test_all_gather_pads_decode_to_the_fullest_rank() -> None:
     assert decode["dispatch_s"] == pytest.approx([8e-6])
 
 
-@pytest.mark.parametrize("exchange", [NORMAL, LOW_LATENCY, ALL_GATHER])
+@pytest.mark.parametrize("exchange", [NORMAL, LOW_LATENCY, LAYERED, ALL_GATHER])
 def test_infinite_bandwidth_leaves_the_fixed_time(exchange: int) -> None:
-    step = one_step("abcd", exchange, up_byte_s=0.0, out_byte_s=0.0, gather_token_s=0.0).steps[0]
+    law = {"up_byte_s": 0.0, "out_byte_s": 0.0}
+    step = one_step("abcd", exchange, law=law, gather_token_s=0.0).steps[0]
     assert step["dispatch_s"] == step["combine_s"] == BASE_S
 
 
@@ -196,9 +269,10 @@ def test_message_bytes_of_deepseek_v3_are_deepeps() -> None:
         ("deepep-normal", "deepep-low-latency"),
         16,
     )
-    assert costs.rates["dispatch_bytes"] == NORMAL_BYTES
-    assert costs.rates["low_latency_dispatch_bytes"] == LOW_LATENCY_BYTES
-    assert costs.rates["combine_bytes"] == COMBINE_BYTES
+    assert costs.exchange["copy_bytes"].tolist() == [
+        [NORMAL_BYTES, COMBINE_BYTES],
+        [LOW_LATENCY_BYTES, COMBINE_BYTES],
+    ]
     assert costs.domain_of_rank.tolist() == [0] * 8 + [1] * 8
 
 

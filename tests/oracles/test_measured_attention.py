@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,16 @@ from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Floa
 from moesim.costs.step import StepCosts
 from moesim.placement.copies import place_rows
 from moesim.sim.averages import average_experts
-from moesim.sim.cost_tables import DECODE, LOW_LATENCY, NORMAL, PROMPT, Averages
+from moesim.sim.cost_tables import DECODE, LAYERED, LOW_LATENCY, NORMAL, PROMPT, Averages
 from moesim.sim.setup import build_costs
-from tests.fixtures.engine import Harness, contiguous, linear_costs, make_demand, make_trace
+from tests.fixtures.engine import (
+    Harness,
+    contiguous,
+    exchange_rows,
+    linear_costs,
+    make_demand,
+    make_trace,
+)
 
 Power = Callable[[Floats, Floats], Floats]
 
@@ -92,7 +100,7 @@ def test_steps_with_prompts_have_tables_of_their_own() -> None:
     assert steps["all_reduce_s"] == pytest.approx([0.3, 0.2])
 
 
-def expert_costs(ranks: int = 2, **rates: float) -> StepCosts:
+def expert_costs(ranks: int = 2, **rates: Any) -> StepCosts:
     """Tiles of 4 tokens take 1, 3, 7, ... ms; the ratio is 2 with prompts and 3 without."""
     tiles = np.arange(300.0)
     return dataclasses.replace(
@@ -157,7 +165,7 @@ def averaged(costs: StepCosts, ids_TLK: NDArray[np.int64], ranks: int, most: int
     return average_experts(place_rows(trace.ids_TLK, placement), compiled, ranks, most, rng)
 
 
-@pytest.mark.parametrize("exchange", [NORMAL, LOW_LATENCY])
+@pytest.mark.parametrize("exchange", [NORMAL, LOW_LATENCY, LAYERED])
 def test_averages_of_equal_tokens_are_what_replaying_them_takes(exchange: int) -> None:
     """Experts and exchanges; two attention ranks on two GPUs. Every batch of a size is the same."""
     ids = np.tile(np.array([[[0, 2], [1, 0]]]), (64, 1, 1))
@@ -165,12 +173,7 @@ def test_averages_of_equal_tokens_are_what_replaying_them_takes(exchange: int) -
         prefill_exchange=exchange,
         decode_exchange=exchange,
         attention_tp=1,
-        normal_base_s=0.1,
-        low_latency_base_s=0.2,
-        dispatch_bytes=3.0,
-        low_latency_dispatch_bytes=4.0,
-        combine_bytes=5.0,
-        up_byte_s=0.01,
+        exchange=exchange_rows(3.0, 5.0, up_byte_s=0.01, base_s=0.1),
     )
     average = averaged(costs, ids, ranks=2, most=64)
     run = Harness({"ranks": 2}, costs, make_trace(ids, 4)).run(make_demand([16, 16], [2, 2]))

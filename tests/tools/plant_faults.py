@@ -152,8 +152,8 @@ FAULTS = (
     Fault(
         "combine-as-small-as-dispatch",
         "moesim/sim/exchange.py",
-        "    combine_s = base + byte_s * cost.combine_bytes\n",
-        "    combine_s = base + byte_s * sent_bytes\n",
+        "    combine_s = _phase_s(w, step, c.exchange[kind, 1], back, True)\n",
+        "    combine_s = _phase_s(w, step, c.exchange[kind, 0], back, True)\n",
         "tests/oracles/test_exchange.py::"
         "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
     ),
@@ -243,7 +243,7 @@ FAULTS = (
     Fault(
         "averages-without-exchange",
         "moesim/sim/averages.py",
-        "        if exchange in (NORMAL, LOW_LATENCY):\n",
+        "        if exchange in (NORMAL, LOW_LATENCY, LAYERED):\n",
         "        if exchange < 0:\n",
         "tests/oracles/test_measured_attention.py::"
         "test_averages_of_equal_tokens_are_what_replaying_them_takes",

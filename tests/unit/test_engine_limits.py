@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.costs.libraries import load_law
 from moesim.costs.profile import Profile, load_profile
 from moesim.deployment import deploy, step_costs
 from moesim.engine import batch_limits, engine_rules
@@ -135,12 +136,13 @@ def test_stages_split_layers_as_their_weights_do_and_hop_over_their_own_links() 
 
 def test_bridged_pairs_of_one_node_meet_on_its_bus_not_on_the_network() -> None:
     machines = {"gpu": "h100-nvl", "nodes": 1}
-    tp4 = {"parallelism": {"attention_tp": 4}}
-    run = scenario(cluster=machines, deployment=tp4)
+    dp4 = {"attention_dp": 4, "expert_parallel": 4}
+    run = scenario(cluster=machines, deployment={"parallelism": dp4, "exchange": "deepep-normal"})
     built = deploy(run)
     assert built.cluster.scale_up_domain == 2
-    bus = 1.0 / built.cluster.in_node.effective_bytes_per_s
-    assert step_costs(run, built).rates["out_byte_s"] == pytest.approx(bus)
+    combine = step_costs(run, built).exchange[0, 1]
+    bus_bytes_per_s = load_law("deepep-normal", "combine").out_bytes_per_s(built.cluster.in_node)
+    assert combine["copy_bytes"] / combine["out_copy_s"] == pytest.approx(bus_bytes_per_s)
 
 
 def test_deepep_needs_a_tensor_parallel_group_within_a_domain() -> None:

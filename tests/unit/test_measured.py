@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from moesim.costs.measured.kernels import MeasuredKernels, load_kernels, version
 from moesim.costs.measured.light import Roof, gemm_work
 from moesim.costs.measured.profile import open_profile, write_profile
 from moesim.costs.measured.timing import FITTED, INTERPOLATED, MEASURED, ROOFLINE
+from moesim.costs.nccl import Ring
+from moesim.costs.nccl import all_reduce_s as nccl_all_reduce_s
 from moesim.errors import InputError
 from moesim.hardware import load_fabric, load_gpu
 
@@ -143,11 +146,10 @@ def test_all_reduce_prefers_graphs_and_flags_larger_groups(kernels: MeasuredKern
     assert eager.seconds[0] == pytest.approx(2 * graph.seconds[0], rel=1e-3)
     larger = all_reduce_s(kernels, 16, [1e6, 1e9])
     assert larger.worst_origin == "roofline"
-    nic = load_fabric(GPU.fabric_name)
-    inside = all_reduce_s(kernels, 8, [1e9]).seconds[0]
-    across = larger.seconds[1] - inside - all_reduce_s(kernels, 8, [1.0]).seconds[0]
-    # 2 (d - 1) / d of each GPU's eighth passes its NIC, d = 2 domains
-    assert across == pytest.approx(1e9 / 8 / nic.effective_bytes_per_s + nic.latency_s)
+    up = load_fabric(GPU.scale_up_name, "gpu", "scale-up")
+    up = replace(up, bytes_per_s=GPU.scale_up_bytes_per_s)
+    ring = Ring(16, 2, up, load_fabric(GPU.fabric_name))
+    assert larger.seconds == pytest.approx(nccl_all_reduce_s(ring, [1e6, 1e9]))
     assert (larger.seconds > all_reduce_s(kernels, 8, [1e6, 1e9]).seconds).all()
     assert all_reduce_s(kernels, 1, [1e6]).seconds[0] == 0.0
 

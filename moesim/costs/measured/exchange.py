@@ -17,6 +17,8 @@ from moesim.costs.measured.blend import blend
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import Floats
 from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, origin_of, total
+from moesim.costs.nccl import Ring
+from moesim.costs.nccl import all_reduce_s as all_reduce_across_s
 from moesim.errors import InputError
 from moesim.hardware import Link, load_fabric
 
@@ -46,21 +48,20 @@ def all_reduce_s(
 
     `eager`: launched by the host instead of replayed from a CUDA graph. `fused`: by FlashInfer's
     kernel, with the norm behind it, where that is faster. More GPUs than a scale-up
-    domain (or node) holds reduce inside each domain, and each GPU its share across them over
-    `scale_out` (the GPU's usual fabric if None); nothing was measured there.
+    domain (or node) holds reduce by NCCL across `scale_out` (the GPU's usual fabric if None), the
+    fastest algorithm of its own model: nothing was measured there.
     """
     size = np.asarray(message_bytes, dtype=np.float64)
     inside = max(kernels.gpu.scale_up_domain, kernels.gpu.most_per_node)
     if gpus > inside:
-        near = all_reduce_s(kernels, inside, size, eager)
-        least = all_reduce_s(kernels, inside, [1.0], eager).seconds[0]
         link = scale_out or load_fabric(kernels.gpu.fabric_name)
+        up = load_fabric(kernels.gpu.scale_up_name, "cluster.scale_up", "scale-up")
+        up = replace(up, bytes_per_s=kernels.gpu.scale_up_bytes_per_s)
         domains = math.ceil(gpus / inside)
-        across = 2.0 * (1.0 - 1.0 / domains) / inside * size
-        seconds = near.seconds + least + link.latency_s + across / link.effective_bytes_per_s
+        seconds = all_reduce_across_s(Ring(domains * inside, domains, up, link), size)
         origin = np.full(size.shape, ROOFLINE, dtype=np.uint8)
-        light = near.light_s + across / link.bytes_per_s
-        return Timing(seconds, origin, light, f"{near.source}, across {domains} x {inside} GPUs")
+        light = 2.0 * (1.0 - 1.0 / domains) / inside * size / link.bytes_per_s
+        return Timing(seconds, origin, light, f"NCCL's own model, {domains} x {inside} GPUs")
     if gpus > 1 and kernels.find_own("nccl", phase="all_reduce", gpus=gpus) is not None:
         return nccl_s(kernels, "all_reduce", gpus, size)
     measured = kernels.find("custom_all_reduce")
