@@ -73,6 +73,8 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         scenario.cluster.gpus_per_node,
         scenario.cluster.fabric,
         scenario.cluster.oversubscription,
+        scale_up_domain=scenario.cluster.scale_up_domain,
+        topology=scenario.cluster.topology,
     )
     profile, kernels, notes = _timing(scenario, cluster, profile)
     spec = scenario.deployment.parallelism

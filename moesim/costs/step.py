@@ -154,8 +154,7 @@ def _domains(cluster: Cluster, sharding: Sharding) -> NDArray[np.int32]:
 def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:
     """The first `gpus` GPUs; domains of one node (bridged pairs) are joined by the node's bus."""
     domains = len(set(domain_of_rank[:gpus].tolist()))
-    between = cluster.in_node if cluster.node_of(gpus - 1) == 0 else cluster.scale_out
-    return Group(gpus, domains, cluster.scale_up, between)
+    return Group(gpus, domains, cluster.scale_up, cluster.between_domains(gpus))
 
 
 def _message_bytes(model: MoEModel, precision: Precision, header: int) -> dict[str, float]:
