@@ -82,17 +82,6 @@ class Fabric:
         """From the first byte sent to the first byte there."""
         return sum(self.ports[port].latency_s for port in path)
 
-    def endpoint(self, name: str, field: str = "endpoint") -> Endpoint:
-        """An endpoint of this cluster by name, as in gpu3, host0, store1; else InputError."""
-        match = ENDPOINT.fullmatch(name)
-        if match is None:
-            raise InputError(field, "must be gpu, host or store and a number", name)
-        kind, number = match[1], int(match[2])
-        count = self.cluster.num_gpus if kind == "gpu" else self.cluster.nodes
-        if number >= count:
-            raise InputError(field, f"must be one of {kind}0 to {kind}{count - 1}", name)
-        return Endpoint(kind, number)  # type: ignore[arg-type]
-
     def path(self, source: Endpoint, target: Endpoint) -> tuple[int, ...]:
         """Ids of the ports from source to target, in order; none to itself."""
         if source == target:
@@ -169,6 +158,18 @@ class Fabric:
         up, down = leaf_of(self.cluster, *source), leaf_of(self.cluster, *target)
         spine = () if up == down else (self.first["uplink"] + up, self.first["downlink"] + down)
         return (self.first["nic out"] + out, *spine, self.first["nic in"] + into)
+
+
+def endpoint_of(cluster: Cluster, name: str, field: str) -> Endpoint:
+    """An endpoint of a cluster by name, as in gpu3, host0, store1; InputError if it has none."""
+    match = ENDPOINT.fullmatch(name)
+    if match is None:
+        raise InputError(field, "must be gpu, host or store and a number", name)
+    kind, number = match[1], int(match[2])
+    count = cluster.num_gpus if kind == "gpu" else cluster.nodes
+    if number >= count:
+        raise InputError(field, f"must be one of {kind}0 to {kind}{count - 1}", name)
+    return Endpoint(kind, number)  # type: ignore[arg-type]
 
 
 def leaf_of(cluster: Cluster, node: int, rail: int) -> int:

@@ -19,6 +19,9 @@ NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY = range(5)
 # Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
 PROMPT, DECODE = range(2)
 
+# Kinds of links: scale-up, scale-out; entries of Work.slowdown.
+UP, OUT = range(2)
+
 # Parts of Costs.token_s.
 ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 
@@ -122,3 +125,4 @@ class Work(NamedTuple):
     recv_out_LR: NDArray[np.float64]  # tokens over the scale-out link
     send_out_LR: NDArray[np.float64]
     stage_s: NDArray[np.float64]  # [B]
+    slowdown: NDArray[np.float64]  # [2] of bytes on the links, UP and OUT, by traffic of others

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL, OUT, UP
 
 
 @inner
@@ -74,6 +74,15 @@ def clear_traffic(w: Any) -> None:
 
 
 @inner
+def contention_s(c: Any, w: Any, up_bytes: float, out_bytes: float) -> float:
+    """What traffic of others adds to bytes that cross both kinds of links one after the other."""
+    cost = c.scalars[0]
+    return up_bytes * cost.up_byte_s * (w.slowdown[UP] - 1.0) + out_bytes * cost.out_byte_s * (
+        w.slowdown[OUT] - 1.0
+    )
+
+
+@inner
 def exchange_layer(
     c: Any, w: Any, step: Any, layer: int, exchange: int, group_tokens: int
 ) -> float:
@@ -82,6 +91,7 @@ def exchange_layer(
     if exchange == ALL_GATHER:
         # Every rank gets every token whoever its experts are, and sums up on the way back.
         once_s = cost.gather_base_s + group_tokens * cost.gather_token_s
+        once_s += group_tokens * contention_s(c, w, cost.gather_up_bytes, cost.gather_out_bytes)
         step.dispatch_s += once_s
         step.combine_s += once_s
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes
@@ -100,7 +110,10 @@ def exchange_layer(
         base = cost.low_latency_base_s
         sent_bytes = cost.low_latency_dispatch_bytes
     # Combine takes the same ways back: what was received is sent.
-    byte_s = max(up * cost.up_byte_s, out * cost.out_byte_s)
+    byte_s = max(
+        up * cost.up_byte_s * w.slowdown[UP],
+        out * cost.out_byte_s * w.slowdown[OUT],
+    )
     dispatch_s = base + byte_s * sent_bytes
     combine_s = base + byte_s * cost.combine_bytes
     step.dispatch_s += dispatch_s

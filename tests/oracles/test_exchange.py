@@ -39,8 +39,17 @@ UP_S, OUT_S = 1 / 160e9, 1 / 40e9
 BASE_S = 1e-5
 
 
-def one_step(sources: str, exchange: int, attention_tp: int = 1, **rates: float) -> Run:
-    """One step in which attention rank i computes the two tokens of source i."""
+def one_step(
+    sources: str,
+    exchange: int,
+    attention_tp: int = 1,
+    slowdown: tuple[float, float] = (1.0, 1.0),
+    **rates: float,
+) -> Run:
+    """One step in which attention rank i computes the two tokens of source i.
+
+    `slowdown`: of the bytes on the scale-up and the scale-out links, by traffic of others.
+    """
     ids = np.array([TOKENS[name] for name in sources]).reshape(-1, 1, 3)
     trace = make_trace(
         ids, 8, [2] * len(sources), domain=range(len(sources)), domains=tuple(sources)
@@ -60,7 +69,7 @@ def one_step(sources: str, exchange: int, attention_tp: int = 1, **rates: float)
         "gather_token_s": 1e-6,
     }
     costs = linear_costs(layers=1, domain_of_rank=[0, 0, 1, 1], **(numbers | rates))
-    run = Harness({"ranks": len(sources)}, costs, trace).run(
+    run = Harness({"ranks": len(sources)}, costs, trace, slowdown=slowdown).run(
         make_demand(
             [2] * len(sources),
             [1] * len(sources),
