@@ -209,7 +209,7 @@ def build_fabric(cluster: Cluster) -> Fabric:
         first.update({"scale-up out": first["pcie out"], "scale-up in": first["pcie in"]})
     else:
         add_link(("scale-up out", "scale-up in"), gpus, cluster.scale_up)
-    every_nic = [f"node{node} nic{i}" for node in nodes for i in range(nics)]
+    every_nic = [f"node{node}.{i}" for node in nodes for i in range(nics)]
     add(("nic out", "nic in"), every_nic, cluster.scale_out.latency_s, nic, reached)
     stores = [f"store{node}" for node in nodes]
     add(("read", "write"), stores, 2.0 * STORAGE_LATENCY_S, topology.storage_bytes_per_s, 1.0)

@@ -21,6 +21,8 @@ SECTIONS = {
     "Scenario": "scenario",
     "PrecisionSpec": "precision",
     "ClusterSpec": "cluster",
+    "Topology": "cluster.topology",
+    "BackgroundTransfer": "cluster.background",
     "DeploymentSpec": "deployment",
     "ParallelismSpec": "deployment.parallelism",
     **dict.fromkeys(

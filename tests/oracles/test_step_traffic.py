@@ -13,6 +13,7 @@ from moesim.hardware import Link, make_cluster
 from moesim.results import Result
 from moesim.sharding import Sharding
 from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.sim.setup import build_state
 from moesim.sim.state import RECENT_S, STEP_PARTS
 from moesim.sim.step_traffic import StepFlow, stand_for_steps, step_load
 from moesim.sim.transfers import Transfers
@@ -37,8 +38,6 @@ def standing(
     nodes: int = 2, dp: int = 16, all_pairs: bool = True, **cluster: Any
 ) -> tuple[Transfers, Any, list[tuple[StepFlow, StepFlow]]]:
     """Transfers on nodes of 8 GPUs, the state of two idle replicas, and their standing flows."""
-    from moesim.sim.setup import build_state
-
     made = make_cluster("h200-sxm", nodes, 8, NETWORK, **cluster)
     replicas = nodes * 8 // dp
     state = build_state({**RULES, "replicas": replicas, "ranks": dp}, make_demand([1], [1]))
@@ -71,18 +70,18 @@ def test_what_crosses_rails_and_leaves_depends_on_who_sends_to_whom() -> None:
     def weights(fabric: Any, all_pairs: bool) -> dict[str, set[float]]:
         found: dict[str, set[float]] = {}
         for port, weight in step_load(fabric, sharding, 0, all_pairs)[1].items():
-            kind = fabric.ports[port].name.split(" ", 1)[1].removeprefix("nic")[1:]
-            found.setdefault(kind.strip(), set()).add(weight)
+            found.setdefault(fabric.ports[port].name.split(" ", 1)[1], set()).add(weight)
         return found
 
     spine = weights(over_spine, True)
     # 16 GPUs x 7/8 of their bytes over 8 uplinks: 1.75 GPUs' bytes each.
-    assert spine["plink"] == spine["ownlink"] == {1.75}
-    assert not any("link" in kind for kind in weights(over_nvlink, True))
-    assert weights(over_nvlink, True)["cale-up out"] == {7 / 8}
+    assert spine["uplink"] == spine["downlink"] == {1.75}
+    nvlink = weights(over_nvlink, True)
+    assert set(nvlink) == {"nic out", "nic in", "scale-up out", "scale-up in"}
+    assert nvlink["scale-up out"] == {7 / 8}
     # To the GPU of the same place only: neither spine nor NVLink.
-    assert set(weights(over_spine, False)) == set(weights(over_nvlink, False))
-    assert not any("link" in kind or "up" in kind for kind in weights(over_spine, False))
+    for fabric in (over_spine, over_nvlink):
+        assert weights(fabric, False) == {"nic out": {1.0}, "nic in": {1.0}}
 
 
 def test_a_transfer_halves_what_steps_have_of_a_nic_and_gives_it_back() -> None:
@@ -131,21 +130,22 @@ def test_an_oversubscribed_spine_slows_steps_whose_bytes_cross_it() -> None:
     assert state.replicas["out_slowdown"].tolist() == [1.0, 1.0]
 
 
-def test_replicas_on_one_spine_slow_each_other() -> None:
-    """Eight replicas of two GPUs, one on each node: no. Two over the same uplinks: yes."""
-    cluster = make_cluster(
-        "h200-sxm", 4, 8, NETWORK, 4.0, scale_up_domain=8, topology=Topology(nodes_per_leaf=3)
-    )
-    from moesim.sim.setup import build_state
+def test_replicas_on_one_uplink_slow_each_other() -> None:
+    """Two replicas of four nodes, three nodes a leaf: nodes 0-2, 3 and 4, 5 | 6, 7 under leaves.
 
-    state = build_state({**RULES, "replicas": 2, "ranks": 16}, make_demand([1], [1]))
-    transfers = Transfers(simpy.Environment(), build_fabric(cluster))
-    stand_for_steps(transfers, state, Sharding(1, 16, 16, 1), True)
-    # Nodes 0 to 2 hang on leaf 0, node 3 on leaf 1: replica 1 crosses, replica 0 does not.
+    Leaf 1 has node 3 of replica 0, whose 8 GPUs send all their bytes up, and nodes 4 and 5 of
+    replica 1, whose 16 GPUs send two thirds. 24 NICs under 3:1 have uplinks of 64 GB/s.
+    """
+    shape = {"nodes": 8, "dp": 32, "oversubscription": 3.0, "topology": Topology(nodes_per_leaf=3)}
+    transfers, state, _ = standing(**shape)
+    transfers.env.run(until=0.0001)
+    # Alone, 64 / 8 = 8 GB/s, as much as a NIC has; and 64 / (16 x 2/3) = 6.
+    assert state.replicas["out_slowdown"].tolist() == pytest.approx([1.0, 8 / 6])
+    transfers, state, _ = standing(**shape)
     state.replicas["out_bytes"] = 1 * GB * RECENT_S
     transfers.env.run(until=0.0001)
-    # 8 GPUs' bytes on an uplink of 24 NICs x 8 / 4 = 48 GB/s: 6 GB/s each instead of 8.
-    assert state.replicas["out_slowdown"].tolist() == pytest.approx([1.0, 8 / 6])
+    # Beside the other's 1 GB/s a GPU: (64 - 16 x 2/3) / 8 = 20/3 and (64 - 8) / (16 x 2/3) = 5.25.
+    assert state.replicas["out_slowdown"].tolist() == pytest.approx([1.2, 8 / 5.25])
 
 
 @pytest.mark.parametrize(("up", "out"), [(1.0, 2.0), (3.0, 1.0), (8.0, 1.5), (1.0, 1.0)])

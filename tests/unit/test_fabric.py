@@ -59,13 +59,13 @@ def test_paths_inside_a_node() -> None:
 
 def test_paths_between_nodes() -> None:
     fabric = fabric_of(2)
-    assert names(fabric, gpu(1), gpu(10)) == ["node0 nic1 nic out", "node1 nic2 nic in"]
-    assert names(fabric, gpu(1), host(1)) == ["node0 nic1 nic out", "node1 nic1 nic in"]
-    assert names(fabric, host(0), host(1)) == ["node0 nic0 nic out", "node1 nic0 nic in"]
+    assert names(fabric, gpu(1), gpu(10)) == ["node0.1 nic out", "node1.2 nic in"]
+    assert names(fabric, gpu(1), host(1)) == ["node0.1 nic out", "node1.1 nic in"]
+    assert names(fabric, host(0), host(1)) == ["node0.0 nic out", "node1.0 nic in"]
     assert names(fabric, store(0), gpu(10)) == [
         "store0 read",
-        "node0 nic2 nic out",
-        "node1 nic2 nic in",
+        "node0.2 nic out",
+        "node1.2 nic in",
     ]
 
 
@@ -90,10 +90,10 @@ def test_a_rack_scale_domain_crosses_no_nic() -> None:
     for i, j in ((0, 71), (3, 4), (70, 1)):
         assert names(fabric, gpu(i), gpu(j)) == [f"gpu{i} scale-up out", f"gpu{j} scale-up in"]
     assert names(fabric, gpu(0), gpu(72)) == [
-        "node0 nic0 nic out",
+        "node0.0 nic out",
         "leaf0 uplink",
         "leaf1 downlink",
-        "node18 nic0 nic in",
+        "node18.0 nic in",
     ]
     up, out = step_load(fabric, Sharding(1, 72, 72, 1), 0, all_pairs=True)
     assert not out
@@ -104,7 +104,7 @@ def test_a_rack_scale_domain_crosses_no_nic() -> None:
 def test_a_domain_may_be_set_to_any_size() -> None:
     fabric = fabric_of(4, domain=16)
     assert names(fabric, gpu(0), gpu(15))[0] == "gpu0 scale-up out"
-    assert names(fabric, gpu(0), gpu(16))[0] == "node0 nic0 nic out"
+    assert names(fabric, gpu(0), gpu(16))[0] == "node0.0 nic out"
 
 
 def test_cards_on_pcie_have_one_link_for_peers_and_host() -> None:
@@ -117,7 +117,7 @@ def test_cards_on_pcie_have_one_link_for_peers_and_host() -> None:
 
 def test_gpus_share_nics() -> None:
     fabric = fabric_of(2, nics_per_node=2)
-    assert names(fabric, gpu(3), gpu(12)) == ["node0 nic0 nic out", "node1 nic1 nic in"]
+    assert names(fabric, gpu(3), gpu(12)) == ["node0.0 nic out", "node1.1 nic in"]
     # A NIC has the rate of the link; what steps count on, with all GPUs at it, is a quarter.
     assert fabric.capacity_P[fabric.path(gpu(3), gpu(12))[0]] == 40e9
     assert fabric.cluster.scale_out.effective_bytes_per_s == 10e9
@@ -128,13 +128,13 @@ def test_gpus_share_nics() -> None:
 def test_leaves_and_spine() -> None:
     """Four nodes, two to a leaf: 16 NICs of 40 GB/s under 4:1 share 160 GB/s of uplinks."""
     fabric = fabric_of(4, oversubscription=4.0, nodes_per_leaf=2)
-    assert names(fabric, gpu(0), gpu(9)) == ["node0 nic0 nic out", "node1 nic1 nic in"]
+    assert names(fabric, gpu(0), gpu(9)) == ["node0.0 nic out", "node1.1 nic in"]
     across = fabric.path(gpu(0), gpu(17))
     assert [fabric.ports[port].name for port in across] == [
-        "node0 nic0 nic out",
+        "node0.0 nic out",
         "leaf0 uplink",
         "leaf1 downlink",
-        "node2 nic1 nic in",
+        "node2.1 nic in",
     ]
     assert fabric.capacity_P[list(across)].tolist() == [40e9, 160e9, 160e9, 40e9]
     assert fabric.latency_s(across) == pytest.approx(4.5e-6, rel=1e-12)
@@ -143,27 +143,27 @@ def test_leaves_and_spine() -> None:
 def test_rails() -> None:
     """Same rail: one leaf. Another rail: over NVLink to the GPU of that rail, or over the spine."""
     fabric = fabric_of(4, nodes_per_leaf=2, rail_optimised=True)
-    assert names(fabric, gpu(1), gpu(9)) == ["node0 nic1 nic out", "node1 nic1 nic in"]
+    assert names(fabric, gpu(1), gpu(9)) == ["node0.1 nic out", "node1.1 nic in"]
     assert names(fabric, gpu(1), gpu(10)) == [
         "gpu1 scale-up out",
         "gpu2 scale-up in",
-        "node0 nic2 nic out",
-        "node1 nic2 nic in",
+        "node0.2 nic out",
+        "node1.2 nic in",
     ]
     assert names(fabric, gpu(1), gpu(18)) == [
         "gpu1 scale-up out",
         "gpu2 scale-up in",
-        "node0 nic2 nic out",
+        "node0.2 nic out",
         "leaf2 uplink",
         "leaf10 downlink",
-        "node2 nic2 nic in",
+        "node2.2 nic in",
     ]
     spine = fabric_of(4, nodes_per_leaf=2, rail_optimised=True, cross_rail="spine")
     assert names(spine, gpu(1), gpu(10)) == [
-        "node0 nic1 nic out",
+        "node0.1 nic out",
         "leaf1 uplink",
         "leaf2 downlink",
-        "node1 nic2 nic in",
+        "node1.2 nic in",
     ]
     # Bridged pairs reach a NIC of their own pair only; further rails lie behind the spine.
     pairs = fabric_of(2, "h100-nvl", 4, rail_optimised=True)
@@ -211,7 +211,7 @@ def test_every_path_enters_and_leaves_by_ports_of_its_own_ends(
     assert bool(path) == (source != target)
     node = source.number // 4 if source.kind == "gpu" else source.number
     if path and target != host(node):
-        assert fabric.ports[path[0]].name.split()[0] in {
+        assert fabric.ports[path[0]].name.split()[0].split(".")[0] in {
             str(source),
             f"node{node}",
             str(target),  # from the host of its own node
