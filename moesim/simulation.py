@@ -98,6 +98,8 @@ def simulate(
     env = simpy.Environment()
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
     background_finish_s = _share_links(env, scenario, deployment, state)
+    if background_finish_s.size:
+        notes.append(f"links shared with {background_finish_s.size} scripted transfers")
     if progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
     prefix_count = state.prefix_refs.shape[1]

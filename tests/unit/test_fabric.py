@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.fabric import Endpoint, Fabric, build_fabric, endpoint_of, gpu, host, store
 from moesim.hardware import Link, make_cluster
+from moesim.scenario import Scenario
 from moesim.sharding import Sharding
 from moesim.sim.step_traffic import step_load
 from moesim.topology import Topology
@@ -237,3 +239,46 @@ def test_refused(topology: dict[str, Any], oversubscription: float, message: str
 def test_an_endpoint_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"cluster.background.0.source must be"):
         endpoint_of(make_cluster("h200-sxm", 2, 8, None), name, "cluster.background.0.source")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"background": [{"source": "gpu8"}]}, "background.0.source must be one of gpu0 to gpu7"),
+        ({"background": [{"target": "tape0"}]}, "background.0.target must be gpu, host or store"),
+        ({"background": [{"size_bytes": 0}]}, "background.0.size_bytes must be above 0"),
+        ({"background": [{"from": "gpu0"}]}, "background.0.from is not a known field"),
+        ({"topology": {"nics_per_node": 5}}, "topology.nics_per_node must divide gpus_per_node"),
+        ({"topology": {"cross_rail": "pxn"}}, "topology.cross_rail must be 'scale-up' or 'spine'"),
+        ({"topology": {}, "oversubscription": 2}, "oversubscription must be 1 where a topology"),
+        ({"scale_up_domain": 3}, "scale_up_domain must fill scale-up domains of 3 GPUs"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_refused(cluster: dict[str, Any], message: str) -> None:
+    plain = {"at_s": 1.0, "source": "gpu0", "target": "host0", "size_bytes": 1e9}
+    if "background" in cluster:
+        cluster = {"background": [{**plain, **one} for one in cluster["background"]]}
+    scenario = {
+        "name": "refused",
+        "model": "olmoe-1b-7b",
+        "cluster": {"gpu": "h100-sxm", **cluster},
+        "workload": {"arrivals": "all_at_once", "requests": 1, "preset": "chat"},
+    }
+    with pytest.raises(InputError, match=f"cluster.{message}"):
+        deploy(Scenario.parse(scenario))
+
+
+def test_background_survives_writing_and_reading() -> None:
+    scenario = Scenario.parse(
+        {
+            "name": "kept",
+            "model": "olmoe-1b-7b",
+            "cluster": {
+                "gpu": "h100-sxm",
+                "topology": {"nodes_per_leaf": 2},
+                "background": [{"source": "gpu0", "target": "host0", "size_bytes": 1e9}],
+            },
+            "workload": {"arrivals": "all_at_once", "requests": 1, "preset": "chat"},
+        }
+    )
+    assert Scenario.parse(scenario.model_dump(mode="json")) == scenario
