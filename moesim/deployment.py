@@ -28,6 +28,7 @@ from moesim.engine import (
     most_step_tokens,
 )
 from moesim.errors import InputError
+from moesim.fabric import endpoint_of
 from moesim.hardware import Cluster, make_cluster
 from moesim.model import MoEModel, load_model
 from moesim.precision import Precision, make_precision, native_formats
@@ -75,7 +76,12 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         scenario.cluster.gpus_per_node,
         scenario.cluster.fabric,
         scenario.cluster.oversubscription,
+        scale_up_domain=scenario.cluster.scale_up_domain,
+        topology=scenario.cluster.topology,
     )
+    for i, transfer in enumerate(scenario.cluster.background):
+        for end in ("source", "target"):
+            endpoint_of(cluster, getattr(transfer, end), f"cluster.background.{i}.{end}")
     profile, kernels, notes = _timing(scenario, cluster, profile)
     spec = scenario.deployment.parallelism
     sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import InputError
 from moesim.presets import read_preset
+from moesim.topology import Topology, check_topology
 from moesim.units import GB, GBIT_PER_S, MIB, TB, TERA, US
 
 T = TypeVar("T")
@@ -102,9 +103,11 @@ class GPU:
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` equal nodes. `scale_out` already has the oversubscription taken off its bandwidth.
+    """`nodes` equal nodes. `scale_out` is a GPU's share of its NIC when all GPUs of the node send.
 
-    `in_node` joins GPUs of one node that are not in one domain (bridged pairs of NVLink cards).
+    Without a topology the oversubscription is already taken off its bandwidth; with one it narrows
+    the links between leaves and spine (moesim.fabric). `in_node` joins GPUs of one node that are
+    not in one domain (bridged pairs of NVLink cards), and each GPU and its host.
     """
 
     gpu: GPU
@@ -115,6 +118,7 @@ class Cluster:
     scale_out: Link
     oversubscription: float
     in_node: Link
+    topology: Topology | None = None
 
     @property
     def num_gpus(self) -> int:
@@ -136,6 +140,10 @@ class Cluster:
         """The link that rank i uses to reach rank j; None to itself."""
         links = (None, self.scale_up, self.in_node, self.scale_out)
         return links[int(self.link_kinds([i], [j])[0, 0])]
+
+    def between_domains(self, gpus: int) -> Link:
+        """What joins the domains of the first `gpus` ranks: the node's bus inside a single node."""
+        return self.in_node if self.node_of(gpus - 1) == 0 else self.scale_out
 
     def domains(self) -> NDArray[np.int32]:
         """The domain of every rank, int32 [G]."""
@@ -166,11 +174,13 @@ def make_cluster(
     oversubscription: float = 1.0,
     scale_up: str | Link | None = None,
     scale_up_domain: int | None = None,
+    topology: Topology | None = None,
 ) -> Cluster:
     """A cluster of shipped or own parts, checked.
 
     `fabric` joins nodes (None: the GPU's usual one); `oversubscription` 2 leaves half of its
-    bandwidth. `scale_up` replaces the GPU's own scale-up link, `scale_up_domain` its reach.
+    bandwidth, of leaves' uplinks where there is a `topology`, of every NIC otherwise. `scale_up`
+    replaces the GPU's own scale-up link, `scale_up_domain` its reach.
     Raises InputError that names the field, e.g. cluster.gpus_per_node.
     """
     card = load_gpu(gpu) if isinstance(gpu, str) else gpu
@@ -183,6 +193,10 @@ def make_cluster(
         raise InputError("cluster.oversubscription", rule, oversubscription, hint)
 
     network = fabric if isinstance(fabric, Link) else load_fabric(fabric or card.fabric_name)
+    shares = oversubscription
+    if topology is not None:
+        check_topology(topology, nodes, gpus_per_node, oversubscription)
+        shares = gpus_per_node / (topology.nics_per_node or gpus_per_node)
     if scale_up is None:
         own = load_fabric(card.scale_up_name, "cluster.scale_up", "scale-up")
         scale_up = replace(own, bytes_per_s=card.scale_up_bytes_per_s)
@@ -194,9 +208,10 @@ def make_cluster(
         gpus_per_node=gpus_per_node,
         scale_up_domain=_domain(card, nodes, gpus_per_node, scale_up_domain),
         scale_up=scale_up,
-        scale_out=replace(network, bytes_per_s=network.bytes_per_s / oversubscription),
+        scale_out=replace(network, bytes_per_s=network.bytes_per_s / shares),
         oversubscription=oversubscription,
         in_node=load_fabric(card.host_link_name, "cluster.gpu", "scale-up"),
+        topology=topology,
     )
 
 

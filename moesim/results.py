@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class RawRun:
     routed_ids: int
     counted_steps: int
     ranks_per_replica: int
+    background_finish_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +154,18 @@ class Result:
         return table
 
     @cached_property
+    def background(self) -> pd.DataFrame:
+        """The scenario's background transfers, a row each."""
+        import pandas as pd
+
+        planned = self.scenario.cluster.background
+        columns = ("source", "target", "size_bytes", "at_s")
+        table = pd.DataFrame({name: [getattr(one, name) for one in planned] for name in columns})
+        table["finish_s"] = self.raw.background_finish_s
+        table["bytes_per_s"] = table["size_bytes"] / (table["finish_s"] - table["at_s"])
+        return table
+
+    @cached_property
     def itl_s(self) -> NDArray[np.float64]:
         """Gaps between the output tokens of counted requests, stalls included."""
         from moesim.metrics import counted_rows, itl
@@ -230,6 +243,9 @@ class Result:
         for name, table in (("requests", self.requests), ("steps", self.steps)):
             with replace_atomically(target / f"{name}.parquet") as path:
                 table.to_parquet(path, index=False)
+        if len(self.background):
+            with replace_atomically(target / "background.parquet") as path:
+                self.background.to_parquet(path, index=False)
         with replace_atomically(target / "itl_s.npy") as path, path.open("wb") as file:
             np.save(file, self.itl_s, allow_pickle=False)
         with replace_atomically(target / "scenario.yaml") as path:

@@ -15,6 +15,7 @@ from moesim.plain_yaml import read_yaml
 from moesim.policies.batching import Batching, ChunkedPrefill, InFlight, PrefillFirst, Static
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.spec import Spec, by_policy
+from moesim.topology import BackgroundTransfer, Topology
 from moesim.workload.arrivals import MAX_REQUESTS
 from moesim.workload.workload import Workload
 
@@ -37,7 +38,11 @@ class ClusterSpec(Spec):
     gpus_per_node: Count = 8
     nodes: Count = 1
     fabric: str | None = None  # None: the GPU's usual one
+    # Of the links between leaves and spine where a topology is given, else of all NICs.
     oversubscription: float = Field(1.0, ge=1.0, le=64.0)
+    scale_up_domain: Count | None = None  # GPUs that one scale-up switch joins; None: the GPU's
+    topology: Topology | None = None
+    background: tuple[BackgroundTransfer, ...] = Field((), max_length=10_000)
 
 
 class ParallelismSpec(Spec):

@@ -18,6 +18,7 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
+from moesim.fabric import build_fabric
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.placing import check_placement, place, placement_notes
@@ -28,6 +29,7 @@ from moesim.results import RawRun, Result
 from moesim.routing.source import open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.averages import average_experts
+from moesim.sim.background import start_background
 from moesim.sim.cost_tables import Costs
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
@@ -40,7 +42,9 @@ from moesim.sim.setup import (
     build_work,
     no_routes,
 )
-from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP, State
+from moesim.sim.step_traffic import stand_for_steps
+from moesim.sim.transfers import Transfers
 from moesim.streams import stream
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
@@ -93,6 +97,9 @@ def simulate(
     work = build_work(ranks, int(rules["stages"]), compiled_costs)
     env = simpy.Environment()
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
+    background_finish_s = _share_links(env, scenario, deployment, state)
+    if background_finish_s.size:
+        notes.append(f"links shared with {background_finish_s.size} scripted transfers")
     if progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
     prefix_count = state.prefix_refs.shape[1]
@@ -147,6 +154,7 @@ def simulate(
             routed_ids=int(record.counters[ROUTED_IDS]),
             counted_steps=int(record.counters[COUNTED_STEPS]),
             ranks_per_replica=ranks,
+            background_finish_s=background_finish_s,
         ),
         memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
@@ -155,6 +163,22 @@ def simulate(
         ),
         labels=tuple(notes),
     )
+
+
+def _share_links(
+    env: simpy.Environment, scenario: Scenario, deployment: Deployment, state: State
+) -> NDArray[np.float64]:
+    """Let steps contend with each other and with background transfers; when these have arrived.
+
+    Where neither a topology nor such transfers are given, every replica has its links to itself.
+    """
+    planned = scenario.cluster.background
+    if deployment.cluster.topology is None and not planned:
+        return np.zeros(0)
+    transfers = Transfers(env, build_fabric(deployment.cluster))
+    all_pairs = "deepep-low-latency" in scenario.exchanges()
+    stand_for_steps(transfers, state, deployment.sharding, all_pairs)
+    return start_background(transfers, planned)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ def build_step_costs(
         "gather_out_bytes": gather.out_bytes * hidden_bytes,
         "reduce_up_bytes": reduces * reduce.up_bytes * hidden_bytes,
         "reduce_out_bytes": reduces * reduce.out_bytes * hidden_bytes,
+        "up_byte_s": 1.0 / cluster.scale_up.effective_bytes_per_s,
+        "out_byte_s": 1.0 / expert_group.scale_out.effective_bytes_per_s,
         **_expert_rates(model, sharding, precision, cluster, profile),
         **_pipeline_rates(cluster, sharding, hidden_bytes),
         "prefill_exchange": traffic_code(exchange[0]),
@@ -178,8 +180,9 @@ def exchange_links(cluster: Cluster, sharding: Sharding) -> tuple[Link, Link]:
 def _group(cluster: Cluster, gpus: int, domain_of_rank: NDArray[np.int32]) -> Group:
     """The first `gpus` GPUs; domains of one node (bridged pairs) are joined by the node's bus."""
     domains = len(set(domain_of_rank[:gpus].tolist()))
-    between = cluster.in_node if cluster.node_of(gpus - 1) == 0 else cluster.scale_out
-    return Group(gpus, domains, cluster.scale_up, between, cluster.adds_in_switch)
+    return Group(
+        gpus, domains, cluster.scale_up, cluster.between_domains(gpus), cluster.adds_in_switch
+    )
 
 
 def _expert_rates(

@@ -8,6 +8,7 @@ uncommitted: nothing is ever rolled back, and whoever looks sees the state of th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
     EXTERNAL,
+    RECENT_S,
     STEPS_FILLED,
     STEPS_TOTAL,
 )
@@ -39,6 +41,15 @@ def _clear(step: Any) -> None:
     step.imbalance = 0.0
     step.imbalance_max = 0.0
     step.active_experts = 0.0
+
+
+@inner
+def _count_traffic(replica: Any, step: Any, now: float) -> None:
+    """Add the step's bytes to the replica's recent ones."""
+    left = math.exp((replica.traffic_s - now) / RECENT_S)
+    replica.up_bytes = replica.up_bytes * left + step.scale_up_bytes
+    replica.out_bytes = replica.out_bytes * left + step.scale_out_bytes
+    replica.traffic_s = now
 
 
 @hot
@@ -62,6 +73,7 @@ def launch(
     record.counters[STEPS_TOTAL] += 1
     _clear(step)
     step_cost(s, routes, c, w, record, step, k, b)
+    _count_traffic(replica, step, now)
     end = now
     busy = 0.0
     for stage in range(rules.stages):

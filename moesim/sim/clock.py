@@ -19,8 +19,14 @@ LOW = 2  # after everything else that happens at the same instant
 def at(env: simpy.Environment, time_s: float, priority: int = NORMAL) -> simpy.Event:
     """An event that fires at exactly `time_s` (not before now)."""
     event = simpy.Event(env)
+    fire(event, time_s, priority)
+    return event
+
+
+def fire(event: simpy.Event, time_s: float, priority: int = NORMAL, value: object = None) -> None:
+    """Let an event that nobody has triggered succeed at exactly `time_s` (not before now)."""
+    env = event.env
     event._ok = True
-    event._value = None
+    event._value = value
     queue: list[Any] = env._queue
     heappush(queue, (time_s, priority, next(env._eid), event))
-    return event

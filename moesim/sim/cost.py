@@ -24,9 +24,11 @@ from moesim.sim.cost_tables import (
     DECODE,
     DENSE,
     NO_EXCHANGE,
+    OUT,
     PROMPT,
+    UP,
 )
-from moesim.sim.exchange import exchange_layer
+from moesim.sim.exchange import contention_s, exchange_layer
 from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.state import COUNTED_STEPS
 
@@ -74,6 +76,7 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
         linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n])
         dense_s = max(dense_s, c.token_s[kind, DENSE, n])
         reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
+    reduce_s += most_tokens * contention_s(c, w, cost.reduce_up_bytes, cost.reduce_out_bytes)
     slowest_s = (
         full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
     )
@@ -182,6 +185,8 @@ def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> None:
 @inner
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
+    w.slowdown[UP] = s.replicas[k].up_slowdown
+    w.slowdown[OUT] = s.replicas[k].out_slowdown
     prefill, padded = _attention_and_dense(s, c, w, step, k, b)
     if w.counts_LP.shape[0] > 0:
         _experts(s, routes, c, w, record, step, k, b, prefill, padded)

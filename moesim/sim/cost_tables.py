@@ -21,6 +21,9 @@ NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY, LAYERED = range(6)
 # Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
 PROMPT, DECODE = range(2)
 
+# Kinds of links: scale-up, scale-out; entries of Work.slowdown.
+UP, OUT = range(2)
+
 # Parts of Costs.token_s.
 ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 
@@ -57,6 +60,8 @@ COSTS = row_dtype(
         ("gather_out_bytes", "f8"),
         ("reduce_up_bytes", "f8"),  # per token: all layers' all-reduces
         ("reduce_out_bytes", "f8"),
+        ("up_byte_s", "f8"),  # a byte on a link, for what traffic of others adds to it
+        ("out_byte_s", "f8"),
         ("pipeline_base_s", "f8"),
         ("pipeline_token_s", "f8"),
         ("step_s", "f8"),
@@ -125,3 +130,4 @@ class Work(NamedTuple):
     send_out_LR: NDArray[np.float64]
     pair_L: NDArray[np.float64]  # tokens between any two GPUs over the scale-out link, the most
     stage_s: NDArray[np.float64]  # [B]
+    slowdown: NDArray[np.float64]  # [2] of bytes on the links, UP and OUT, by traffic of others

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL, OUT, UP
 
 
 @inner
@@ -92,11 +92,20 @@ def _phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
         sent = w.send_out_LR[row, r] + law.near_out * w.send_up_LR[row, r]
         out = max(out, received, sent)
         posted = max(posted, received if back else sent)
-    byte_s = max(up * law.up_copy_s, out * law.out_copy_s)
+    byte_s = max(up * law.up_copy_s * w.slowdown[UP], out * law.out_copy_s * w.slowdown[OUT])
     step.scale_up_bytes += (1.0 - law.near_out) * up * law.copy_bytes
     step.scale_out_bytes += out * law.copy_bytes
     posted_s = w.pair_L[row] * law.pair_s + posted * law.message_s
     return max(law.floor_s, law.base_s + posted_s + byte_s)
+
+
+@inner
+def contention_s(c: Any, w: Any, up_bytes: float, out_bytes: float) -> float:
+    """What traffic of others adds to bytes that cross both kinds of links one after the other."""
+    cost = c.scalars[0]
+    return up_bytes * cost.up_byte_s * (w.slowdown[UP] - 1.0) + out_bytes * cost.out_byte_s * (
+        w.slowdown[OUT] - 1.0
+    )
 
 
 @inner
@@ -110,6 +119,7 @@ def exchange_layer(
         once_s = cost.gather_base_s + group_tokens * cost.gather_token_s
         if c.gather_s.size > 0:
             once_s = c.gather_s[group_tokens]
+        once_s += group_tokens * contention_s(c, w, cost.gather_up_bytes, cost.gather_out_bytes)
         step.dispatch_s += once_s
         step.combine_s += once_s
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes

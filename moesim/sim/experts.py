@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL
+from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
 from moesim.sim.replay import count_rows, next_rows, touch_rows
 from moesim.sim.state import ROUTED_IDS
@@ -154,12 +154,20 @@ def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int) -> None:
     slowest_s = of.slowest_s[kind, tokens]
     mean_s = of.mean_s[kind, tokens]
     exchange_s = of.dispatch_s[kind, tokens] + of.combine_s[kind, tokens]
+    stretch = 1.0
+    if exchange_s > 0.0:
+        # Bytes of all layers together: in each the slower kind of link binds, mostly the same one.
+        up_s = of.scale_up_bytes[kind, tokens] * c.scalars[0].up_byte_s
+        out_s = of.scale_out_bytes[kind, tokens] * c.scalars[0].out_byte_s
+        contended_s = max(up_s * w.slowdown[UP], out_s * w.slowdown[OUT])
+        stretch += (contended_s - max(up_s, out_s)) / exchange_s
+        exchange_s *= stretch
     for layer in range(layers):
         w.stage_s[c.stage_of_layer[layer]] += (slowest_s + exchange_s) / layers
     step.experts_s += mean_s
     step.expert_imbalance_s += slowest_s - mean_s
-    step.dispatch_s += of.dispatch_s[kind, tokens]
-    step.combine_s += of.combine_s[kind, tokens]
+    step.dispatch_s += of.dispatch_s[kind, tokens] * stretch
+    step.combine_s += of.combine_s[kind, tokens] * stretch
     step.scale_up_bytes += of.scale_up_bytes[kind, tokens]
     step.scale_out_bytes += of.scale_out_bytes[kind, tokens]
     step.imbalance = of.imbalance[kind, tokens] / layers

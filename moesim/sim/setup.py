@@ -75,6 +75,8 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     replica_rows = np.zeros(replicas, REPLICA)
     replica_rows["schedule_s"] = np.inf
     replica_rows["commit_s"] = np.inf
+    replica_rows["up_slowdown"] = 1.0
+    replica_rows["out_slowdown"] = 1.0
     batch = (replicas, stages, ranks, most)
     prefix = (replicas * ranks, blocks)
     return State(
@@ -145,6 +147,7 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
         send_out_LR=np.zeros(per_rank),
         pair_L=np.zeros(rows),
         stage_s=np.zeros(stages),
+        slowdown=np.ones(2),
     )
 
 

@@ -94,8 +94,18 @@ REPLICA = row_dtype(
         ("held_steps", "i4"),  # TensorRT-LLM: steps in a row whose prompts were held back
         ("gathering_steps", "i4"),  # and those held although every rank had one
         ("unread_steps", "i4"),  # SGLang: weights of its steps since it last looked for requests
+        # Bytes that its steps moved on the busiest GPU, each counted less as it grows older (by
+        # exp(-age / RECENT_S)), as of the start of its last step.
+        ("traffic_s", "f8"),
+        ("up_bytes", "f8"),
+        ("out_bytes", "f8"),
+        # What bytes on its links take, over what they take when nobody else uses these; at least 1.
+        ("up_slowdown", "f8"),
+        ("out_slowdown", "f8"),
     ]
 )
+
+RECENT_S = 1.0  # seconds over which a replica's traffic counts as recent
 
 STEP = row_dtype(
     [

@@ -22,6 +22,8 @@ SECTIONS = {
     "Scenario": "scenario",
     "PrecisionSpec": "precision",
     "ClusterSpec": "cluster",
+    "Topology": "cluster.topology",
+    "BackgroundTransfer": "cluster.background",
     "DeploymentSpec": "deployment",
     "ParallelismSpec": "deployment.parallelism",
     **dict.fromkeys(

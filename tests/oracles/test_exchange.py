@@ -52,11 +52,15 @@ def one_step(
     sources: str,
     exchange: int,
     attention_tp: int = 1,
+    slowdown: tuple[float, float] = (1.0, 1.0),
     law: dict[str, float] | None = None,
     replaced: dict[str, Any] | None = None,
     **rates: float,
 ) -> Run:
-    """One step in which attention rank i computes the two tokens of source i."""
+    """One step in which attention rank i computes the two tokens of source i.
+
+    `slowdown`: of the bytes on the scale-up and the scale-out links, by traffic of others.
+    """
     ids = np.array([TOKENS[name] for name in sources]).reshape(-1, 1, 3)
     trace = make_trace(
         ids, 8, [2] * len(sources), domain=range(len(sources)), domains=tuple(sources)
@@ -77,7 +81,7 @@ def one_step(
         **(numbers | rates),
     )
     costs = dataclasses.replace(costs, **(replaced or {}))
-    run = Harness({"ranks": len(sources)}, costs, trace).run(
+    run = Harness({"ranks": len(sources)}, costs, trace, slowdown=slowdown).run(
         make_demand(
             [2] * len(sources),
             [1] * len(sources),
