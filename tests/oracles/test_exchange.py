@@ -71,6 +71,8 @@ def one_step(
         "decode_exchange": exchange,
         "gather_base_s": BASE_S,
         "gather_token_s": 1e-6,
+        "up_byte_s": UP_S,
+        "out_byte_s": OUT_S,
     }
     sent = NORMAL_BYTES if exchange == NORMAL else LOW_LATENCY_BYTES
     plain = {"up_byte_s": UP_S, "out_byte_s": OUT_S, "base_s": BASE_S}
