@@ -155,6 +155,7 @@ def engine_rules(
     }
     if isinstance(batching, ChunkedPrefill):
         rules["long_prefill_tokens"] = batching.long_prefill_tokens
+        rules["prefill_interval"] = batching.prefill_interval
         # With pipeline stages the batches in flight hide the scheduler anyway.
         ahead = batching.async_scheduling and sharding.pipeline == 1 and not external
         rules["schedule_ahead"] = int(ahead)
@@ -176,6 +177,8 @@ def engine_rules(
         rules |= {
             "max_prefill_tokens": batching.max_prefill_tokens,
             "mixed_chunk": int(batching.mixed_chunk),
+            "delay_passes": batching.delay_passes,
+            "delay_low_usage": batching.delay_low_usage,
             "recv_interval": 1 if external else batching.recv_interval,
             "ratio_start": start,
             "ratio_floor": start * 0.14,

@@ -78,6 +78,7 @@ RANK = row_dtype(
         ("inbox_tail", "i4"),
         ("inbox", "i4"),
         ("left", "i4"),  # requests that finished with the last step
+        ("unadmitted", "i4"),  # vLLM: whether its last step with prompts left some in the queue
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
     ]
@@ -91,7 +92,7 @@ REPLICA = row_dtype(
         ("steps", "i8"),
         ("oldest", "i4"),  # slot of the oldest batch in flight
         ("in_flight", "i4"),
-        ("held_steps", "i4"),  # TensorRT-LLM: steps in a row whose prompts were held back
+        ("held_steps", "i4"),  # TensorRT-LLM, SGLang: steps in a row whose prompts were held back
         ("gathering_steps", "i4"),  # and those held although every rank had one
         ("unread_steps", "i4"),  # SGLang: weights of its steps since it last looked for requests
     ]
@@ -154,6 +155,9 @@ RULES = row_dtype(
         ("max_prefill_tokens", "i4"),
         ("long_prefill_tokens", "i4"),  # most tokens of one prompt in a step; 0 = no limit
         ("schedule_ahead", "i4"),  # vLLM: a step's requests are chosen when the one before starts
+        ("prefill_interval", "i4"),  # vLLM: prompts on every so many steps (1 = on all)
+        ("delay_passes", "i4"),  # SGLang: most steps that prompts wait for all ranks (0 = none)
+        ("delay_low_usage", "f8"),  # share of KV in use below which they do not
         ("mixed_chunk", "i4"),
         ("block_tokens", "i4"),
         ("block_bytes", "i8"),  # of the layers with full attention
