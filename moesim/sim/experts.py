@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LOW_LATENCY, NORMAL
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
@@ -19,16 +21,37 @@ from moesim.sim.state import ROUTED_IDS
 
 
 @inner
+def part_of(w: Any, d: int, half: int) -> Any:
+    """Tokens [first, stop) of rank d's batch that belong to a half."""
+    if half == 0:
+        return np.int64(0), w.cut[d]
+    return w.cut[d], w.tokens[d]
+
+
+@inner
 def _walk(
-    s: Any, routes: Any, c: Any, w: Any, k: int, b: int, d: int, touch: bool, into: Any
+    s: Any,
+    routes: Any,
+    c: Any,
+    w: Any,
+    k: int,
+    b: int,
+    d: int,
+    part: Any,
+    touch: bool,
+    into: Any,
 ) -> int:
-    """Take the routing rows of rank d's batch, count their slots into `into`; ids counted."""
+    """Take the routing rows of tokens [part[0], part[1]) of rank d's batch, count their slots into
+    `into`; ids counted."""
     rows_taken = 0
+    at = 0
     for i in range(s.batch_size[k, b, d]):
         r = s.batch_request[k, b, d, i]
         request = s.requests[r]
-        stop = request.computed
-        start = stop - s.batch_tokens[k, b, d, i]
+        whole = s.batch_tokens[k, b, d, i]
+        start = request.computed - whole + max(0, part[0] - at)
+        stop = request.computed - whole + min(whole, part[1] - at)
+        at += whole
         while request.routed < stop:
             decode = request.routed >= request.prompt_tokens
             limit = stop
@@ -58,23 +81,24 @@ def _walk(
 
 @inner
 def route_tokens(
-    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
-    """Count the slots that the batch's tokens chose, and who sends them where, into `w`."""
+    """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
     by_source = exchange in (NORMAL, LOW_LATENCY)
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
     for d in range(s.rules[0].ranks):
-        if w.tokens[d] == 0:
+        if w.part_tokens[d] == 0:
             continue
+        part = part_of(w, d, half)
         if not by_source:
-            ids = _walk(s, routes, c, w, k, b, d, False, w.counts_LP)
+            ids = _walk(s, routes, c, w, k, b, d, part, False, w.counts_LP)
             record.counters[ROUTED_IDS] += ids
             continue
         w.source_LP[:] = 0
         w.source_LX[:] = 0
-        ids = _walk(s, routes, c, w, k, b, d, exchange == NORMAL, w.source_LP)
+        ids = _walk(s, routes, c, w, k, b, d, part, exchange == NORMAL, w.source_LP)
         record.counters[ROUTED_IDS] += ids
         if exchange == NORMAL:
             add_normal(c, w, d)
@@ -146,22 +170,23 @@ def expert_layer(
 
 
 @inner
-def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int) -> None:
+def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int, half: int) -> None:
     """Add all layers' experts, and exchanges that depend on routing, for so many tokens of the
-    group, averaged beforehand, to `step`."""
+    group, averaged beforehand, to `step` and w.layer_s."""
     of = c.average
     layers = c.stage_of_layer.size
     slowest_s = of.slowest_s[kind, tokens]
     mean_s = of.mean_s[kind, tokens]
-    exchange_s = of.dispatch_s[kind, tokens] + of.combine_s[kind, tokens]
     for layer in range(layers):
-        w.stage_s[c.stage_of_layer[layer]] += (slowest_s + exchange_s) / layers
+        w.layer_s[half, layer, 0] = of.dispatch_s[kind, tokens] / layers
+        w.layer_s[half, layer, 1] = slowest_s / layers
+        w.layer_s[half, layer, 2] = of.combine_s[kind, tokens] / layers
     step.experts_s += mean_s
     step.expert_imbalance_s += slowest_s - mean_s
     step.dispatch_s += of.dispatch_s[kind, tokens]
     step.combine_s += of.combine_s[kind, tokens]
     step.scale_up_bytes += of.scale_up_bytes[kind, tokens]
     step.scale_out_bytes += of.scale_out_bytes[kind, tokens]
-    step.imbalance = of.imbalance[kind, tokens] / layers
-    step.imbalance_max = step.imbalance
-    step.active_experts = of.active_experts[kind, tokens] / layers
+    step.imbalance += of.imbalance[kind, tokens]
+    step.imbalance_max = max(step.imbalance_max, of.imbalance[kind, tokens] / layers)
+    step.active_experts += of.active_experts[kind, tokens]

@@ -119,6 +119,7 @@ STEP = row_dtype(
         ("all_reduce_s", "f8"),
         ("pipeline_s", "f8"),
         ("overhead_s", "f8"),
+        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
