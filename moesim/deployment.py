@@ -5,7 +5,7 @@ What cannot run is refused here, before anything is drawn or simulated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from moesim.engine import (
     memory_reserve,
     memory_share,
     most_step_tokens,
+    overlap_rates,
 )
 from moesim.errors import InputError
 from moesim.hardware import Cluster, make_cluster
@@ -220,6 +221,7 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         scenario.exchanges(),
         most,
     )
+    base = replace(base, rates={**base.rates, **overlap_rates(scenario)})
     operators = deployment.operators
     if operators is None:
         return base

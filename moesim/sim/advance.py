@@ -43,6 +43,7 @@ def _clear(step: Any) -> None:
     step.dispatch_s = 0.0
     step.combine_s = 0.0
     step.pipeline_s = 0.0
+    step.draft_s = 0.0
     step.overhead_s = 0.0
     step.imbalance = 0.0
     step.imbalance_max = 0.0

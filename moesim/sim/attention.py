@@ -27,8 +27,12 @@ def _windowed_pairs(computed: int, tokens: int, window: int) -> float:
 
 @inner
 def decodes(request: Any, tokens: int) -> bool:
-    """Whether the last `tokens` tokens of a request in a batch are its newest output token alone."""
-    return tokens == 1 and request.computed > request.prompt_tokens
+    """Whether the last `tokens` tokens of a request in a batch are its newest output token, alone
+    or with drafts."""
+    if tokens == 1:
+        return bool(request.computed > request.prompt_tokens)
+    newest = request.prompt_tokens + request.generated - 1
+    return bool(request.generated > 0 and request.computed - tokens == newest)
 
 
 @inner
@@ -48,6 +52,7 @@ def _attend_measured(
     cost = c.scalars[0]
     at = 0
     requests = 0
+    queries = 0
     tokens = 0
     longest = 0
     decoding = 0
@@ -69,7 +74,8 @@ def _attend_measured(
         longest = max(longest, n)
         if decodes(request, whole):
             decoding += 1
-            kv_tokens += before + 1
+            queries += n
+            kv_tokens += before + n
             continue
         prefill = True
         x = position(NEW_SCALE, NEW_POINTS, n)
@@ -81,17 +87,24 @@ def _attend_measured(
         if cost.linear_layers > 0:
             w.attention_s[d, 2] += look_up(c.context_log_s[2], x, y)
     if decoding > 0:
+        # Several queries of a request read its keys and values once: the kernel's time grows as the
+        # slower of reading and computing does.
+        each = queries / decoding
+        once_s = max(cost.kv_token_s, cost.decode_pair_s)
+        many = 1.0
+        if each > 1.0 and once_s > 0.0:
+            many = max(cost.kv_token_s, each * cost.decode_pair_s) / once_s
         table = c.generation_log_s
         if prefill and c.mixed_log_s.shape[1] > 0:
             table = c.mixed_log_s
         x = position(BATCH_SCALE, BATCH_POINTS, decoding)
         y = position(KV_SCALE, KV_POINTS, kv_tokens / decoding)
         if cost.full_layers > 0:
-            w.attention_s[d, 0] += look_up(table[0], x, y)
+            w.attention_s[d, 0] += look_up(table[0], x, y) * many
         if cost.window_layers > 0:
-            w.attention_s[d, 1] += look_up(table[1], x, y)
+            w.attention_s[d, 1] += look_up(table[1], x, y) * many
         if cost.linear_layers > 0:
-            w.attention_s[d, 2] += look_up(table[2], x, y)
+            w.attention_s[d, 2] += look_up(table[2], x, y) * each
     if prefill:
         uneven = longest * requests - tokens
         w.attention_s[d, 0] += uneven * cost.uneven_token_s
@@ -130,8 +143,9 @@ def _attend_rated(s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int, st
             if window > 0:
                 prefill_window_pairs += _windowed_pairs(computed, n, window)
         else:
-            decode_pairs += computed + 1
-            decode_window_pairs += min(computed + 1, window)
+            decode_pairs += n * computed + 0.5 * n * (n + 1)
+            for i_new in range(n):
+                decode_window_pairs += min(computed + 1 + i_new, window)
     w.part_tokens[d] = tokens
     compute_s = prefill_pairs * cost.prefill_pair_s + decode_pairs * cost.decode_pair_s
     w.attention_s[d, 0] = max(compute_s, kv_tokens * cost.kv_token_s)

@@ -45,6 +45,7 @@ def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
     requests = 0
     for d in range(s.rules[0].ranks):
         w.requests[d] = s.batch_size[k, b, d]
+        w.logits[d] = 0
         w.tokens[d] = 0
         for i in range(s.batch_size[k, b, d]):
             n = s.batch_tokens[k, b, d, i]
@@ -52,6 +53,9 @@ def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
             if decodes(s.requests[s.batch_request[k, b, d, i]], n):
                 decoded += n
                 requests += 1
+                w.logits[d] += n
+            else:
+                w.logits[d] += 1
         w.cut[d] = w.tokens[d]
         tokens += w.tokens[d]
         requests -= w.requests[d]
@@ -169,15 +173,16 @@ def _attention_and_dense(
 
 
 @inner
-def _head(s: Any, c: Any, w: Any, step: Any) -> None:
-    """The output layer, in the last stage."""
+def _head(s: Any, c: Any, w: Any, step: Any) -> float:
+    """The output layer, in the last stage; its seconds."""
     rules = s.rules[0]
-    most_requests = 0
+    most_logits = 0
     for d in range(rules.ranks):
-        most_requests = max(most_requests, w.requests[d])
-    head_s = c.head_s[most_requests]
+        most_logits = max(most_logits, w.logits[d])
+    head_s = c.head_s[most_logits]
     w.stage_s[rules.stages - 1] += head_s
     step.dense_s += head_s
+    return head_s
 
 
 @inner
@@ -259,18 +264,39 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, prefill: bool, split: bool) -> 
 
 
 @inner
+def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> None:
+    """The draft model (multi-token prediction): one more layer and a token of each request through
+    the output layer for every draft, one after the other; of a step with prompts one, as only the
+    first pass sees them."""
+    cost = c.scalars[0]
+    last = w.stage_s.size - 1
+    layers_s = -head_s
+    for stage in range(last + 1):
+        layers_s += w.stage_s[stage]
+    most_requests = 0
+    for d in range(s.rules[0].ranks):
+        most_requests = max(most_requests, w.requests[d])
+    once_s = layers_s / (cost.full_layers + cost.window_layers + cost.linear_layers)
+    passes = 1 if prefill else s.rules[0].drafts
+    step.draft_s = passes * (once_s + c.head_s[most_requests])
+    w.stage_s[last] += step.draft_s
+
+
+@inner
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
     prefill = _count_tokens(s, w, step, k, b)
     policy = _overlap(s, c, w, k, b, prefill)
     w.stage_s[:] = 0.0
     halves = 2 if policy >= TWO_BATCH else 1
+    head_s = 0.0
     layers = w.layer_s.shape[1]
     for half in range(halves):
         padded = _attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        if half == 0:
+            head_s = _head(s, c, w, step)
         if layers > 0:
             _experts(s, routes, c, w, record, step, k, b, prefill, padded, half)
-    _head(s, c, w, step)
     if policy != NO_OVERLAP:
         overlap(c, w, step, policy, halves)
     else:
@@ -278,6 +304,8 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
             w.stage_s[c.stage_of_layer[layer]] += w.layer_s[0, layer, 1] + (
                 w.layer_s[0, layer, 0] + w.layer_s[0, layer, 2]
             )
+    if s.rules[0].drafts > 0:
+        _draft(s, c, w, step, prefill, head_s)
     if layers > 0:
         step.imbalance /= layers * halves
         step.active_experts /= layers * halves

@@ -122,6 +122,7 @@ class Work(NamedTuple):
     attention_s: NDArray[np.float64]  # [D, 3] per layer of the part: full, windowed, linear
     tokens: NDArray[np.int64]  # [D]
     requests: NDArray[np.int64]  # [D]
+    logits: NDArray[np.int64]  # [D] rows of the output layer
     part_tokens: NDArray[np.int64]  # [D]
     cut: NDArray[np.int64]  # [D] tokens of the first half
     front_s: NDArray[np.float64]  # [2, 3] as in sim/overlap.py; likewise:

@@ -16,7 +16,8 @@ import numpy as np
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LOW_LATENCY, NORMAL
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
-from moesim.sim.replay import count_rows, next_rows, touch_rows
+from moesim.sim.replay import count_rows, next_rows, peek_row, touch_rows
+from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
 
 
@@ -50,8 +51,15 @@ def _walk(
         request = s.requests[r]
         whole = s.batch_tokens[k, b, d, i]
         start = request.computed - whole + max(0, part[0] - at)
-        stop = request.computed - whole + min(whole, part[1] - at)
+        end = request.computed - whole + min(whole, part[1] - at)
         at += whole
+        # Drafts that will be accepted take their own rows; the rejected ones behind them the rows
+        # that follow, which the tokens in their place will take as well.
+        drafts = drafts_in_flight(s, r)
+        rejected = 0
+        if drafts > 0:
+            rejected = drafts - accepted_drafts(s, r, drafts)
+        stop = min(end, request.computed - rejected)
         while request.routed < stop:
             decode = request.routed >= request.prompt_tokens
             limit = stop
@@ -76,6 +84,14 @@ def _walk(
                         w.source_LX,
                         w.mark_X,
                     )
+        for ahead in range(max(start, stop), end):
+            row = peek_row(request, ahead - max(start, request.computed - rejected))
+            count_rows(routes, row, 1, into)
+            rows_taken += 1
+            if touch:
+                touch_rows(
+                    routes, row, 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
+                )
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
 

@@ -15,6 +15,7 @@ from moesim.compiled import hot, inner
 from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
 from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
 from moesim.sim.sglang import prefill_first
+from moesim.sim.speculation import with_drafts
 from moesim.sim.state import (
     CHUNKED_PREFILL,
     IN_FLIGHT,
@@ -84,7 +85,7 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     while i < rank.running and budget > 0:
         r = s.running[g, i]
         due = tokens_due(s, r)
-        granted = min(due, budget, most)
+        granted = min(with_drafts(s, r, due), budget, most)
         if granted == 0 or (deferred and due > 1):  # all of it is in flight, or a prompt waits
             i += 1
             continue
@@ -140,7 +141,7 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
             r = rank.head
             request = s.requests[r]
             # A static engine reserves the whole declared length: it cannot preempt.
-            tokens = request.prompt_tokens + request.max_output_tokens
+            tokens = request.prompt_tokens + request.max_output_tokens + rules.drafts
             reserved += bytes_of(rules, blocks_of(rules, tokens))
             if rank.running > 0 and reserved > rules.kv_capacity_bytes:
                 break
@@ -153,6 +154,7 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
     for i in range(rank.running):
         r = s.running[g, i]
         due = tokens_due(s, r)
+        due = with_drafts(s, r, due)
         if due > 0 and grow(s, g, r, s.requests[r].computed + due):
             add_to_batch(s, k, b, d, r, due)
 

@@ -12,6 +12,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.kvcache import cached_prefix, grow, growth_bytes, spare_bytes
 from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
+from moesim.sim.speculation import with_drafts
 from moesim.sim.state import NOBODY
 
 # What a step counts for towards the next look for requests: SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_*
@@ -34,12 +35,12 @@ def _decodes(s: Any, g: int, r: int) -> bool:
 
 @inner
 def _decode_growth_bytes(s: Any, g: int) -> int:
-    """Bytes that decoding one token of every request of rank g needs."""
+    """Bytes that one token of every request of rank g needs, and its drafts."""
     need = 0
     for i in range(s.ranks[g].running):
         r = s.running[g, i]
         if _decodes(s, g, r):
-            need += growth_bytes(s, r, s.requests[r].computed + 1)
+            need += growth_bytes(s, r, s.requests[r].computed + with_drafts(s, r, 1))
     return need
 
 
@@ -172,8 +173,9 @@ def _decode_batch(s: Any, k: int, b: int, d: int) -> None:
         rank.new_token_ratio = max(rules.ratio_floor, rank.new_token_ratio - rules.ratio_decay)
     for i in range(rank.running):
         r = s.running[g, i]
-        if _decodes(s, g, r) and grow(s, g, r, s.requests[r].computed + 1):
-            add_to_batch(s, k, b, d, r, 1)
+        n = with_drafts(s, r, 1)
+        if _decodes(s, g, r) and grow(s, g, r, s.requests[r].computed + n):
+            add_to_batch(s, k, b, d, r, n)
 
 
 @inner

@@ -118,6 +118,7 @@ STEP = row_dtype(
         ("combine_s", "f8"),
         ("all_reduce_s", "f8"),
         ("pipeline_s", "f8"),
+        ("draft_s", "f8"),
         ("overhead_s", "f8"),
         ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step
         ("imbalance", "f8"),
@@ -138,6 +139,7 @@ STEP_PARTS = (
     "combine_s",
     "all_reduce_s",
     "pipeline_s",
+    "draft_s",
     "overhead_s",
 )
 
@@ -181,6 +183,8 @@ RULES = row_dtype(
         ("timeout_iters", "i4"),
         ("batching_wait_iters", "i4"),
         ("seed", "u8"),
+        ("drafts", "i4"),  # tokens that go with every decoded one to be verified
+        ("draft_seed", "u8"),
     ]
 )
 
@@ -202,6 +206,7 @@ class State(NamedTuple):
     prefix_refs: NDArray[np.int32]  # [G, U] -1 not cached, 0 idle, else holders
     prefix_prev: NDArray[np.int32]  # [G, U] list of idle blocks, least recently used first
     prefix_next: NDArray[np.int32]  # [G, U]
+    acceptance: NDArray[np.float64]  # of each draft, given that those before it were accepted
 
 
 class Record(NamedTuple):

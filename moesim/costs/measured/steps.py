@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.hosts import host_launch_s
 from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
 from moesim.costs.measured.expert_work import Counts, parts
 from moesim.costs.measured.experts import ExpertAnchor
@@ -31,6 +32,7 @@ def measured_step_costs(
 ) -> StepCosts:
     """`base` with the times of measured operators, for up to `most_tokens` of an attention rank."""
     overhead, model = profile.overhead, operators.model
+    host_s = host_launch_s(operators.kernels.gpu.name, operators.kernels.engine)
     attention, dense, head, shared = _linear_s(operators, most_tokens, decode=False)
     graph_attention, graph_dense, _, graph_shared = _linear_s(operators, most_tokens, decode=True)
     ratio = overhead.prefill_ratio
@@ -49,7 +51,7 @@ def measured_step_costs(
         "step_s": overhead.step_s + overhead.layer_s * model.layers + operators.norm_reduce_s(),
         "split_s": overhead.layer_s * model.layers + operators.norm_reduce_s(),
         "prefill_step_s": overhead.prefill_step_s,
-        "prompt_floor_s": launches(model) * overhead.launch_s,
+        "prompt_floor_s": launches(model) * max(overhead.launch_s, host_s),
     }
     costs = replace(
         base,
