@@ -119,9 +119,7 @@ def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedSt
 def _plain(scenario: Scenario) -> Scenario:
     """The scenario without overlap and speculation."""
     plain = {"overlap": OverlapSpec(), "speculation": SpeculationSpec()}
-    return scenario.model_copy(
-        update={"deployment": scenario.deployment.model_copy(update=plain)}
-    )
+    return scenario.model_copy(update={"deployment": scenario.deployment.model_copy(update=plain)})
 
 
 def typical_batches(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> Iterator[Batch]:

@@ -120,7 +120,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class SpeculationSpec(Spec):
-    """Drafts verified with every decoded token, and how likely each is accepted after the others."""
+    """Drafts verified with every decoded token; how likely each is accepted after those before."""
 
     drafts: int = Field(0, ge=0, le=MOST_DRAFTS)
     acceptance: Probability | list[Probability] = 0.85

@@ -27,8 +27,8 @@ class ChunkedPrefill(Spec):
 
     `async_scheduling` (vLLM's flag): a step is composed while the one before it computes, so that
     new requests and freed seats wait one step longer. `prefill_interval` is its
-    prefill_schedule_interval, which acts with data-parallel attention: prompts are computed on every
-    so many steps only, the same ones on all ranks.
+    prefill_schedule_interval, which acts with data-parallel attention: prompts are computed on
+    every so many steps only, the same ones on all ranks.
     """
 
     policy: Literal["chunked-prefill"] = "chunked-prefill"

@@ -45,9 +45,7 @@ def attend(s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int, stop: int
 
 
 @inner
-def _attend_measured(
-    s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int, stop: int
-) -> None:
+def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int, stop: int) -> None:
     """Each prompt's chunk by itself, all decoding requests together at their mean length."""
     cost = c.scalars[0]
     at = 0

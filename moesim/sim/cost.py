@@ -28,12 +28,11 @@ from moesim.sim.cost_tables import (
     NO_EXCHANGE,
     NO_OVERLAP,
     PROMPT,
-    SHARED_EXPERTS,
     TWO_BATCH,
 )
 from moesim.sim.exchange import exchange_layer
 from moesim.sim.experts import average_layers, expert_layer, part_of, route_tokens
-from moesim.sim.overlap import overlap
+from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.state import COUNTED_STEPS
 
 
@@ -72,32 +71,6 @@ def _exchange(s: Any, c: Any, prefill: bool) -> int:
     if s.rules[0].ranks == 1 and exchange > ALL_REDUCE:
         return NO_EXCHANGE
     return exchange
-
-
-@inner
-def _overlap(s: Any, c: Any, w: Any, k: int, b: int, prefill: bool) -> int:
-    """What hides the step's exchanges; w.cut of a batch that is split for it.
-
-    All ranks split or none does: each must have enough tokens (vLLM `coordinate_batch_across_dp`).
-    Decode is split between requests, steps with prompts at the middle token.
-    """
-    cost = c.scalars[0]
-    policy = cost.overlap
-    if policy == NO_OVERLAP or w.layer_s.shape[1] == 0 or _exchange(s, c, prefill) <= ALL_REDUCE:
-        return NO_OVERLAP
-    if policy == SHARED_EXPERTS:
-        return policy
-    least = cost.overlap_prefill_tokens if prefill else cost.overlap_decode_tokens
-    for d in range(s.rules[0].ranks):
-        if w.tokens[d] < max(2, least):
-            return NO_OVERLAP
-    for d in range(s.rules[0].ranks):
-        w.cut[d] //= 2
-        if not prefill:
-            w.cut[d] = 0
-            for i in range(s.batch_size[k, b, d] // 2):
-                w.cut[d] += s.batch_tokens[k, b, d, i]
-    return TWO_BATCH if prefill else policy
 
 
 @inner
@@ -198,11 +171,11 @@ def _experts(
     prefill: bool,
     padded: int,
     half: int,
+    exchange: int,
 ) -> None:
     """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s."""
     ranks = s.rules[0].ranks
     layers = w.layer_s.shape[1]
-    exchange = _exchange(s, c, prefill)
     group_tokens = 0
     tokens = 0
     for d in range(ranks):
@@ -218,9 +191,7 @@ def _experts(
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
     for layer in range(layers):
         if not averaged:
-            w.layer_s[half, layer, 1] = expert_layer(
-                c, w, record, step, layer, kind, group_tokens
-            )
+            w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
         dispatched_s = step.dispatch_s
         combined_s = step.combine_s
         step.dispatch_s = 0.0
@@ -286,7 +257,8 @@ def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> N
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
     prefill = _count_tokens(s, w, step, k, b)
-    policy = _overlap(s, c, w, k, b, prefill)
+    exchange = _exchange(s, c, prefill)
+    policy = choose_overlap(s, c, w, k, b, prefill, exchange)
     w.stage_s[:] = 0.0
     halves = 2 if policy >= TWO_BATCH else 1
     head_s = 0.0
@@ -296,7 +268,7 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
         if half == 0:
             head_s = _head(s, c, w, step)
         if layers > 0:
-            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half)
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange)
     if policy != NO_OVERLAP:
         overlap(c, w, step, policy, halves)
     else:

@@ -89,9 +89,7 @@ def _walk(
             count_rows(routes, row, 1, into)
             rows_taken += 1
             if touch:
-                touch_rows(
-                    routes, row, 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
-                )
+                touch_rows(routes, row, 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X)
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
 

@@ -6,8 +6,8 @@ dense parts, split where the core of attention begins (before, core), shared exp
 routed experts, combine. Sources: vLLM `v1/worker/ubatching.py`; SGLang
 `batch_overlap/operations_strategy.py`; the decode profile of deepseek-ai/profile-data.
 
-Legend: L MoE layers, B pipeline stages; w.layer_s [2, L, 3] dispatch, experts, combine of each half;
-w.front_s [2, 3] before, core, shared of each half over all layers.
+Legend: L MoE layers, B pipeline stages; of each half w.layer_s [2, L, 3]: dispatch, experts,
+combine; w.front_s [2, 3]: before, core, shared, over all layers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,42 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import hot, inner
-from moesim.sim.cost_tables import FIVE_STAGE, TWO_BATCH
+from moesim.sim.cost_tables import (
+    ALL_REDUCE,
+    FIVE_STAGE,
+    NO_OVERLAP,
+    SHARED_EXPERTS,
+    TWO_BATCH,
+)
 
 BEFORE, CORE, SHARED = range(3)  # columns of front_s
 DISPATCH, EXPERTS, COMBINE = range(3)  # columns of layer_s
+
+
+@inner
+def choose_overlap(s: Any, c: Any, w: Any, k: int, b: int, prefill: bool, exchange: int) -> int:
+    """What hides the exchanges of a batch; w.cut where it is split for it.
+
+    All ranks split or none does: each must have enough tokens (vLLM `coordinate_batch_across_dp`).
+    Decode is split between requests, steps with prompts at the middle token.
+    """
+    cost = c.scalars[0]
+    policy = cost.overlap
+    if policy == NO_OVERLAP or w.layer_s.shape[1] == 0 or exchange <= ALL_REDUCE:
+        return NO_OVERLAP
+    if policy == SHARED_EXPERTS:
+        return SHARED_EXPERTS
+    least = cost.overlap_prefill_tokens if prefill else cost.overlap_decode_tokens
+    for d in range(s.rules[0].ranks):
+        if w.tokens[d] < max(2, least):
+            return NO_OVERLAP
+    for d in range(s.rules[0].ranks):
+        w.cut[d] //= 2
+        if not prefill:
+            w.cut[d] = 0
+            for i in range(s.batch_size[k, b, d] // 2):
+                w.cut[d] += s.batch_tokens[k, b, d, i]
+    return TWO_BATCH if prefill or policy == TWO_BATCH else FIVE_STAGE
 
 
 @hot
@@ -26,7 +58,7 @@ def two_batch_s(front_23: Any, layer_2L3: Any, first: int, stop: int) -> float:
     """Length of MoE layers [first, stop) where half 1 follows half 0 one item behind.
 
     Compute: attention 0, attention 1, experts 0, experts 1 of each layer; exchanges: dispatch 0,
-    dispatch 1, combine 0, combine 1. Shared experts belong to attention. `front_23` is of one layer.
+    dispatch 1, combine 0, combine 1. Shared experts belong to attention. `front_23`: of one layer.
     """
     compute_s = 0.0
     wire_s = 0.0

@@ -63,10 +63,10 @@ def _defers_prompts(s: Any, k: int, g: int) -> bool:
         return False
     if s.replicas[k].steps % rules.prefill_interval == 0:
         return False
+    decoding = 0
     for i in range(rank.running):
-        if tokens_due(s, s.running[g, i]) == 1:
-            return True
-    return False
+        decoding += tokens_due(s, s.running[g, i]) == 1
+    return decoding > 0
 
 
 @inner

@@ -41,7 +41,7 @@ def test_two_halves_take_turns() -> None:
 
 
 def test_a_slow_wire_is_never_idle_once_it_has_begun() -> None:
-    """A0 0-1, D0 1-4, D1 4-7, C0 7-10 (E0 4-5), C1 10-13; the next layer's A0 10-11, D0 13-16 ..."""
+    """D0 1-4, D1 4-7, C0 7-10 (E0 4-5), C1 10-13; the next layer's A0 10-11, D0 13-16 ..."""
     assert length(TWO_BATCH, *alike(1, (1.0, 0.0, 0.0), (3.0, 1.0, 3.0))) == 13.0
     assert length(TWO_BATCH, *alike(2, (1.0, 0.0, 0.0), (3.0, 1.0, 3.0))) == 25.0
 

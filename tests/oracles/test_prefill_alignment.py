@@ -45,9 +45,7 @@ def test_scheduled_ahead_a_prompt_waits_for_an_aligned_step_composed_after_it_ca
 
 def test_chunks_of_a_prompt_wait_for_their_step_too() -> None:
     """Ranks decode meanwhile; the prompt of 10 goes in chunks of 4 less one token that decodes."""
-    done = run(
-        make_demand([2, 2, 10], [9, 9, 1], [0, 0, 0.5]), prefill_interval=2, token_budget=5
-    )
+    done = run(make_demand([2, 2, 10], [9, 9, 1], [0, 0, 0.5]), prefill_interval=2, token_budget=5)
     chunks = [(b.start_s, n) for b in done.batches for _, r, n in b.parts if r == 2]
     assert chunks == [(2, 4), (4, 4), (6, 2)]
 
@@ -79,7 +77,7 @@ SGLANG = {"policy": PREFILL_FIRST, "delay_passes": 30}
 
 
 def test_prompts_wait_until_every_rank_has_one() -> None:
-    """Rank 0's second prompt comes at 0.5, rank 1's at 3.5: both start at 4, and one step stalls."""
+    """Rank 0's second prompt comes at 0.5, rank 1's at 3.5: both start at 4."""
     demand = make_demand([4] * 4, [9] * 4, [0, 0, 0.5, 3.5])
     assert prompts(run(demand, policy=PREFILL_FIRST)) == [(0, 0), (0, 1), (1, 2), (4, 3)]
     together = run(demand, **SGLANG)

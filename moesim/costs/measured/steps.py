@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.hosts import host_launch_s
 from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
+from moesim.costs.hosts import host_launch_s
 from moesim.costs.measured.expert_work import Counts, parts
 from moesim.costs.measured.experts import ExpertAnchor
 from moesim.costs.measured.light import FORMATS, Floats
