@@ -169,6 +169,7 @@ def engine_rules(
         "clip_output_tokens": 4096,
         "seed": scenario.seed,
         "drafts": scenario.deployment.speculation.drafts,
+        "expand_drafts": int(scenario.deployment.speculation.expand),
         "draft_seed": int(stream(scenario.seed, "speculation").integers(2**63)),
     }
     if external and rules["drafts"]:

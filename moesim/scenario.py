@@ -124,6 +124,7 @@ class SpeculationSpec(Spec):
 
     drafts: int = Field(0, ge=0, le=MOST_DRAFTS)
     acceptance: Probability | list[Probability] = 0.85
+    expand: bool = False
 
     @model_validator(mode="after")
     def _one_for_each(self) -> SpeculationSpec:

@@ -85,18 +85,22 @@ def _attend_measured(s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int,
         if cost.linear_layers > 0:
             w.attention_s[d, 2] += look_up(c.context_log_s[2], x, y)
     if decoding > 0:
+        mean_kv_tokens = kv_tokens / decoding
         # Several queries of a request read its keys and values once: the kernel's time grows as the
         # slower of reading and computing does.
         each = queries / decoding
         once_s = max(cost.kv_token_s, cost.decode_pair_s)
         many = 1.0
-        if each > 1.0 and once_s > 0.0:
+        if s.rules[0].expand_drafts > 0:
+            decoding = queries
+            each = 1.0
+        elif each > 1.0 and once_s > 0.0:
             many = max(cost.kv_token_s, each * cost.decode_pair_s) / once_s
         table = c.generation_log_s
         if prefill and c.mixed_log_s.shape[1] > 0:
             table = c.mixed_log_s
         x = position(BATCH_SCALE, BATCH_POINTS, decoding)
-        y = position(KV_SCALE, KV_POINTS, kv_tokens / decoding)
+        y = position(KV_SCALE, KV_POINTS, mean_kv_tokens)
         if cost.full_layers > 0:
             w.attention_s[d, 0] += look_up(table[0], x, y) * many
         if cost.window_layers > 0:
@@ -136,6 +140,9 @@ def _attend_rated(s: Any, c: Any, w: Any, k: int, b: int, d: int, first: int, st
         requests += 1
         kv_tokens += computed + n
         kv_window_tokens += min(computed + n, window + n - 1)
+        if s.rules[0].expand_drafts > 0 and decodes(request, whole):
+            kv_tokens += (n - 1) * (computed + 0.5 * n)
+            kv_window_tokens += (n - 1) * min(computed + 1, window)
         if not decodes(request, whole):
             prefill_pairs += 1.0 * n * computed + 0.5 * n * (n + 1)
             if window > 0:

@@ -185,6 +185,7 @@ RULES = row_dtype(
         ("seed", "u8"),
         ("drafts", "i4"),  # tokens that go with every decoded one to be verified
         ("draft_seed", "u8"),
+        ("expand_drafts", "i4"),  # every draft attends as a request of its own
     ]
 )
 

@@ -152,6 +152,8 @@ def test_queries_of_a_request_read_its_keys_once() -> None:
     """Prompt of 5, two drafts: 5 + 3 keys are read; 6 + 7 + 8 pairs are computed."""
     read = run(ALWAYS, make_demand([5], [4]), linear_costs(kv_token_s=1e-3)).steps[1]
     assert read["attention_s"] == pytest.approx(8e-3)
+    expanded = run(ALWAYS, make_demand([5], [4]), linear_costs(kv_token_s=1e-3), expand_drafts=1)
+    assert expanded.steps["attention_s"][1] == pytest.approx(21e-3)  # 6 + 7 + 8
     computed = run(ALWAYS, make_demand([5], [4]), linear_costs(decode_pair_s=1e-3)).steps[1]
     assert computed["attention_s"] == pytest.approx(21e-3)
 
