@@ -136,26 +136,26 @@ def overlap(c: Any, w: Any, step: Any, policy: int, halves: int) -> None:
     cost = c.scalars[0]
     layers = cost.full_layers + cost.window_layers + cost.linear_layers
     moe_layers = c.stage_of_layer.size
-    for half in range(halves):
-        w.layer_front_s[half, BEFORE] = w.front_s[half, BEFORE] / layers
-        w.layer_front_s[half, CORE] = w.front_s[half, CORE] / layers
-        w.layer_front_s[half, SHARED] = w.front_s[half, SHARED] / moe_layers
     exchange_s = 0.0
     exposed_s = 0.0
     first = 0
     for stage in range(w.stage_s.size):
         stop = first
-        compute_s = 0.0
         while stop < moe_layers and c.stage_of_layer[stop] == stage:
-            for half in range(halves):
-                exchange_s += w.layer_s[half, stop, DISPATCH] + w.layer_s[half, stop, COMBINE]
-                compute_s += w.layer_s[half, stop, EXPERTS] + w.layer_front_s[half, SHARED]
             stop += 1
+        of_stage = max(1.0 * (stop - first), layers * c.stage_share[stage])
+        compute_s = 0.0
         dense_s = 0.0
         for half in range(halves):
-            front_s = w.layer_front_s[half, BEFORE] + w.layer_front_s[half, CORE]
-            compute_s += (stop - first) * front_s
-            dense_s += max(0.0, layers * c.stage_share[stage] - (stop - first)) * front_s
+            for part in (BEFORE, CORE):
+                whole_s = w.front_s[half, part] * c.stage_share[stage]
+                w.layer_front_s[half, part] = whole_s / of_stage
+                compute_s += whole_s / of_stage * (stop - first)
+                dense_s += whole_s / of_stage * (of_stage - (stop - first))
+            w.layer_front_s[half, SHARED] = w.front_s[half, SHARED] / moe_layers
+            for layer in range(first, stop):
+                exchange_s += w.layer_s[half, layer, DISPATCH] + w.layer_s[half, layer, COMBINE]
+                compute_s += w.layer_s[half, layer, EXPERTS] + w.layer_front_s[half, SHARED]
         if policy == TWO_BATCH:
             length_s = two_batch_s(w.layer_front_s, w.layer_s, first, stop)
         elif policy == FIVE_STAGE:
