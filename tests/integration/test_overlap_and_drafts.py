@@ -21,7 +21,6 @@ def scenario(gpu: str, nodes: int, deployment: dict[str, Any], **others: Any) ->
         "model": "deepseek-v3",
         "cluster": {"gpu": gpu, "nodes": nodes},
         "deployment": {"engine": "sglang", **deployment},
-        "routing": {"tokens": 8192},
         "workload": {
             "arrivals": "all_at_once",
             "requests": 1,
