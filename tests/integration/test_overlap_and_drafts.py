@@ -78,8 +78,8 @@ def test_two_batch_overlap_gains_and_loses_as_published() -> None:
     assert 8 * 256 / split == pytest.approx(22_310, rel=0.15)
 
 
-# Requests at once: gain of one draft. SGLang #3582 (1), HabanaAI/vllm-fork#1264 (others): it expands
-# drafts into requests, and 256 rows are its largest batch. Of the drafts 0.88 are accepted.
+# Requests at once: gain of one draft. SGLang #3582 (1), HabanaAI/vllm-fork#1264 (others): it
+# expands drafts into requests, and 256 rows are its largest batch. Of the drafts 0.88 are accepted.
 MTP_GAINS = {1: 1.76, 4: 1.6, 32: 1.5, 128: 1.35, 256: 1.0}
 MOST_ROWS = 256
 
