@@ -26,6 +26,7 @@ from moesim.engine import (
     memory_reserve,
     memory_share,
     most_step_tokens,
+    overlap_rates,
 )
 from moesim.errors import InputError
 from moesim.fabric import endpoint_of
@@ -253,6 +254,7 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         scenario.exchanges(),
         most,
     )
+    base = replace(base, rates={**base.rates, **overlap_rates(scenario)})
     operators = deployment.operators
     if operators is None:
         return base

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.costs.memory import MemoryPlan
 from moesim.costs.profile import Profile
+from moesim.errors import InputError
 from moesim.hardware import GPU
 from moesim.policies.batching import (
     ChunkedPrefill,
@@ -22,10 +23,14 @@ from moesim.policies.load_balancing import LeastLoaded, LoadBalancer, RoundRobin
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding
 from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, IN_FLIGHT, PREFILL_FIRST, STATIC
+from moesim.streams import stream
 from moesim.units import GIB, MIB
 
 # Batch sizes with a CUDA graph: vLLM 0.33 cudagraph_capture_sizes (SGLang's differ a little).
 GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+
+# Policies of deployment.overlap, as numbered in sim/cost_tables.py.
+OVERLAPS = ("none", "shared-experts", "two-batch", "five-stage")
 
 # Tokens of a KV block: vLLM block_size, SGLang page_size, TensorRT-LLM tokens_per_block.
 BLOCK_TOKENS = {"vllm": 16, "sglang": 1, "trtllm": 32}
@@ -94,8 +99,19 @@ def most_step_tokens(
     batching = scenario.batching
     if batching.policy == "static":
         return int(min(2_000_000, max_requests * max_context))
-    extra = max_requests if isinstance(batching, PrefillFirst) else 0
+    drafts = scenario.deployment.speculation.drafts
+    extra = max_requests * (1 + drafts) if isinstance(batching, PrefillFirst) else 0
     return token_budget + extra
+
+
+def overlap_rates(scenario: Scenario) -> dict[str, int]:
+    """Fields of moesim.sim.cost_tables.COSTS that say how exchanges are hidden."""
+    overlap = scenario.deployment.overlap
+    return {
+        "overlap": OVERLAPS.index(overlap.policy),
+        "overlap_decode_tokens": overlap.decode_tokens,
+        "overlap_prefill_tokens": overlap.prefill_tokens,
+    }
 
 
 def graph_tokens(most: int) -> NDArray[np.int32]:
@@ -152,9 +168,19 @@ def engine_rules(
         "dummy_interval": 16 if engine == "vllm" and sharding.attention_dp > 1 else 0,
         "clip_output_tokens": 4096,
         "seed": scenario.seed,
+        "drafts": scenario.deployment.speculation.drafts,
+        "expand_drafts": int(scenario.deployment.speculation.expand),
+        "draft_seed": int(stream(scenario.seed, "speculation").integers(2**63)),
     }
+    if external and rules["drafts"]:
+        raise InputError(
+            "deployment.speculation.drafts",
+            "must be 0 where a batching policy of your own grants the tokens",
+            rules["drafts"],
+        )
     if isinstance(batching, ChunkedPrefill):
         rules["long_prefill_tokens"] = batching.long_prefill_tokens
+        rules["prefill_interval"] = batching.prefill_interval
         # With pipeline stages the batches in flight hide the scheduler anyway.
         ahead = batching.async_scheduling and sharding.pipeline == 1 and not external
         rules["schedule_ahead"] = int(ahead)
@@ -176,6 +202,8 @@ def engine_rules(
         rules |= {
             "max_prefill_tokens": batching.max_prefill_tokens,
             "mixed_chunk": int(batching.mixed_chunk),
+            "delay_passes": batching.delay_passes,
+            "delay_low_usage": batching.delay_low_usage,
             "recv_interval": 1 if external else batching.recv_interval,
             "ratio_start": start,
             "ratio_floor": start * 0.14,

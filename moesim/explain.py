@@ -33,7 +33,7 @@ from moesim.deployment import Deployment, deploy, step_costs
 from moesim.engine import graph_tokens
 from moesim.operators import Linear, linear_operators
 from moesim.results import Result
-from moesim.scenario import Scenario
+from moesim.scenario import OverlapSpec, Scenario, SpeculationSpec
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
 from moesim.simulation import Wired, wire
 from moesim.typical_step import Batch, price, typical_batches
@@ -82,15 +82,22 @@ class ExplainedStep:
 def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
     """The typical decode step and the typical step with prompts of a run, where it had any.
 
-    `profile`: the one that the run was given in the place of its scenario's.
+    Steps are explained as they are before exchanges are hidden and without drafts. `profile`: the
+    one that the run was given in the place of its scenario's.
     """
-    scenario = result.scenario
+    scenario = _plain(result.scenario)
     deployment = deploy(scenario, profile)
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
     ranks = deployment.sharding.attention_dp
     batches = typical_batches(result.raw.steps, result.raw.requests, ranks)
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
+
+
+def _plain(scenario: Scenario) -> Scenario:
+    """The scenario without overlap and speculation."""
+    plain = {"overlap": OverlapSpec(), "speculation": SpeculationSpec()}
+    return scenario.model_copy(update={"deployment": scenario.deployment.model_copy(update=plain)})
 
 
 def explain_step(

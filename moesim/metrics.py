@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
-EXCHANGE_PARTS = ("dispatch_s", "combine_s", "all_reduce_s", "pipeline_s")
+EXCHANGE_PARTS = ("dispatch_s", "combine_s", "hidden_s", "all_reduce_s", "pipeline_s")
 
 
 def ttft(arrival_s: ArrayLike, first_token_s: ArrayLike) -> Floats:

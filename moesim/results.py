@@ -167,19 +167,26 @@ class Result:
 
     @cached_property
     def itl_s(self) -> NDArray[np.float64]:
-        """Gaps between the output tokens of counted requests, stalls included."""
+        """Gaps between the output tokens of counted requests, stalls included.
+
+        Tokens of one step come in one message: with speculative decoding gaps are between messages,
+        as benchmark clients count them.
+        """
         from moesim.metrics import counted_rows, itl
 
         if self.raw.token_s.size == 0:
             return np.zeros(0)
         counted = counted_rows(self.requests)
         rows = self.raw.requests
+        least = 0.0 if self.scenario.deployment.speculation.drafts else -1.0
         if not counted.all():
             keep = np.repeat(counted, rows["output_tokens"])
             times = self.raw.token_s[keep]
             output = rows["output_tokens"][counted].astype(np.int64)
-            return itl(times, np.cumsum(output) - output)
-        return itl(self.raw.token_s, rows["token_start"])
+            gaps = itl(times, np.cumsum(output) - output)
+        else:
+            gaps = itl(self.raw.token_s, rows["token_start"])
+        return gaps[gaps > least]
 
     @property
     def rank_tokens_LR(self) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moesim.costs.exchanges import PLAIN
 from moesim.errors import InputError
@@ -19,6 +19,7 @@ from moesim.topology import BackgroundTransfer, Topology
 from moesim.workload.arrivals import MAX_REQUESTS
 from moesim.workload.workload import Workload
 
+MOST_DRAFTS = 16
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
@@ -122,6 +123,37 @@ class KVCacheSpec(Spec):
     prefix_caching: bool = True
 
 
+class OverlapSpec(Spec):
+    """What hides exchanges of tokens behind compute; the thresholds are vLLM's (DBO)."""
+
+    policy: Literal["none", "shared-experts", "two-batch", "five-stage"] = "none"
+    decode_tokens: int = Field(32, ge=2, le=1_000_000)
+    prefill_tokens: int = Field(512, ge=2, le=1_000_000)
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SpeculationSpec(Spec):
+    """Drafts verified with every decoded token; how likely each is accepted after those before."""
+
+    drafts: int = Field(0, ge=0, le=MOST_DRAFTS)
+    acceptance: Probability | list[Probability] = 0.85
+    expand: bool = False
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> SpeculationSpec:
+        if isinstance(self.acceptance, list) and len(self.acceptance) != self.drafts:
+            raise ValueError("acceptance must be one number, or one for each draft")
+        return self
+
+    def of_each(self) -> tuple[float, ...]:
+        """Acceptance of each draft."""
+        if isinstance(self.acceptance, list):
+            return tuple(self.acceptance)
+        return (self.acceptance,) * self.drafts
+
+
 class DeploymentSpec(Spec):
     """The serving software and how the model lies on the machines."""
 
@@ -131,6 +163,8 @@ class DeploymentSpec(Spec):
     batching: Batching | None = None
     placement: PlacementChoice = Contiguous()
     exchange: Exchange = "auto"
+    overlap: OverlapSpec = OverlapSpec()
+    speculation: SpeculationSpec = SpeculationSpec()
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()

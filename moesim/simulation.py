@@ -87,7 +87,7 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
-    state = build_state(rules, demand)
+    state = build_state(rules, demand, scenario.deployment.speculation.of_each())
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
         notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")

@@ -18,6 +18,7 @@ STREAMS = (
     "placement",
     "what-if batches",
     "averaged routing",
+    "speculation",
 )
 
 

@@ -58,6 +58,8 @@ class StepCosts:
     # ratio to that formula by tokens of the group, [2, T + 1] as above. Empty: rates hold.
     expert_tile_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     expert_ratio: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
+    # [2, n + 1] shared experts within token_s's dense parts, for steps that hide exchanges.
+    shared_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
 
 
 def build_step_costs(
@@ -72,10 +74,12 @@ def build_step_costs(
     """Times for up to `most_tokens` tokens per attention rank; `exchange` for (prefill, decode)."""
     tokens = np.arange(most_tokens + 1, dtype=np.float64)
     compute, network = profile.compute, profile.network
-    parts = {name: np.zeros(most_tokens + 1) for name in ("attention", "dense", "head")}
+    parts = {name: np.zeros(most_tokens + 1) for name in ("attention", "dense", "head", "shared")}
     for operator in linear_operators(model, sharding, precision):
-        part = operator.part if operator.part in parts else "dense"
-        parts[part] += operator.layers * linear_s(operator, tokens, cluster.gpu, compute)
+        seconds = operator.layers * linear_s(operator, tokens, cluster.gpu, compute)
+        if operator.part == "shared":
+            parts["shared"] += seconds
+        parts[operator.part if operator.part in ("attention", "head") else "dense"] += seconds
     parts["dense"] += model.layers * elementwise_s(model.hidden, tokens, cluster.gpu, compute)
 
     domain_of_rank = _domains(cluster, sharding)
@@ -125,6 +129,7 @@ def build_step_costs(
         "request_s": profile.overhead.request_s,
         "prefill_step_s": profile.overhead.prefill_step_s
         + compute.eager_kernel_s * _kernels(model),
+        "before_share": _before_share(model, sharding, precision),
     }
     stage_of_layer, stage_share = _stages(model, sharding.pipeline)
     return StepCosts(
@@ -143,7 +148,19 @@ def build_step_costs(
             expert_group.domains,
         ),
         gather_s=gather_across_s(expert_group, group_tokens * hidden_bytes),
+        shared_s=np.stack([parts["shared"]] * 2),
     )
+
+
+def _before_share(model: MoEModel, sharding: Sharding, precision: Precision) -> float:
+    """Of the weights of attention's GEMMs, the share that is used before its core: all but the
+    output's; `kv_b`, absorbed into queries and outputs, lies on both sides."""
+    size = {"o": 0.0, "kv_b": 0.0, "before": 0.0}
+    for operator in linear_operators(model, sharding, precision):
+        if operator.part == "attention":
+            name = operator.name if operator.name in size else "before"
+            size[name] += operator.layers * operator.weight_bytes
+    return (size["before"] + size["kv_b"] / 2) / sum(size.values())
 
 
 def _pair_rates(

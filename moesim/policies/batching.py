@@ -26,7 +26,9 @@ class ChunkedPrefill(Spec):
     """vLLM v1: running requests first, then new ones, under one token budget; prompts in chunks.
 
     `async_scheduling` (vLLM's flag): a step is composed while the one before it computes, so that
-    new requests and freed seats wait one step longer.
+    new requests and freed seats wait one step longer. `prefill_interval` is its
+    prefill_schedule_interval, which acts with data-parallel attention: prompts are computed on
+    every so many steps only, the same ones on all ranks.
     """
 
     policy: Literal["chunked-prefill"] = "chunked-prefill"
@@ -34,13 +36,15 @@ class ChunkedPrefill(Spec):
     max_requests: MostRequests | None = None
     long_prefill_tokens: int = Field(0, ge=0)
     async_scheduling: bool = False
+    prefill_interval: int = Field(1, ge=1, le=1_000)
 
 
 class PrefillFirst(Spec):
     """SGLang: a batch of prompts if one can be made, decode otherwise.
 
     `recv_interval` is its scheduler-recv-interval: new requests are looked for after so many decode
-    steps, and after every step with prompts.
+    steps, and after every step with prompts. `delay_passes` and `delay_low_usage` are those of its
+    PrefillDelayer, which acts with data-parallel attention: prompts wait until every rank has one.
     """
 
     policy: Literal["prefill-first"] = "prefill-first"
@@ -50,6 +54,8 @@ class PrefillFirst(Spec):
     mixed_chunk: bool = False
     schedule_conservativeness: float = Field(1.0, gt=0.0, le=10.0)
     recv_interval: int = Field(1, ge=1, le=1_000_000)
+    delay_passes: int = Field(0, ge=0, le=1_000_000)  # SGLang: off; 30 where it is on
+    delay_low_usage: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class InFlight(Spec):

@@ -22,6 +22,7 @@ STEP_PARTS: dict[str, tuple[str, str]] = {  # column: what it is called, colour
     "combine_s": ("combine (all-to-all)", "#7BCDB0"),
     "all_reduce_s": ("all-reduce", "#CC79A7"),
     "pipeline_s": ("pipeline", "#F0E442"),
+    "draft_s": ("draft model", "#332288"),
     "overhead_s": ("engine overhead", "#999999"),
 }
 

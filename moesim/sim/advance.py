@@ -33,11 +33,20 @@ HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
 @inner
 def _clear(step: Any) -> None:
     """Zero what step_cost adds up; the buffer's rows are used again."""
+    step.attention_s = 0.0
+    step.attention_imbalance_s = 0.0
+    step.dense_s = 0.0
+    step.all_reduce_s = 0.0
+    step.scale_up_bytes = 0.0
+    step.scale_out_bytes = 0.0
+    step.hidden_s = 0.0
     step.experts_s = 0.0
     step.expert_imbalance_s = 0.0
     step.dispatch_s = 0.0
     step.combine_s = 0.0
     step.pipeline_s = 0.0
+    step.draft_s = 0.0
+    step.overhead_s = 0.0
     step.imbalance = 0.0
     step.imbalance_max = 0.0
     step.active_experts = 0.0

@@ -7,6 +7,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.kvcache import release
 from moesim.sim.queues import tokens_due
+from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import COMPLETED, DONE_FILLED
 
 
@@ -28,11 +29,16 @@ def commit(s: Any, record: Any, k: int) -> int:
             # No output token while chunks of the prompt are to come, or follow in later batches.
             if request.in_flight > 0 or tokens_due(s, r) > 0:
                 continue
-            if record.token_s.size > 0:
-                record.token_s[request.token_start + request.generated] = now
-            request.generated += 1
-            if request.generated == 1:
+            drafts = drafts_in_flight(s, r)
+            tokens = 1 + accepted_drafts(s, r, drafts)
+            request.computed -= drafts + 1 - tokens  # rejected ones are computed again
+            tokens = min(tokens, request.output_tokens - request.generated)
+            if request.generated == 0:
                 request.first_token_s = now
+            for _ in range(tokens):
+                if record.token_s.size > 0:
+                    record.token_s[request.token_start + request.generated] = now
+                request.generated += 1
             if request.generated == request.output_tokens:
                 request.finish_s = now
                 request.status = COMPLETED

@@ -5,7 +5,9 @@
 
 Every MoE layer is a barrier of the expert-parallel group. Times per unit of work come ready from
 moesim.costs.step; nothing is looked up here but tables. Each function adds its share to `step`, a
-row of STEP, and to w.stage_s, the time of each pipeline stage.
+row of STEP, and to w.stage_s, the time of each pipeline stage. Where exchanges are to be hidden, a
+batch may be split into two halves, which are priced one after the other and then put in parallel
+(sim/overlap.py).
 
 Legend: D attention ranks, L MoE layers, B pipeline stages.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.attention import attend
+from moesim.sim.attention import attend, decodes
 from moesim.sim.cost_tables import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -24,29 +26,68 @@ from moesim.sim.cost_tables import (
     DECODE,
     DENSE,
     NO_EXCHANGE,
+    NO_OVERLAP,
     OUT,
     PROMPT,
+    TWO_BATCH,
     UP,
 )
 from moesim.sim.exchange import contention_s, exchange_layer
-from moesim.sim.experts import average_layers, expert_layer, route_tokens
+from moesim.sim.experts import average_layers, expert_layer, part_of, route_tokens
+from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.state import COUNTED_STEPS
 
 
 @inner
-def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> Any:
-    """What every attention rank computes by itself; (any prompt among it, padded decode size)."""
+def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
+    """What each rank computes, of prompts and decoded, into `w` and `step`; whether any prompt."""
+    tokens = 0
+    decoded = 0
+    requests = 0
+    for d in range(s.rules[0].ranks):
+        w.requests[d] = s.batch_size[k, b, d]
+        w.logits[d] = 0
+        w.tokens[d] = 0
+        for i in range(s.batch_size[k, b, d]):
+            n = s.batch_tokens[k, b, d, i]
+            w.tokens[d] += n
+            if decodes(s.requests[s.batch_request[k, b, d, i]], n):
+                decoded += n
+                requests += 1
+                w.logits[d] += n
+            else:
+                w.logits[d] += 1
+        w.cut[d] = w.tokens[d]
+        tokens += w.tokens[d]
+        requests -= w.requests[d]
+    step.prefill_tokens = tokens - decoded
+    step.decode_tokens = decoded
+    return requests < 0
+
+
+@inner
+def _exchange(s: Any, c: Any, prefill: bool) -> int:
+    """How tokens reach their experts in this step."""
+    cost = c.scalars[0]
+    exchange = cost.prefill_exchange if prefill else cost.decode_exchange
+    if s.rules[0].ranks == 1 and exchange > ALL_REDUCE:
+        return NO_EXCHANGE
+    return exchange
+
+
+@inner
+def _attention_and_dense(
+    s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool, half: int, policy: int
+) -> int:
+    """What every attention rank computes of a part by itself; its padded size in decode."""
     rules = s.rules[0]
     cost = c.scalars[0]
     ranks = rules.ranks
-    prefill = False
     most_tokens = 0
-    most_requests = 0
     for d in range(ranks):
-        if attend(s, c, w, k, b, d):
-            prefill = True
-        most_tokens = max(most_tokens, w.tokens[d])
-        most_requests = max(most_requests, w.requests[d])
+        first, stop = part_of(w, d, half)
+        attend(s, c, w, k, b, d, first, stop)
+        most_tokens = max(most_tokens, w.part_tokens[d])
     padded = 0
     kind = PROMPT
     if not prefill:
@@ -54,8 +95,9 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
         # Decode replays a CUDA graph: all ranks are padded to the graph of the fullest. A static
         # batch keeps its first size.
         padded = c.graph_tokens[max(1, most_tokens)]
-        for d in range(ranks):
-            padded = max(padded, s.ranks[k * ranks + d].batch_size)
+        if policy < TWO_BATCH:
+            for d in range(ranks):
+                padded = max(padded, s.ranks[k * ranks + d].batch_size)
     full_s = 0.0
     window_s = 0.0
     state_s = 0.0
@@ -63,8 +105,9 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
     linear_s = 0.0
     dense_s = 0.0
     reduce_s = 0.0
+    shared_s = 0.0
     for d in range(ranks):
-        n = max(padded, w.tokens[d])
+        n = max(padded, w.part_tokens[d])
         full_s = max(full_s, w.attention_s[d, 0])
         window_s = max(window_s, w.attention_s[d, 1])
         state_s = max(state_s, w.attention_s[d, 2])
@@ -76,24 +119,46 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
         linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n])
         dense_s = max(dense_s, c.token_s[kind, DENSE, n])
         reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
+        if policy > NO_OVERLAP:
+            shared_s = max(shared_s, c.shared_s[kind, n])
     reduce_s += most_tokens * contention_s(c, w, cost.reduce_up_bytes, cost.reduce_out_bytes)
     slowest_s = (
         full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
     )
     attention_layers = cost.full_layers + cost.window_layers + cost.linear_layers
     kernels_s = cost.attention_kernel_s * attention_layers
-    head_s = c.head_s[most_requests]
-    layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
-    for stage in range(rules.stages):
-        w.stage_s[stage] = layers_s * c.stage_share[stage]
+    if policy == NO_OVERLAP:
+        layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
+        for stage in range(rules.stages):
+            w.stage_s[stage] += layers_s * c.stage_share[stage]
+    else:
+        split_s = cost.split_s if policy >= TWO_BATCH else 0.0
+        before_s = linear_s * cost.before_share
+        core_s = slowest_s + kernels_s + linear_s - before_s + dense_s - shared_s + reduce_s
+        w.front_s[half, 0] = before_s
+        w.front_s[half, 1] = core_s + split_s
+        w.front_s[half, 2] = shared_s
+        step.overhead_s += split_s
+    step.attention_s += mean_s + kernels_s + linear_s
+    step.attention_imbalance_s += slowest_s - mean_s
+    step.dense_s += dense_s
+    step.all_reduce_s += reduce_s
+    step.scale_up_bytes += cost.reduce_up_bytes * most_tokens
+    step.scale_out_bytes += cost.reduce_out_bytes * most_tokens
+    return padded
+
+
+@inner
+def _head(s: Any, c: Any, w: Any, step: Any) -> float:
+    """The output layer, in the last stage; its seconds."""
+    rules = s.rules[0]
+    most_logits = 0
+    for d in range(rules.ranks):
+        most_logits = max(most_logits, w.logits[d])
+    head_s = c.head_s[most_logits]
     w.stage_s[rules.stages - 1] += head_s
-    step.attention_s = mean_s + kernels_s + linear_s
-    step.attention_imbalance_s = slowest_s - mean_s
-    step.dense_s = dense_s + head_s
-    step.all_reduce_s = reduce_s
-    step.scale_up_bytes = cost.reduce_up_bytes * most_tokens
-    step.scale_out_bytes = cost.reduce_out_bytes * most_tokens
-    return prefill, padded
+    step.dense_s += head_s
+    return head_s
 
 
 @inner
@@ -108,40 +173,36 @@ def _experts(
     b: int,
     prefill: bool,
     padded: int,
+    half: int,
+    exchange: int,
 ) -> None:
-    """Expert compute and the exchange of tokens, layer by layer."""
-    cost = c.scalars[0]
+    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s."""
     ranks = s.rules[0].ranks
-    layers = w.counts_LP.shape[0]
-    exchange = cost.prefill_exchange if prefill else cost.decode_exchange
-    if ranks == 1 and exchange > ALL_REDUCE:
-        exchange = NO_EXCHANGE
+    layers = w.layer_s.shape[1]
     group_tokens = 0
     tokens = 0
     for d in range(ranks):
-        group_tokens += max(padded, w.tokens[d])
-        tokens += w.tokens[d]
+        group_tokens += max(padded, w.part_tokens[d])
+        tokens += w.part_tokens[d]
     kind = PROMPT if prefill else DECODE
-    if c.average.slowest_s.shape[1] > 0:
-        average_layers(c, w, step, kind, tokens)
-        if exchange == ALL_GATHER:
-            for layer in range(layers):
-                w.stage_s[c.stage_of_layer[layer]] += exchange_layer(
-                    c, w, step, layer, exchange, kind, group_tokens
-                )
-        return
-    route_tokens(s, routes, c, w, record, k, b, exchange)
+    averaged = c.average.slowest_s.shape[1] > 0
+    if averaged:
+        average_layers(c, w, step, kind, tokens, half)
+        if exchange != ALL_GATHER:
+            return
+    else:
+        route_tokens(s, routes, c, w, record, k, b, exchange, half)
     for layer in range(layers):
-        w.stage_s[c.stage_of_layer[layer]] += expert_layer(
-            c, w, record, step, layer, kind, group_tokens
-        ) + exchange_layer(c, w, step, layer, exchange, kind, group_tokens)
-    step.imbalance /= layers
-    step.active_experts /= layers
-    record.counters[COUNTED_STEPS] += 1
+        if not averaged:
+            w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
+        w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
+            c, w, step, layer, exchange, kind, group_tokens
+        )
+    record.counters[COUNTED_STEPS] += half == 0 and not averaged
 
 
 @inner
-def _overhead(s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool) -> None:
+def _overhead(s: Any, c: Any, w: Any, step: Any, prefill: bool, split: bool) -> None:
     """Host work that the GPUs wait for, and the hops between pipeline stages."""
     rules = s.rules[0]
     cost = c.scalars[0]
@@ -150,10 +211,13 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool) 
     for d in range(rules.ranks):
         requests = max(requests, w.requests[d])  # each rank has a scheduler of its own
         most_tokens = max(most_tokens, w.tokens[d])
-    step.overhead_s = cost.step_s + cost.request_s * requests
+    engine_s = cost.step_s + cost.request_s * requests
+    if split:  # its kernels are launched by both halves, which have them already
+        engine_s -= cost.split_s
     if prefill:
-        step.overhead_s += cost.prefill_step_s
-    w.stage_s[0] += step.overhead_s
+        engine_s += cost.prefill_step_s
+    step.overhead_s += engine_s
+    w.stage_s[0] += engine_s
     if prefill and cost.prompt_floor_s > 0.0:
         # The GPUs wait wherever the host launches slower than they compute.
         for stage in range(rules.stages):
@@ -168,18 +232,22 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool) 
 
 
 @inner
-def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> None:
-    """How many tokens of the step belong to prompts, and how many are decoded."""
-    tokens = 0
-    decoded = 0
+def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> None:
+    """The draft model (multi-token prediction): one more layer and a token of each request through
+    the output layer for every draft, one after the other; of a step with prompts one, as only the
+    first pass sees them."""
+    cost = c.scalars[0]
+    last = w.stage_s.size - 1
+    layers_s = -head_s
+    for stage in range(last + 1):
+        layers_s += w.stage_s[stage]
+    most_requests = 0
     for d in range(s.rules[0].ranks):
-        tokens += w.tokens[d]
-        for i in range(s.batch_size[k, b, d]):
-            request = s.requests[s.batch_request[k, b, d, i]]
-            if request.computed > request.prompt_tokens and s.batch_tokens[k, b, d, i] == 1:
-                decoded += 1
-    step.prefill_tokens = tokens - decoded
-    step.decode_tokens = decoded
+        most_requests = max(most_requests, w.requests[d])
+    once_s = layers_s / (cost.full_layers + cost.window_layers + cost.linear_layers)
+    passes = 1 if prefill else s.rules[0].drafts
+    step.draft_s = passes * (once_s + c.head_s[most_requests])
+    w.stage_s[last] += step.draft_s
 
 
 @inner
@@ -187,8 +255,29 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
     w.slowdown[UP] = s.replicas[k].up_slowdown
     w.slowdown[OUT] = s.replicas[k].out_slowdown
-    prefill, padded = _attention_and_dense(s, c, w, step, k, b)
-    if w.counts_LP.shape[0] > 0:
-        _experts(s, routes, c, w, record, step, k, b, prefill, padded)
-    _overhead(s, c, w, step, k, b, prefill)
-    _count_tokens(s, w, step, k, b)
+    prefill = _count_tokens(s, w, step, k, b)
+    exchange = _exchange(s, c, prefill)
+    policy = choose_overlap(s, c, w, k, b, prefill, exchange)
+    w.stage_s[:] = 0.0
+    halves = 2 if policy >= TWO_BATCH else 1
+    head_s = 0.0
+    layers = w.layer_s.shape[1]
+    for half in range(halves):
+        padded = _attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        if half == 0:
+            head_s = _head(s, c, w, step)
+        if layers > 0:
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange)
+    if policy != NO_OVERLAP:
+        overlap(c, w, step, policy, halves)
+    else:
+        for layer in range(layers):
+            w.stage_s[c.stage_of_layer[layer]] += w.layer_s[0, layer, 1] + (
+                w.layer_s[0, layer, 0] + w.layer_s[0, layer, 2]
+            )
+    if s.rules[0].drafts > 0:
+        _draft(s, c, w, step, prefill, head_s)
+    if layers > 0:
+        step.imbalance /= layers * halves
+        step.active_experts /= layers * halves
+    _overhead(s, c, w, step, prefill, halves == 2)

@@ -18,6 +18,9 @@ from moesim.sim.state import row_dtype
 # copies there and messages back. Those three are timed by the laws of Costs.exchange.
 NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY, LAYERED = range(6)
 
+# How exchanges are hidden behind compute (field `overlap` of COSTS).
+NO_OVERLAP, SHARED_EXPERTS, TWO_BATCH, FIVE_STAGE = range(4)
+
 # Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
 PROMPT, DECODE = range(2)
 
@@ -68,6 +71,11 @@ COSTS = row_dtype(
         ("request_s", "f8"),
         ("prefill_step_s", "f8"),
         ("prompt_floor_s", "f8"),  # launching a step with prompts, which takes no less
+        ("overlap", "i4"),
+        ("overlap_decode_tokens", "i4"),  # of every rank, from which on a batch is split
+        ("overlap_prefill_tokens", "i4"),
+        ("before_share", "f8"),  # of attention's GEMMs, those before its core
+        ("split_s", "f8"),  # kernels of all layers within step_s, which each half launches
     ]
 )
 
@@ -94,6 +102,7 @@ class Costs(NamedTuple):
     # [2, 3, n + 1] seconds of all layers for n tokens of one rank; row PROMPT or DECODE
     token_s: NDArray[np.float64]
     head_s: NDArray[np.float64]  # [n + 1] output layer for n sampled tokens of one rank
+    shared_s: NDArray[np.float64]  # [2, n + 1] shared experts within DENSE; may be empty
     graph_tokens: NDArray[np.int32]  # [n + 1] tokens a decode batch of n is padded to
     stage_of_layer: NDArray[np.int32]  # [L]
     stage_share: NDArray[np.float64]  # [B] share of all layers
@@ -113,11 +122,18 @@ class Costs(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Scratch of one step."""
+    """Scratch of one step; a part is the whole of it, or one half of a batch that is split."""
 
-    attention_s: NDArray[np.float64]  # [D, 3] per layer: full, windowed, linear
+    attention_s: NDArray[np.float64]  # [D, 3] per layer of the part: full, windowed, linear
     tokens: NDArray[np.int64]  # [D]
     requests: NDArray[np.int64]  # [D]
+    logits: NDArray[np.int64]  # [D] rows of the output layer
+    part_tokens: NDArray[np.int64]  # [D]
+    cut: NDArray[np.int64]  # [D] tokens of the first half
+    front_s: NDArray[np.float64]  # [2, 3] as in sim/overlap.py; likewise:
+    layer_front_s: NDArray[np.float64]  # [2, 3]
+    layer_s: NDArray[np.float64]  # [2, L, 3]
+    done_s: NDArray[np.float64]  # [2]
     counts_LP: NDArray[np.int32]
     source_LP: NDArray[np.int32]  # counts of one attention rank
     source_LX: NDArray[np.int32]  # touches of one attention rank

@@ -111,8 +111,8 @@ def contention_s(c: Any, w: Any, up_bytes: float, out_bytes: float) -> float:
 @inner
 def exchange_layer(
     c: Any, w: Any, step: Any, layer: int, exchange: int, kind: int, group_tokens: int
-) -> float:
-    """Add one layer's dispatch and combine to `step`; seconds of both."""
+) -> Any:
+    """Add one layer's dispatch and combine to `step`; seconds of each."""
     cost = c.scalars[0]
     if exchange == ALL_GATHER:
         # Every rank gets every token whoever its experts are, and sums up on the way back.
@@ -124,9 +124,9 @@ def exchange_layer(
         step.combine_s += once_s
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes
         step.scale_out_bytes += 2 * group_tokens * cost.gather_out_bytes
-        return 2.0 * once_s
+        return once_s, once_s
     if exchange < NORMAL:
-        return 0.0
+        return 0.0, 0.0
     messages = w.recv_up_LR.shape[0] - w.source_LP.shape[0] + layer
     there = messages if exchange == LOW_LATENCY else layer
     back = layer if exchange == NORMAL else messages
@@ -137,4 +137,4 @@ def exchange_layer(
         combine_s *= c.exchange_ratio[kind, 1, group_tokens]
     step.dispatch_s += dispatch_s
     step.combine_s += combine_s
-    return dispatch_s + combine_s
+    return dispatch_s, combine_s

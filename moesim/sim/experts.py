@@ -11,24 +11,55 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
-from moesim.sim.replay import count_rows, next_rows, touch_rows
+from moesim.sim.replay import count_rows, next_rows, peek_row, touch_rows
+from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
 
 
 @inner
+def part_of(w: Any, d: int, half: int) -> Any:
+    """Tokens [first, stop) of rank d's batch that belong to a half."""
+    if half == 0:
+        return np.int64(0), w.cut[d]
+    return w.cut[d], w.tokens[d]
+
+
+@inner
 def _walk(
-    s: Any, routes: Any, c: Any, w: Any, k: int, b: int, d: int, touch: bool, into: Any
+    s: Any,
+    routes: Any,
+    c: Any,
+    w: Any,
+    k: int,
+    b: int,
+    d: int,
+    part: Any,
+    touch: bool,
+    into: Any,
 ) -> int:
-    """Take the routing rows of rank d's batch, count their slots into `into`; ids counted."""
+    """Take the routing rows of tokens [part[0], part[1]) of rank d's batch, count their slots into
+    `into`; ids counted."""
     rows_taken = 0
+    at = 0
     for i in range(s.batch_size[k, b, d]):
         r = s.batch_request[k, b, d, i]
         request = s.requests[r]
-        stop = request.computed
-        start = stop - s.batch_tokens[k, b, d, i]
+        whole = s.batch_tokens[k, b, d, i]
+        start = request.computed - whole + max(0, part[0] - at)
+        end = request.computed - whole + min(whole, part[1] - at)
+        at += whole
+        # Drafts that will be accepted take their own rows; the rejected ones behind them the rows
+        # that follow, which the tokens in their place will take as well.
+        drafts = drafts_in_flight(s, r)
+        rejected = 0
+        if drafts > 0:
+            rejected = drafts - accepted_drafts(s, r, drafts)
+        stop = min(end, request.computed - rejected)
         while request.routed < stop:
             decode = request.routed >= request.prompt_tokens
             limit = stop
@@ -53,28 +84,35 @@ def _walk(
                         w.source_LX,
                         w.mark_X,
                     )
+        for ahead in range(max(start, stop), end):
+            row = peek_row(request, ahead - max(start, request.computed - rejected))
+            count_rows(routes, row, 1, into)
+            rows_taken += 1
+            if touch:
+                touch_rows(routes, row, 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X)
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
 
 @inner
 def route_tokens(
-    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
-    """Count the slots that the batch's tokens chose, and who sends them where, into `w`."""
+    """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
     by_source = exchange in (NORMAL, LOW_LATENCY, LAYERED)
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
     for d in range(s.rules[0].ranks):
-        if w.tokens[d] == 0:
+        if w.part_tokens[d] == 0:
             continue
+        part = part_of(w, d, half)
         if not by_source:
-            ids = _walk(s, routes, c, w, k, b, d, False, w.counts_LP)
+            ids = _walk(s, routes, c, w, k, b, d, part, False, w.counts_LP)
             record.counters[ROUTED_IDS] += ids
             continue
         w.source_LP[:] = 0
         w.source_LX[:] = 0
-        ids = _walk(s, routes, c, w, k, b, d, exchange != LOW_LATENCY, w.source_LP)
+        ids = _walk(s, routes, c, w, k, b, d, part, exchange != LOW_LATENCY, w.source_LP)
         record.counters[ROUTED_IDS] += ids
         if exchange != LOW_LATENCY:
             add_normal(c, w, d)
@@ -146,30 +184,33 @@ def expert_layer(
 
 
 @inner
-def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int) -> None:
+def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int, half: int) -> None:
     """Add all layers' experts, and exchanges that depend on routing, for so many tokens of the
-    group, averaged beforehand, to `step`."""
+    group, averaged beforehand, to `step` and w.layer_s."""
     of = c.average
     layers = c.stage_of_layer.size
     slowest_s = of.slowest_s[kind, tokens]
     mean_s = of.mean_s[kind, tokens]
-    exchange_s = of.dispatch_s[kind, tokens] + of.combine_s[kind, tokens]
-    stretch = 1.0
-    if exchange_s > 0.0:
+    dispatch_s = of.dispatch_s[kind, tokens]
+    combine_s = of.combine_s[kind, tokens]
+    if dispatch_s + combine_s > 0.0:
         # Bytes of all layers together: in each the slower kind of link binds, mostly the same one.
         up_s = of.scale_up_bytes[kind, tokens] * c.scalars[0].up_byte_s
         out_s = of.scale_out_bytes[kind, tokens] * c.scalars[0].out_byte_s
         contended_s = max(up_s * w.slowdown[UP], out_s * w.slowdown[OUT])
-        stretch += (contended_s - max(up_s, out_s)) / exchange_s
-        exchange_s *= stretch
+        stretch = 1.0 + (contended_s - max(up_s, out_s)) / (dispatch_s + combine_s)
+        dispatch_s *= stretch
+        combine_s *= stretch
     for layer in range(layers):
-        w.stage_s[c.stage_of_layer[layer]] += (slowest_s + exchange_s) / layers
+        w.layer_s[half, layer, 0] = dispatch_s / layers
+        w.layer_s[half, layer, 1] = slowest_s / layers
+        w.layer_s[half, layer, 2] = combine_s / layers
     step.experts_s += mean_s
     step.expert_imbalance_s += slowest_s - mean_s
-    step.dispatch_s += of.dispatch_s[kind, tokens] * stretch
-    step.combine_s += of.combine_s[kind, tokens] * stretch
+    step.dispatch_s += dispatch_s
+    step.combine_s += combine_s
     step.scale_up_bytes += of.scale_up_bytes[kind, tokens]
     step.scale_out_bytes += of.scale_out_bytes[kind, tokens]
-    step.imbalance = of.imbalance[kind, tokens] / layers
-    step.imbalance_max = step.imbalance
-    step.active_experts = of.active_experts[kind, tokens] / layers
+    step.imbalance += of.imbalance[kind, tokens]
+    step.imbalance_max = max(step.imbalance_max, of.imbalance[kind, tokens] / layers)
+    step.active_experts += of.active_experts[kind, tokens]

@@ -182,7 +182,8 @@ def _fits(state: State) -> NDArray[np.bool_]:
     rules, requests = state.rules[0], state.requests
     prompt = requests["prompt_tokens"].astype(np.int64)
     # The last output token is handed out but never computed on.
-    blocks = -(-(prompt + requests["output_tokens"] - 1) // rules["block_tokens"])
+    tokens = prompt + requests["output_tokens"] - 1 + rules["drafts"]
+    blocks = -(-tokens // rules["block_tokens"])
     windowed = np.minimum(blocks, rules["window_blocks"]) * rules["window_block_bytes"]
     bytes_needed = rules["state_bytes"] + blocks * rules["block_bytes"] + windowed
     fits = bytes_needed <= rules["kv_capacity_bytes"]

@@ -143,9 +143,9 @@ def add_to_batch(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> None:
 
 @inner
 def tokens_due(s: Any, r: int) -> int:
-    """Tokens request r has yet to be granted before its next output token."""
+    """Tokens request r has yet to be granted before its next output token, drafts left out."""
     request = s.requests[r]
-    return request.prompt_tokens + request.generated - request.computed
+    return max(0, request.prompt_tokens + request.generated - request.computed)
 
 
 @inner

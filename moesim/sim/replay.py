@@ -206,6 +206,12 @@ def running_touches(
 
 
 @inner
+def peek_row(request: Any, ahead: int) -> int:
+    """The output row `ahead` of the next one, or the last of its piece; nothing is taken."""
+    return request.decode_row + min(ahead, request.decode_rows_left - 1)
+
+
+@inner
 def next_rows(s: Any, routes: Any, r: int, decode: bool, most: int) -> Any:
     """Advance request r by up to `most` contiguous rows of one stream: (first row, rows)."""
     request = s.requests[r]

@@ -15,6 +15,7 @@ from moesim.compiled import hot, inner
 from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
 from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
 from moesim.sim.sglang import prefill_first
+from moesim.sim.speculation import with_drafts
 from moesim.sim.state import (
     CHUNKED_PREFILL,
     IN_FLIGHT,
@@ -49,11 +50,32 @@ def _make_way(s: Any, g: int, i: int, tokens: int) -> bool:
 
 
 @inner
+def _defers_prompts(s: Any, k: int, g: int) -> bool:
+    """Whether rank g leaves its prompts to a later step, which is that of all ranks.
+
+    vLLM `prefill_schedule_interval` (DPEngineCoreProc): the ranks count steps together, and every
+    so many of them may compute prompts. A rank where nothing else could run does not wait, nor one
+    whose last such step could not empty its queue, or a full rank would fall behind for good.
+    """
+    rules = s.rules[0]
+    rank = s.ranks[g]
+    if rules.prefill_interval <= 1 or rules.ranks == 1 or rank.unadmitted > 0:
+        return False
+    if s.replicas[k].steps % rules.prefill_interval == 0:
+        return False
+    decoding = 0
+    for i in range(rank.running):
+        decoding += tokens_due(s, s.running[g, i]) == 1
+    return decoding > 0
+
+
+@inner
 def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     """vLLM v1: running requests first, then admissions, under one token budget."""
     rules = s.rules[0]
     g = k * rules.ranks + d
     rank = s.ranks[g]
+    deferred = _defers_prompts(s, k, g)
     budget = rules.token_budget
     most = rules.token_budget
     if rules.long_prefill_tokens > 0 and rank.running + rank.waiting > 1:
@@ -62,8 +84,9 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     i = 0
     while i < rank.running and budget > 0:
         r = s.running[g, i]
-        granted = min(tokens_due(s, r), budget, most)
-        if granted == 0:  # all of it is in flight
+        due = tokens_due(s, r)
+        granted = min(with_drafts(s, r, due), budget, most)
+        if granted == 0 or (deferred and due > 1):  # all of it is in flight, or a prompt waits
             i += 1
             continue
         if growth_bytes(s, r, s.requests[r].computed + granted) > 0:
@@ -74,7 +97,7 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
         add_to_batch(s, k, b, d, r, granted)
         budget -= granted
         i += 1
-    if preempted:
+    if preempted or deferred:
         return
     seats = rules.max_running
     if rules.schedule_ahead > 0:
@@ -83,9 +106,10 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
         r = rank.head
         granted = admit(s, g, r, min(budget, most))
         if granted == 0:
-            return
+            break
         add_to_batch(s, k, b, d, r, granted)
         budget -= granted
+    rank.unadmitted = rank.waiting > 0
 
 
 @inner
@@ -117,7 +141,7 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
             r = rank.head
             request = s.requests[r]
             # A static engine reserves the whole declared length: it cannot preempt.
-            tokens = request.prompt_tokens + request.max_output_tokens
+            tokens = request.prompt_tokens + request.max_output_tokens + rules.drafts
             reserved += bytes_of(rules, blocks_of(rules, tokens))
             if rank.running > 0 and reserved > rules.kv_capacity_bytes:
                 break
@@ -130,6 +154,7 @@ def static_batch(s: Any, k: int, b: int, d: int) -> None:
     for i in range(rank.running):
         r = s.running[g, i]
         due = tokens_due(s, r)
+        due = with_drafts(s, r, due)
         if due > 0 and grow(s, g, r, s.requests[r].computed + due):
             add_to_batch(s, k, b, d, r, due)
 

@@ -37,7 +37,9 @@ MOST_RUNNING_SUM_BYTES = 1e9
 NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
-def build_state(rules: dict[str, int | float], demand: Demand) -> State:
+def build_state(
+    rules: dict[str, int | float], demand: Demand, acceptance: tuple[float, ...] = ()
+) -> State:
     """Empty engines and the requests to come. Raises InputError where arrays would be absurd."""
     rule_row = _row(RULES, rules)
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
@@ -94,6 +96,7 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
         prefix_refs=np.full(prefix, -1, np.int32),
         prefix_prev=np.full(prefix, NOBODY, np.int32),
         prefix_next=np.full(prefix, NOBODY, np.int32),
+        acceptance=np.array(acceptance, np.float64),
     )
 
 
@@ -109,6 +112,7 @@ def build_costs(
         scalars=_row(COSTS, costs.rates),
         token_s=np.ascontiguousarray(costs.token_s),
         head_s=np.ascontiguousarray(costs.head_s),
+        shared_s=np.ascontiguousarray(costs.shared_s),
         graph_tokens=graph_tokens,
         stage_of_layer=costs.stage_of_layer,
         stage_share=costs.stage_share,
@@ -137,6 +141,13 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
         attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
         requests=np.zeros(ranks, np.int64),
+        logits=np.zeros(ranks, np.int64),
+        part_tokens=np.zeros(ranks, np.int64),
+        cut=np.zeros(ranks, np.int64),
+        front_s=np.zeros((2, 3)),
+        layer_front_s=np.zeros((2, 3)),
+        layer_s=np.zeros((2, layers, 3)),
+        done_s=np.zeros(2),
         counts_LP=np.zeros((layers, slots), np.int32),
         source_LP=np.zeros((layers, slots), np.int32),
         source_LX=np.zeros((layers, width), np.int32),

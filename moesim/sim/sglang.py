@@ -1,7 +1,7 @@
 """SGLang: prompts first and apart from decode; output still to come is expected, not reserved.
 
 Source: SGLang `managers/schedule_policy.py` (PrefillAdder), `schedule_batch.py` (retract_decode),
-`scheduler_recv_skipper.py` (SchedulerRecvSkipper).
+`scheduler_recv_skipper.py` (SchedulerRecvSkipper), `prefill_delayer.py` (PrefillDelayer).
 `s` is a State, `g = k * D + d` the attention rank, `r` a request.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.kvcache import cached_prefix, grow, growth_bytes, spare_bytes
 from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
+from moesim.sim.speculation import with_drafts
 from moesim.sim.state import NOBODY
 
 # What a step counts for towards the next look for requests: SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_*
@@ -34,12 +35,12 @@ def _decodes(s: Any, g: int, r: int) -> bool:
 
 @inner
 def _decode_growth_bytes(s: Any, g: int) -> int:
-    """Bytes that decoding one token of every request of rank g needs."""
+    """Bytes that one token of every request of rank g needs, and its drafts."""
     need = 0
     for i in range(s.ranks[g].running):
         r = s.running[g, i]
         if _decodes(s, g, r):
-            need += growth_bytes(s, r, s.requests[r].computed + 1)
+            need += growth_bytes(s, r, s.requests[r].computed + with_drafts(s, r, 1))
     return need
 
 
@@ -60,8 +61,11 @@ def _continue_chunk(s: Any, k: int, b: int, d: int, most: int) -> int:
 
 
 @inner
-def _prefill_batch(s: Any, k: int, b: int, d: int) -> None:
-    """SGLang: the prompt under way in chunks, then waiting ones while memory should do."""
+def _prefill_batch(s: Any, k: int, b: int, d: int, delayed: bool) -> None:
+    """SGLang: the prompt under way in chunks, then waiting ones while memory should do.
+
+    None of those is let in where all ranks wait for each other (`delayed`).
+    """
     rules = s.rules[0]
     g = k * rules.ranks + d
     rank = s.ranks[g]
@@ -82,7 +86,7 @@ def _prefill_batch(s: Any, k: int, b: int, d: int) -> None:
         granted = _continue_chunk(s, k, b, d, chunk_left)
         chunk_left -= granted
         input_left -= granted
-    if rank.chunked != NOBODY:
+    if rank.chunked != NOBODY or delayed:
         return
     token_bytes = rules.block_bytes // rules.block_tokens
     while chunk_left > 0 and input_left > 0 and rank.waiting > 0:
@@ -169,8 +173,9 @@ def _decode_batch(s: Any, k: int, b: int, d: int) -> None:
         rank.new_token_ratio = max(rules.ratio_floor, rank.new_token_ratio - rules.ratio_decay)
     for i in range(rank.running):
         r = s.running[g, i]
-        if _decodes(s, g, r) and grow(s, g, r, s.requests[r].computed + 1):
-            add_to_batch(s, k, b, d, r, 1)
+        n = with_drafts(s, r, 1)
+        if _decodes(s, g, r) and grow(s, g, r, s.requests[r].computed + n):
+            add_to_batch(s, k, b, d, r, n)
 
 
 @inner
@@ -193,13 +198,44 @@ def _look_for_requests(s: Any, k: int) -> None:
 
 
 @inner
+def _delays_prompts(s: Any, k: int) -> bool:
+    """Whether waiting prompts are held back because some rank has none (PrefillDelayer).
+
+    For delay_passes steps at most, counting the one in which they are let in; not while a rank
+    that has one uses less than delay_low_usage of its KV cache; and not where nobody computes, as
+    an idle scheduler goes through any number of passes in no time.
+    """
+    rules = s.rules[0]
+    replica = s.replicas[k]
+    if rules.delay_passes == 0 or rules.ranks == 1:
+        return False
+    with_prompts = 0
+    computing = 0
+    low = False
+    for d in range(rules.ranks):
+        rank = s.ranks[k * rules.ranks + d]
+        computing += rank.running
+        if rank.waiting > 0 and rank.running < rules.max_running:
+            with_prompts += 1
+            free = rank.kv_free_bytes + rank.kv_idle_bytes
+            low = low or free > (1.0 - rules.delay_low_usage) * rules.kv_capacity_bytes
+    mixed = 0 < with_prompts < rules.ranks and computing > 0
+    if not mixed or low or replica.held_steps >= rules.delay_passes - 1:
+        replica.held_steps = 0
+        return False
+    replica.held_steps += 1
+    return True
+
+
+@inner
 def prefill_first(s: Any, k: int, b: int) -> None:
     """SGLang: on each rank a prefill batch if one can be made, else decode; both if mixed."""
     rules = s.rules[0]
     _look_for_requests(s, k)
+    delayed = _delays_prompts(s, k)
     weight = 0
     for d in range(rules.ranks):
-        _prefill_batch(s, k, b, d)
+        _prefill_batch(s, k, b, d, delayed)
         if s.batch_size[k, b, d] > 0:
             weight = PROMPTS_WEIGHT
         if s.batch_size[k, b, d] == 0 or rules.mixed_chunk:

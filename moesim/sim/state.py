@@ -78,6 +78,7 @@ RANK = row_dtype(
         ("inbox_tail", "i4"),
         ("inbox", "i4"),
         ("left", "i4"),  # requests that finished with the last step
+        ("unadmitted", "i4"),  # vLLM: whether its last step with prompts left some in the queue
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
     ]
@@ -91,7 +92,7 @@ REPLICA = row_dtype(
         ("steps", "i8"),
         ("oldest", "i4"),  # slot of the oldest batch in flight
         ("in_flight", "i4"),
-        ("held_steps", "i4"),  # TensorRT-LLM: steps in a row whose prompts were held back
+        ("held_steps", "i4"),  # TensorRT-LLM, SGLang: steps in a row whose prompts were held back
         ("gathering_steps", "i4"),  # and those held although every rank had one
         ("unread_steps", "i4"),  # SGLang: weights of its steps since it last looked for requests
         # Bytes that its steps moved on the busiest GPU, each counted less as it grows older (by
@@ -127,7 +128,9 @@ STEP = row_dtype(
         ("combine_s", "f8"),
         ("all_reduce_s", "f8"),
         ("pipeline_s", "f8"),
+        ("draft_s", "f8"),
         ("overhead_s", "f8"),
+        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
@@ -146,6 +149,7 @@ STEP_PARTS = (
     "combine_s",
     "all_reduce_s",
     "pipeline_s",
+    "draft_s",
     "overhead_s",
 )
 
@@ -164,6 +168,9 @@ RULES = row_dtype(
         ("max_prefill_tokens", "i4"),
         ("long_prefill_tokens", "i4"),  # most tokens of one prompt in a step; 0 = no limit
         ("schedule_ahead", "i4"),  # vLLM: a step's requests are chosen when the one before starts
+        ("prefill_interval", "i4"),  # vLLM: prompts on every so many steps (1 = on all)
+        ("delay_passes", "i4"),  # SGLang: most steps that prompts wait for all ranks (0 = none)
+        ("delay_low_usage", "f8"),  # share of KV in use below which they do not
         ("mixed_chunk", "i4"),
         ("block_tokens", "i4"),
         ("block_bytes", "i8"),  # of the layers with full attention
@@ -186,6 +193,9 @@ RULES = row_dtype(
         ("timeout_iters", "i4"),
         ("batching_wait_iters", "i4"),
         ("seed", "u8"),
+        ("drafts", "i4"),  # tokens that go with every decoded one to be verified
+        ("draft_seed", "u8"),
+        ("expand_drafts", "i4"),  # every draft attends as a request of its own
     ]
 )
 
@@ -207,6 +217,7 @@ class State(NamedTuple):
     prefix_refs: NDArray[np.int32]  # [G, U] -1 not cached, 0 idle, else holders
     prefix_prev: NDArray[np.int32]  # [G, U] list of idle blocks, least recently used first
     prefix_next: NDArray[np.int32]  # [G, U]
+    acceptance: NDArray[np.float64]  # of each draft, given that those before it were accepted
 
 
 class Record(NamedTuple):

@@ -20,7 +20,7 @@ from moesim.sim.state import NOBODY
 def _declared_tokens(s: Any, r: int) -> int:
     """Tokens whose keys and values request r may come to need."""
     request = s.requests[r]
-    declared = request.prompt_tokens + request.max_output_tokens
+    declared = request.prompt_tokens + request.max_output_tokens + s.rules[0].drafts
     if s.rules[0].max_context > 0:
         return min(declared, s.rules[0].max_context)
     return declared
@@ -58,7 +58,7 @@ def _prompts(s: Any, k: int, b: int, d: int, start: bool) -> Any:
     rules = s.rules[0]
     g = k * rules.ranks + d
     rank = s.ranks[g]
-    left = rules.token_budget - s.batch_size[k, b, d]
+    left = rules.token_budget - s.batch_size[k, b, d] * (1 + rules.drafts)
     found_requests = 0
     found_tokens = 0
     if rules.chunked_prefill > 0:
@@ -112,10 +112,10 @@ def _generate(s: Any, k: int, b: int, d: int) -> None:
         request = s.requests[r]
         if request.computed < request.prompt_tokens or tokens_due(s, r) == 0:
             continue
-        if s.batch_size[k, b, d] == rules.token_budget:
+        if (s.batch_size[k, b, d] + 1) * (1 + rules.drafts) > rules.token_budget:
             return
-        if grow(s, g, r, request.computed + 1):
-            add_to_batch(s, k, b, d, r, 1)
+        if grow(s, g, r, request.computed + 1 + rules.drafts):
+            add_to_batch(s, k, b, d, r, 1 + rules.drafts)
 
 
 @inner

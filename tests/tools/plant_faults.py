@@ -62,8 +62,8 @@ FAULTS = (
     Fault(
         "one-token-too-many-due",
         "moesim/sim/queues.py",
-        "    return request.prompt_tokens + request.generated - request.computed\n",
-        "    return request.prompt_tokens + request.generated - request.computed + 1\n",
+        "    return max(0, request.prompt_tokens + request.generated - request.computed)\n",
+        "    return max(0, request.prompt_tokens + request.generated - request.computed + 1)\n",
         "tests/oracles/test_queueing.py::"
         "test_a_closed_batch_takes_its_tokens_however_it_is_batched",
     ),
@@ -220,8 +220,8 @@ FAULTS = (
     Fault(
         "decode-at-all-lengths-together",
         "moesim/sim/attention.py",
-        "kv_tokens / decoding)",
-        "kv_tokens)",
+        "mean_kv_tokens = kv_tokens / decoding",
+        "mean_kv_tokens = kv_tokens",
         "tests/oracles/test_measured_attention.py::"
         "test_decoding_requests_are_timed_together_at_their_mean_length",
     ),

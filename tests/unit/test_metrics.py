@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from moesim import metrics
 
-PARTS = ("attention_s", "experts_s", "dispatch_s", "combine_s", "all_reduce_s", "pipeline_s")
+PARTS = (
+    "attention_s",
+    "experts_s",
+    "dispatch_s",
+    "combine_s",
+    "hidden_s",
+    "all_reduce_s",
+    "pipeline_s",
+)
 
 
 def request_table(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -62,6 +62,9 @@ def test_it_runs(name: str) -> None:
         ("moe-against-dense-moe", "moe-against-dense-same-active"),
         ("moe-against-dense-moe", "moe-against-dense-same-total"),
         ("placement-contiguous", "placement-eplb"),
+        ("prefill-every-step", "prefill-every-second-step"),
+        ("deepseek-v3-one-node", "deepseek-v3-one-node-drafts"),
+        ("deepseek-v3-two-nodes", "deepseek-v3-two-nodes-overlapped"),
     ],
 )
 def test_scenarios_meant_to_be_compared_meet_the_same_demand(one: str, other: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
+from moesim.costs.hosts import host_launch_s
 from moesim.costs.measured.expert_work import Counts, parts
 from moesim.costs.measured.experts import ExpertAnchor
 from moesim.costs.measured.light import FORMATS, Floats
@@ -31,8 +32,9 @@ def measured_step_costs(
 ) -> StepCosts:
     """`base` with the times of measured operators, for up to `most_tokens` of an attention rank."""
     overhead, model = profile.overhead, operators.model
-    attention, dense, head = _linear_s(operators, most_tokens, decode=False)
-    graph_attention, graph_dense, _ = _linear_s(operators, most_tokens, decode=True)
+    host_s = host_launch_s(operators.kernels.gpu.name, operators.kernels.engine)
+    attention, dense, head, shared = _linear_s(operators, most_tokens, decode=False)
+    graph_attention, graph_dense, _, graph_shared = _linear_s(operators, most_tokens, decode=True)
     ratio = overhead.prefill_ratio
     token_s = np.stack(
         [
@@ -47,14 +49,16 @@ def measured_step_costs(
         "window_layers": operators.layers_of(WINDOW),
         "linear_layers": operators.layers_of(LINEAR),
         "step_s": overhead.step_s + overhead.layer_s * model.layers + operators.norm_reduce_s(),
+        "split_s": overhead.layer_s * model.layers + operators.norm_reduce_s(),
         "prefill_step_s": overhead.prefill_step_s,
-        "prompt_floor_s": launches(model) * overhead.launch_s,
+        "prompt_floor_s": launches(model) * max(overhead.launch_s, host_s),
     }
     costs = replace(
         base,
         rates=rates,
         token_s=token_s,
         head_s=head,
+        shared_s=np.stack([shared * ratio, graph_shared]),
         context_log_s=_grids(operators, NEW_TOKENS, PREFIX_TOKENS, True) + np.log(ratio),
         generation_log_s=_grids(operators, BATCH, KV_TOKENS, False),
     )
@@ -66,16 +70,19 @@ def measured_step_costs(
 
 def _linear_s(
     operators: MeasuredOperators, most_tokens: int, decode: bool
-) -> tuple[Floats, Floats, Floats]:
-    """Seconds by tokens of all layers' matrix multiplications: attention's, others', the head."""
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Seconds by tokens of all layers' matrix multiplications: attention's, others', the head;
+    and of the shared experts, which are among the others."""
     points = points_of(most_tokens)
-    of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head")}
+    of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head", "shared")}
     for operator in operators.linears(decode):
-        part = operator.part if operator.part in of_part else "dense"
-        of_part[part] += operator.layers * operators.linear(operator, points, decode).seconds
+        seconds = operator.layers * operators.linear(operator, points, decode).seconds
+        of_part[operator.part if operator.part in ("attention", "head") else "dense"] += seconds
+        if operator.part == "shared":
+            of_part["shared"] += seconds
     tokens = np.arange(most_tokens + 1)
-    attention, dense, head = (np.interp(tokens, points, of_part[part]) for part in of_part)
-    return attention, dense, head
+    attention, dense, head, shared = (np.interp(tokens, points, of_part[part]) for part in of_part)
+    return attention, dense, head, shared
 
 
 def _reduced_s(operators: MeasuredOperators, most_tokens: int, eager: bool) -> Floats:
