@@ -66,6 +66,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
 
     `profile` takes the place of the one that the scenario names.
     """
+    _check_queue(scenario)
     model = load_model(scenario.model)
     cluster = make_cluster(
         scenario.cluster.gpu,
@@ -122,6 +123,17 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         tuple(notes),
         kernels,
     )
+
+
+def _check_queue(scenario: Scenario) -> None:
+    """Fairness needs a scheduler that takes waiting requests one by one."""
+    policy = scenario.batching.policy
+    if scenario.deployment.queue.policy == "vtc" and policy in ("static", "in-flight"):
+        raise InputError(
+            "deployment.queue",
+            "vtc needs batching chunked-prefill or prefill-first; batching is",
+            policy,
+        )
 
 
 def _timing(

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
 from moesim.scenario import Scenario
-from moesim.sim.state import COMPLETED, NOBODY
+from moesim.policies.queueing import VirtualTokenCounter
+from moesim.sim.state import CANCELLED, COMPLETED, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
+from moesim.workload.groups import Groups
+from moesim.workload.threads import Threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 MANY_REQUESTS = 100
 # A larger share of the run after its last arrival is worth a note.
 LONG_DRAIN = 0.2
+
+
+# What became of a request, in the tables.
+_ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +47,17 @@ class RawRun:
     routed_ids: int
     counted_steps: int
     ranks_per_replica: int
+    threads: Threads | None = None
+    groups: Groups | None = None
+    tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """One simulated scenario.
 
-    requests: a row per request; steps: a row per engine step; itl_s: every gap between two output
+    requests: a row per request; steps: a row per engine step; sessions: a row per session or chain,
+    empty without; itl_s: every gap between two output
     tokens of a counted request, in order of request; rank_tokens_LR, rank_active_LR: token-expert
     pairs and distinct active experts per step, mean over steps, for each MoE layer and rank of the
     expert-parallel group; summary: the object that ``moesim run --json`` prints; notes: what to
@@ -58,6 +70,8 @@ class Result:
     gpus: int
     usd_per_gpu_hour: float | None
     labels: tuple[str, ...]  # what is known before the run: profile, routing, rumoured models
+    gpu_power_w: float = 0.0
+    power: PowerProfile = PowerProfile()
 
     @property
     def name(self) -> str:
@@ -75,7 +89,7 @@ class Result:
         if isinstance(arrivals, ClosedLoop | AllAtOnce) or len(table) < MANY_REQUESTS:
             return ()
         notes = []
-        arrival_s = np.sort(table["arrival_s"].to_numpy())
+        arrival_s = np.sort(table["arrival_s"].dropna().to_numpy())
         finish_s = np.sort(table["finish_s"].dropna().to_numpy())
         if finish_s.size == 0:
             return ()
@@ -101,7 +115,10 @@ class Result:
         from moesim.metrics import e2e, tpot, ttft
 
         raw = self.raw.requests
-        completed = raw["status"] == COMPLETED
+        status = np.full(raw.size, "failed", dtype=object)
+        for number, word in _ENDED.items():
+            status[raw["status"] == number] = word
+        threads, groups = self.raw.threads, self.raw.groups
         rank = raw["rank"].astype(np.int64)
         placed = rank != NOBODY
         table = pd.DataFrame(
@@ -109,7 +126,7 @@ class Result:
                 "request": np.arange(raw.size),
                 "replica": np.where(placed, rank // self.raw.ranks_per_replica, -1),
                 "rank": np.where(placed, rank % self.raw.ranks_per_replica, -1),
-                "status": np.where(completed, "completed", "failed"),
+                "status": status,
                 "arrival_s": raw["arrival_s"],
                 "scheduled_s": raw["scheduled_s"],
                 "first_token_s": raw["first_token_s"],
@@ -117,11 +134,16 @@ class Result:
                 "prompt_tokens": raw["prompt_tokens"],
                 "output_tokens": raw["output_tokens"],
                 "cached_tokens": raw["cached_tokens"],
+                "loaded_tokens": raw["loaded_tokens"],
                 "preemptions": raw["preemptions"],
                 "queue_s": raw["scheduled_s"] - raw["arrival_s"],
                 "ttft_s": ttft(raw["arrival_s"], raw["first_token_s"]),
                 "tpot_s": tpot(raw["first_token_s"], raw["finish_s"], raw["output_tokens"]),
                 "e2e_s": e2e(raw["arrival_s"], raw["finish_s"]),
+                "session": -1 if threads is None else threads.thread_N,
+                "turn": 0 if threads is None else threads.turn_N,
+                "class": _names(groups and groups.classes, groups and groups.class_N),
+                "tenant": _names(groups and groups.tenants, groups and groups.tenant_N),
             }
         )
         table["warmup"] = self._warmup(table)
@@ -141,6 +163,12 @@ class Result:
         if choice == "none" or whole:
             return np.zeros(len(table), np.bool_)
         return warmup_mask(table["arrival_s"], table["ttft_s"])
+
+    @cached_property
+    def sessions(self) -> pd.DataFrame:
+        from moesim.traffic import sessions_table
+
+        return sessions_table(self.requests)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -192,20 +220,70 @@ class Result:
             stages=self.scenario.deployment.parallelism.pipeline,
         )
         summary["slo_attainment"] = self._slo_attainment()
+        summary["energy"] = self._energy()
+        summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
 
     def _slo_attainment(self) -> float | None:
-        """Share of counted and failed requests that met every limit; None without limits."""
-        limits = {key: value for key, value in self.scenario.slo.model_dump().items() if value}
-        if not limits:
+        """Share of counted and failed requests that met every limit; None without limits.
+
+        A request is judged by the limits of its class.
+        """
+        from moesim.traffic import met
+
+        limits = self._limits()
+        if not any(value for each in limits.values() for value in each.values()):
             return None
         table = self.requests[~self.requests["warmup"]]
-        met = (table["status"] == "completed").to_numpy()
-        for column, limit in limits.items():
-            # A request of one token has no TPOT and cannot miss it.
-            met = met & (table[column].fillna(0.0) <= limit).to_numpy()
-        return float(met.mean()) if met.size else None
+        within = np.zeros(len(table), np.bool_)
+        for name, of_class in limits.items():
+            rows = (table["class"] == name).to_numpy()
+            within[rows] = met(table[rows], of_class)
+        return float(within.mean()) if within.size else None
+
+    def _limits(self) -> dict[str, dict[str, float | None]]:
+        """Limits of each class; of the one unnamed class where there are none."""
+        general = self.scenario.slo.model_dump()
+        found: dict[str, dict[str, float | None]] = {}
+        for each in self.scenario.workload.classes:
+            own = each.slo.model_dump()
+            found[each.name] = {key: own[key] or value for key, value in general.items()}
+        return found or {"": general}
+
+    def _energy(self) -> dict[str, float | None]:
+        from moesim.energy import energy_summary
+
+        return energy_summary(
+            self.requests,
+            self.steps,
+            gpus=self.gpus,
+            replicas=self.scenario.deployment.replicas,
+            stages=self.scenario.deployment.parallelism.pipeline,
+            power_w=self.gpu_power_w,
+            power=self.power,
+        )
+
+    def _traffic(self) -> dict[str, Any]:
+        """What the summary says of sessions, classes, tenants and lower memories, if there are."""
+        from moesim import traffic
+        from moesim.metrics import plain
+
+        found: dict[str, Any] = {}
+        if self.raw.threads is not None:
+            found["sessions"] = traffic.sessions_summary(self.sessions)
+        groups = self.raw.groups
+        if groups is not None and groups.classes:
+            limits = self._limits()
+            found["classes"] = traffic.classes_summary(self.requests, groups.classes, limits)
+        if groups is not None and groups.tenants:
+            queue = self.scenario.deployment.queue
+            weighted = queue if isinstance(queue, VirtualTokenCounter) else VirtualTokenCounter()
+            weights = (weighted.input_weight, weighted.output_weight)
+            found["tenants"] = traffic.tenants_summary(self.requests, groups.tenants, weights)
+        if self.raw.tiers is not None:
+            found["kv_tiers"] = self.raw.tiers
+        return {key: plain(value) for key, value in found.items()}
 
     def __repr__(self) -> str:
         requests = self.summary["requests"]
@@ -223,11 +301,14 @@ class Result:
         return f"<h4>{escape(self.name)}</h4>{shown}<ul>{notes}</ul>"
 
     def save(self, folder: str | Path) -> None:
-        """Write requests.parquet, steps.parquet, summary.json and scenario.yaml into `folder`."""
+        """Write the tables (parquet), summary.json and scenario.yaml into `folder`."""
         import yaml
 
         target = Path(folder)
-        for name, table in (("requests", self.requests), ("steps", self.steps)):
+        tables = {"requests": self.requests, "steps": self.steps}
+        if self.raw.threads is not None:
+            tables["sessions"] = self.sessions
+        for name, table in tables.items():
             with replace_atomically(target / f"{name}.parquet") as path:
                 table.to_parquet(path, index=False)
         with replace_atomically(target / "itl_s.npy") as path, path.open("wb") as file:
@@ -249,3 +330,12 @@ class Result:
         from moesim.report.charts import all_charts
 
         return all_charts([self])
+
+
+def _names(
+    names: tuple[str, ...] | None, index_N: NDArray[np.uint16] | None
+) -> NDArray[np.object_] | str:
+    """The name of each request's group; empty where there are none."""
+    if not names or index_N is None:
+        return ""
+    return np.array(names, dtype=object)[index_N]

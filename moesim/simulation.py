@@ -31,6 +31,8 @@ from moesim.sim.averages import average_experts
 from moesim.sim.cost_tables import Costs
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
+from moesim.sim.gate import Gate
+from moesim.sim.offload import Offload
 from moesim.sim.replay import Routes
 from moesim.sim.setup import (
     build_costs,
@@ -40,7 +42,14 @@ from moesim.sim.setup import (
     build_work,
     no_routes,
 )
-from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.sim.state import (
+    COMPLETED,
+    COUNTED_STEPS,
+    FAILED,
+    ROUTED_IDS,
+    STEP,
+)
+from moesim.sim.waits import Waits
 from moesim.streams import stream
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
@@ -83,7 +92,8 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
-    state = build_state(rules, demand)
+    tiers = scenario.deployment.kv_cache.tiers
+    state = build_state(rules, demand, lower_memory=bool(tiers))
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
         notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
@@ -114,6 +124,8 @@ def simulate(
         )
         for row in numbers
     ]
+    admission = scenario.deployment.admission
+    offload = Offload(env, fleet, tiers) if tiers else None
     FrontEnd(
         env,
         fleet,
@@ -121,11 +133,13 @@ def simulate(
         over_ranks,
         deployment.profile.overhead.arrival_delay_s(demand.prompt_tokens),
         demand.concurrency,
+        waits=None if demand.threads is None else Waits(demand.threads),
+        gate=None if admission is None else Gate(state, admission),
     )
     env.run()
     fleet.finish()
 
-    failed = int(np.isnan(state.requests["finish_s"]).sum())
+    failed = int((state.requests["status"] == FAILED).sum())
     if failed:
         notes.append(
             f"{failed} requests failed: longer than the model's context "
@@ -147,6 +161,9 @@ def simulate(
             routed_ids=int(record.counters[ROUTED_IDS]),
             counted_steps=int(record.counters[COUNTED_STEPS]),
             ranks_per_replica=ranks,
+            threads=demand.threads,
+            groups=demand.groups,
+            tiers=None if offload is None else offload.summary(),
         ),
         memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
@@ -154,6 +171,8 @@ def simulate(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
         ),
         labels=tuple(notes),
+        gpu_power_w=deployment.cluster.gpu.power_w,
+        power=deployment.profile.power,
     )
 
 

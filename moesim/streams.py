@@ -18,6 +18,8 @@ STREAMS = (
     "placement",
     "what-if batches",
     "averaged routing",
+    "threads",
+    "groups",
 )
 
 

@@ -16,6 +16,7 @@ from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
 from moesim.sim.door import let_in, next_arrival_s, start_next, wake
+from moesim.sim.fetch import asks
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
@@ -25,7 +26,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH = range(5)
 
 
 @inner
@@ -113,6 +114,16 @@ def _end_step(s: Any, record: Any, k: int) -> int:
 
 
 @inner
+def _notes_full(s: Any) -> bool:
+    """Whether the evictions of one more step might not fit where they are noted."""
+    room = s.evicted.shape[1] // 2
+    for g in range(s.ranks.size if room > 0 else 0):
+        if s.ranks[g].evictions > room:
+            return True
+    return False
+
+
+@inner
 def next_boundary(s: Any) -> Any:
     """The earliest step boundary: (replica, time); (-1, inf) where all rest."""
     first = -1
@@ -141,7 +152,8 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); otherwise the time of the next boundary.
+    EXTERNAL); FETCH where requests of the replica wait for blocks from below, after its launch;
+    otherwise the time of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1
@@ -154,8 +166,10 @@ def fleet(
         if arrival_s <= t:  # who arrives at the very end of a step is in the next
             let_in(s, door)
             continue
-        if record.counters[STEPS_FILLED] >= room or (
-            record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
+        if (
+            record.counters[STEPS_FILLED] >= room
+            or record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
+            or _notes_full(s)
         ):
             return BUFFER_FULL, k, t
         replica = s.replicas[k]
@@ -169,3 +183,5 @@ def fleet(
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
             launch(s, routes, c, w, record, k, t, schedule(s, k, b))
+            if asks(s, k):
+                return FETCH, k, t

@@ -7,7 +7,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.kvcache import release
 from moesim.sim.queues import tokens_due
-from moesim.sim.state import COMPLETED, DONE_FILLED
+from moesim.sim.state import COMPLETED, DONE_FILLED, LEAST_SERVED
 
 
 @inner
@@ -31,6 +31,8 @@ def commit(s: Any, record: Any, k: int) -> int:
             if record.token_s.size > 0:
                 record.token_s[request.token_start + request.generated] = now
             request.generated += 1
+            if rules.queue_order == LEAST_SERVED:
+                s.service_GT[g, request.tenant] += rules.output_weight
             if request.generated == 1:
                 request.first_token_s = now
             if request.generated == request.output_tokens:

@@ -37,8 +37,13 @@ MOST_RUNNING_SUM_BYTES = 1e9
 NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
-def build_state(rules: dict[str, int | float], demand: Demand) -> State:
-    """Empty engines and the requests to come. Raises InputError where arrays would be absurd."""
+def build_state(
+    rules: dict[str, int | float], demand: Demand, lower_memory: bool = False
+) -> State:
+    """Empty engines and the requests to come. Raises InputError where arrays would be absurd.
+
+    `lower_memory`: note what the prefix cache evicts, and look for blocks below it.
+    """
     rule_row = _row(RULES, rules)
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     stages, most = int(rules["stages"]), int(rules["max_running"])
@@ -50,6 +55,9 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     requests["arrival_s"] = np.nan if demand.concurrency else demand.arrival_s
     for name in ("prompt_tokens", "output_tokens", "max_output_tokens", "domain"):
         requests[name] = getattr(demand, name)
+    if demand.groups is not None:
+        requests["priority"] = demand.groups.priority_N
+        requests["tenant"] = demand.groups.tenant_N
     output = demand.output_tokens.astype(np.int64)
     requests["token_start"] = np.cumsum(output) - output
     requests["next"] = NOBODY
@@ -57,7 +65,10 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     blocks = 0
     if rules.get("prefix_block_tokens"):
         requests["prefix_start"] = demand.prefix_start[:-1]
-        whole = demand.prompt_tokens // int(rules["prefix_block_tokens"])
+        cached = demand.prompt_tokens.astype(np.int64)
+        if demand.threads is not None:  # an answer is the beginning of the next prompt
+            cached = cached + demand.output_tokens
+        whole = cached // int(rules["prefix_block_tokens"])
         requests["prefix_count"] = np.minimum(np.diff(demand.prefix_start), whole)
         blocks = int(demand.prefix_blocks.max(initial=-1)) + 1
     if replicas * ranks * blocks * 12 > MOST_PREFIX_BYTES:
@@ -72,6 +83,11 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
     rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
     for name in ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail"):
         rank_rows[name] = NOBODY
+    rank_rows["last_tenant"] = NOBODY
+    rank_rows["asked"] = NOBODY
+    tenants = max(1, len(demand.groups.tenants)) if demand.groups is not None else 1
+    # A step evicts a block about once; notes are collected before the second half is needed.
+    notes = 2 * blocks + 2 if lower_memory else 0
     replica_rows = np.zeros(replicas, REPLICA)
     replica_rows["schedule_s"] = np.inf
     replica_rows["commit_s"] = np.inf
@@ -92,6 +108,9 @@ def build_state(rules: dict[str, int | float], demand: Demand) -> State:
         prefix_refs=np.full(prefix, -1, np.int32),
         prefix_prev=np.full(prefix, NOBODY, np.int32),
         prefix_next=np.full(prefix, NOBODY, np.int32),
+        evicted=np.zeros((replicas * ranks, notes), np.int32),
+        below=np.zeros((replicas * ranks, blocks if lower_memory else 0), np.bool_),
+        service_GT=np.zeros((replicas * ranks, tenants)),
     )
 
 

@@ -1,0 +1,77 @@
+"""Who a request belongs to: a service class with a priority and limits, and a tenant.
+
+Legend: N requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from moesim.spec import Spec
+from moesim.workload.lengths import LengthChoice, no_flag
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("must be one line of printable text")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
+Share = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(no_flag)]
+Limit = Annotated[float, Field(gt=0.0, le=1e9), BeforeValidator(no_flag)] | None
+
+
+class ClassLimits(Spec):
+    """Service-level objective of a class; what is left out follows the scenario's `slo`."""
+
+    ttft_s: Limit = None
+    tpot_s: Limit = None
+    e2e_s: Limit = None
+
+
+class RequestClass(Spec):
+    """A kind of request: its share, its priority (lower is served first, as in vLLM), its limits.
+
+    `prompt` and `output` replace the workload's lengths for this class.
+    """
+
+    name: Name
+    share: Share = 1.0
+    priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+    slo: ClassLimits = ClassLimits()
+    prompt: LengthChoice | None = None
+    output: LengthChoice | None = None
+
+
+class Tenant(Spec):
+    """A customer among whom the service is shared."""
+
+    name: Name
+    share: Share = 1.0
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Class and tenant of each request, as indices into their names (one unnamed where none are).
+
+    priority_N is that of the class.
+    """
+
+    class_N: NDArray[np.uint16]
+    classes: tuple[str, ...]
+    priority_N: NDArray[np.int32]
+    tenant_N: NDArray[np.uint16]
+    tenants: tuple[str, ...]
+
+
+def drawn(shares: list[float], quantile_N: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """[N] which of some shares each quantile falls into; all 0 where there are none."""
+    cumulative = np.cumsum(shares or [1.0])
+    chosen_N = np.searchsorted(cumulative, quantile_N * cumulative[-1], side="right")
+    return np.minimum(chosen_N, cumulative.size - 1).astype(np.uint16)
