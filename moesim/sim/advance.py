@@ -26,7 +26,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH = range(5)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED = range(6)
 
 
 @inner
@@ -114,11 +114,10 @@ def _end_step(s: Any, record: Any, k: int) -> int:
 
 
 @inner
-def _notes_full(s: Any) -> bool:
-    """Whether the evictions of one more step might not fit where they are noted."""
-    room = s.evicted.shape[1] // 2
-    for g in range(s.ranks.size if room > 0 else 0):
-        if s.ranks[g].evictions > room:
+def _evicted(s: Any) -> bool:
+    """Whether a memory below has blocks to take in, before anybody looks for them there."""
+    for g in range(s.ranks.size if s.evicted.shape[1] > 0 else 0):
+        if s.ranks[g].evictions > 0:
             return True
     return False
 
@@ -153,7 +152,7 @@ def fleet(
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
     EXTERNAL); FETCH where requests of the replica wait for blocks from below, after its launch;
-    otherwise the time of the next boundary.
+    EVICTED where the last step evicted blocks that a memory below is to take in; otherwise the time of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1
@@ -169,9 +168,10 @@ def fleet(
         if (
             record.counters[STEPS_FILLED] >= room
             or record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
-            or _notes_full(s)
         ):
             return BUFFER_FULL, k, t
+        if _evicted(s):
+            return EVICTED, k, t
         replica = s.replicas[k]
         if replica.commit_s <= replica.schedule_s:
             ended = _end_step(s, record, k)

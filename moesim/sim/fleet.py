@@ -15,6 +15,7 @@ from moesim.sim.advance import (
     BUFFER_FULL,
     COMPLETION,
     DECISION,
+    EVICTED,
     FETCH,
     fleet,
     launch,
@@ -118,6 +119,9 @@ class Fleet:
                 self.flush()
             elif reason == DECISION:
                 self._decide(replica, time_s)
+            elif reason == EVICTED:
+                assert self.on_evictions is not None
+                self.on_evictions()
             elif reason == FETCH:
                 assert self.on_fetch is not None
                 self.on_fetch(replica, time_s)
@@ -144,8 +148,6 @@ class Fleet:
         if count:
             self.step_chunks.append(self._record.steps[:count].copy())
             self._record.counters[STEPS_FILLED] = 0
-        if self.on_evictions is not None:
-            self.on_evictions()
         if self.on_completion is None:
             self._record.counters[DONE_FILLED] = 0
 

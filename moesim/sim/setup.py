@@ -86,8 +86,9 @@ def build_state(
     rank_rows["last_tenant"] = NOBODY
     rank_rows["asked"] = NOBODY
     tenants = max(1, len(demand.groups.tenants)) if demand.groups is not None else 1
-    # A step evicts a block about once; notes are collected before the second half is needed.
-    notes = 2 * blocks + 2 if lower_memory else 0
+    # Collected after every step, which evicts a block once; twice where a request that had taken
+    # it on leaves again.
+    notes = 2 * blocks if lower_memory else 0
     replica_rows = np.zeros(replicas, REPLICA)
     replica_rows["schedule_s"] = np.inf
     replica_rows["commit_s"] = np.inf
