@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
-from moesim.scenario import Scenario
 from moesim.policies.queueing import VirtualTokenCounter
+from moesim.scenario import Scenario
 from moesim.sim.state import CANCELLED, COMPLETED, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 from moesim.workload.groups import Groups
@@ -71,7 +71,7 @@ class Result:
     usd_per_gpu_hour: float | None
     labels: tuple[str, ...]  # what is known before the run: profile, routing, rumoured models
     gpu_power_w: float = 0.0
-    power: PowerProfile = PowerProfile()
+    power: PowerProfile = field(default_factory=PowerProfile)
 
     @property
     def name(self) -> str:

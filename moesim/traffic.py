@@ -63,12 +63,8 @@ def sessions_table(requests: pd.DataFrame) -> pd.DataFrame:
             "warmup": groups["warmup"].any().to_numpy(),
         }
     )
-    table["e2e_s"] = (table["finish_s"] - table["arrival_s"]).where(
-        table["status"] == "completed"
-    )
-    table["waiting_s"] = [
-        _gaps_s(rows) for _, rows in groups[["arrival_s", "finish_s"]]
-    ]
+    table["e2e_s"] = (table["finish_s"] - table["arrival_s"]).where(table["status"] == "completed")
+    table["waiting_s"] = [_gaps_s(rows) for _, rows in groups[["arrival_s", "finish_s"]]]
     return table
 
 

@@ -36,9 +36,7 @@ class Gate:
         buckets = self.buckets[tenant]
         for bucket in buckets:
             bucket.fill(now_s)
-        if any(
-            bucket.held + ROUNDING < cost for bucket, cost in zip(buckets, costs, strict=True)
-        ):
+        if any(bucket.held + ROUNDING < cost for bucket, cost in zip(buckets, costs, strict=True)):
             return False
         for bucket, cost in zip(buckets, costs, strict=True):
             bucket.held -= cost

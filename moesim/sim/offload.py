@@ -38,9 +38,7 @@ class KVTierLike(Protocol):
 class Offload:
     """What lies in the tiers of every attention rank, and what is on its way up."""
 
-    def __init__(
-        self, env: simpy.Environment, fleet: Fleet, tiers: Sequence[KVTierLike]
-    ) -> None:
+    def __init__(self, env: simpy.Environment, fleet: Fleet, tiers: Sequence[KVTierLike]) -> None:
         state = fleet.state
         rules = state.rules[0]
         self.env = env

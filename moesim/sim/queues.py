@@ -23,7 +23,7 @@ from moesim.sim.state import BY_PRIORITY, FIRST_COME, LEAST_SERVED, NOBODY, RUNN
 
 @inner
 def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
-    """Queue request r at rank g, at the front if `first`; where its priority says, if they count."""
+    """Queue request r at rank g: at the front if `first`, by its priority where these count."""
     rank = s.ranks[g]
     request = s.requests[r]
     request.status = WAITING

@@ -37,9 +37,7 @@ MOST_RUNNING_SUM_BYTES = 1e9
 NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
-def build_state(
-    rules: dict[str, int | float], demand: Demand, lower_memory: bool = False
-) -> State:
+def build_state(rules: dict[str, int | float], demand: Demand, lower_memory: bool = False) -> State:
     """Empty engines and the requests to come. Raises InputError where arrays would be absurd.
 
     `lower_memory`: note what the prefix cache evicts, and look for blocks below it.

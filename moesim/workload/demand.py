@@ -199,9 +199,7 @@ def _threaded(
         count = int(threads.thread_N[-1]) + 1
         times_S = first_arrivals(workload.arrivals, count, streams.arrivals)
     arrival_s = np.where(threads.turn_N == 0, times_S[threads.thread_N], np.nan)
-    shapes = _Shapes(
-        made.prompt_tokens_N, made.output_tokens_N, made.prefixes, made.notes, threads
-    )
+    shapes = _Shapes(made.prompt_tokens_N, made.output_tokens_N, made.prefixes, made.notes, threads)
     if by_thread is None:
         return arrival_s, shapes, None
     of_N = threads.thread_N

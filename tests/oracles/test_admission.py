@@ -63,7 +63,10 @@ def test_tenants_have_buckets_of_their_own_and_tokens_count() -> None:
     """100 tokens each, 10 a second: a prompt of 60 and a declared output of 20 take 80."""
     limit = Admission(rate_limit=RateLimit(tokens_per_s=10.0, burst_tokens=100.0))
     demand = make_demand(
-        [60] * 5, [1] * 5, [0, 1, 2, 5.9, 6], max_output=[20] * 5,
+        [60] * 5,
+        [1] * 5,
+        [0, 1, 2, 5.9, 6],
+        max_output=[20] * 5,
         groups=make_groups(tenant=[0, 0, 1, 0, 0]),
     )
     run = Harness(costs=linear_costs(per_step_s=0.01), admission=limit).run(demand)
@@ -73,7 +76,10 @@ def test_tenants_have_buckets_of_their_own_and_tokens_count() -> None:
 
 def test_a_rejected_turn_ends_its_session_and_a_loop_goes_on() -> None:
     demand = make_demand(
-        [4] * 3, [5, 1, 1], None, 2,
+        [4] * 3,
+        [5, 1, 1],
+        None,
+        2,
         threads=make_threads([[], [], [1]], thread=[0, 1, 1]),
     )
     run = Harness(costs=SECOND, admission=Admission(max_queued_requests=1)).run(demand)

@@ -1,4 +1,4 @@
-"""Prefix blocks in lower memories by hand: what goes down, what comes back, and how long it takes."""
+"""Prefix blocks in lower memories by hand: what goes down, what comes back, and how fast."""
 
 from __future__ import annotations
 

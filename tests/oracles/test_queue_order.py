@@ -76,8 +76,13 @@ def test_a_preempted_request_queues_by_its_priority() -> None:
         seen.append(waiting_of(state, 0))
 
     run = prioritised(
-        [5, 0, 3], {**MEMORY, "max_running": 2}, [4, 4, 4], [9, 9, 9], [0, 0, 1],
-        leap=False, audit=look,
+        [5, 0, 3],
+        {**MEMORY, "max_running": 2},
+        [4, 4, 4],
+        [9, 9, 9],
+        [0, 0, 1],
+        leap=False,
+        audit=look,
     )
     assert [2, 0] in seen
     assert run.requests["scheduled_s"][2] < run.requests["finish_s"][0]
@@ -86,11 +91,12 @@ def test_a_preempted_request_queues_by_its_priority() -> None:
 def tenants(order: int, audit: Any, policy: int = 0, n: int = 60) -> Run:
     """Two tenants with all their requests at once: long outputs and short ones."""
     tenant = [0] * n + [1] * n
-    demand = make_demand(
-        [40] * n + [10] * n, [30] * n + [5] * n, groups=make_groups(tenant=tenant)
-    )
+    demand = make_demand([40] * n + [10] * n, [30] * n + [5] * n, groups=make_groups(tenant=tenant))
     rules = {
-        "queue_order": order, "input_weight": 1.0, "output_weight": 2.0, "max_running": 4,
+        "queue_order": order,
+        "input_weight": 1.0,
+        "output_weight": 2.0,
+        "max_running": 4,
         "policy": policy,
     }
     return Harness(rules, SECOND, leap=False, audit=audit).run(demand)
@@ -107,9 +113,11 @@ def widest_gap(order: int, policy: int = 0) -> float:
             return
         admitted = rows["status"] > WAITING
         service = [
-            float((rows["prompt_tokens"] * admitted + 2.0 * rows["generated"])[
-                rows["tenant"] == t
-            ].sum())
+            float(
+                (rows["prompt_tokens"] * admitted + 2.0 * rows["generated"])[
+                    rows["tenant"] == t
+                ].sum()
+            )
             for t in (0, 1)
         ]
         if order == LEAST_SERVED:
@@ -134,7 +142,9 @@ def test_who_was_away_gets_no_credit_for_it() -> None:
     """Tenant 1 comes when 0 has been given 5 x (10 + 2 x 5): its counter is lifted to the least of
     those who wait, and from then on they take turns."""
     demand = make_demand(
-        [10] * 16, [5] * 16, [0.0] * 10 + [25.5] * 6,
+        [10] * 16,
+        [5] * 16,
+        [0.0] * 10 + [25.5] * 6,
         groups=make_groups(tenant=[0] * 10 + [1] * 6),
     )
     rules = {"queue_order": LEAST_SERVED, "input_weight": 1.0, "output_weight": 2.0}

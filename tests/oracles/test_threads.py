@@ -58,7 +58,9 @@ def test_a_closed_loop_holds_sessions_in_flight() -> None:
     """One session at a time: the next one starts when the second turn has ended, not in between."""
     loop = {"closed_loop": {"concurrency": 1}}
     demand = drawn(
-        arrivals=loop, requests=4, sessions={"turns": {"fixed": 2}, "think_time": 7},
+        arrivals=loop,
+        requests=4,
+        sessions={"turns": {"fixed": 2}, "think_time": 7},
         output={"fixed": 2},
     )
     run = Harness(costs=SECOND).run(demand)
@@ -109,8 +111,12 @@ def test_a_drawn_chain_has_the_shape_that_it_says() -> None:
 @pytest.mark.parametrize(("parallel", "delay_s"), [(True, 2.0), (False, 6.0)])
 def test_tools_take_time_and_return_text(parallel: bool, delay_s: float) -> None:
     chains = {
-        "calls": "tools", "fan_out": {"fixed": 3}, "rounds": {"fixed": 2}, "tool_latency": 2,
-        "parallel": parallel, "result": {"fixed": 10},
+        "calls": "tools",
+        "fan_out": {"fixed": 3},
+        "rounds": {"fixed": 2},
+        "tool_latency": 2,
+        "parallel": parallel,
+        "result": {"fixed": 10},
     }
     demand = drawn(requests=3, chains=chains)
     assert demand.threads is not None
@@ -122,7 +128,9 @@ def test_who_waits_for_a_failed_request_is_never_asked() -> None:
     """The second request cannot fit; a chain of its own goes on."""
     waits: list[list[int]] = [[], [0], [1], [0, 2], []]
     demand = make_demand(
-        [4, 999, 4, 4, 4], [1] * 5, [0, *[np.nan] * 3, 9],
+        [4, 999, 4, 4, 4],
+        [1] * 5,
+        [0, *[np.nan] * 3, 9],
         threads=make_threads(waits, thread=[0, 0, 0, 0, 1]),
     )
     rules = {"block_tokens": 1, "block_bytes": 1, "kv_capacity_bytes": 100}
@@ -134,8 +142,12 @@ def test_who_waits_for_a_failed_request_is_never_asked() -> None:
 
 def test_more_requests_are_the_same_ones_and_some_more() -> None:
     few, many = (
-        drawn(requests=n, sessions={"turns": {"uniform": {"low": 1, "high": 6}}},
-              output={"uniform": {"low": 1, "high": 90}}) for n in (40, 90)
+        drawn(
+            requests=n,
+            sessions={"turns": {"uniform": {"low": 1, "high": 6}}},
+            output={"uniform": {"low": 1, "high": 90}},
+        )
+        for n in (40, 90)
     )
     for name in ("prompt_tokens", "output_tokens"):
         assert getattr(many, name)[:39].tolist() == getattr(few, name)[:39].tolist()
