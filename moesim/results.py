@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
-from moesim.policies.queueing import VirtualTokenCounter
 from moesim.scenario import Scenario
 from moesim.sim.state import CANCELLED, COMPLETED, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
@@ -207,6 +206,7 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         from moesim.metrics import summarise
+        from moesim.traffic import limits, slo_attainment
 
         summary = summarise(
             self.requests,
@@ -219,37 +219,11 @@ class Result:
             replicas=self.scenario.deployment.replicas,
             stages=self.scenario.deployment.parallelism.pipeline,
         )
-        summary["slo_attainment"] = self._slo_attainment()
+        summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
         summary["energy"] = self._energy()
         summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
-
-    def _slo_attainment(self) -> float | None:
-        """Share of counted and failed requests that met every limit; None without limits.
-
-        A request is judged by the limits of its class.
-        """
-        from moesim.traffic import met
-
-        limits = self._limits()
-        if not any(value for each in limits.values() for value in each.values()):
-            return None
-        table = self.requests[~self.requests["warmup"]]
-        within = np.zeros(len(table), np.bool_)
-        for name, of_class in limits.items():
-            rows = (table["class"] == name).to_numpy()
-            within[rows] = met(table[rows], of_class)
-        return float(within.mean()) if within.size else None
-
-    def _limits(self) -> dict[str, dict[str, float | None]]:
-        """Limits of each class; of the one unnamed class where there are none."""
-        general = self.scenario.slo.model_dump()
-        found: dict[str, dict[str, float | None]] = {}
-        for each in self.scenario.workload.classes:
-            own = each.slo.model_dump()
-            found[each.name] = {key: own[key] or value for key, value in general.items()}
-        return found or {"": general}
 
     def _energy(self) -> dict[str, float | None]:
         from moesim.energy import energy_summary
@@ -274,13 +248,12 @@ class Result:
             found["sessions"] = traffic.sessions_summary(self.sessions)
         groups = self.raw.groups
         if groups is not None and groups.classes:
-            limits = self._limits()
+            limits = traffic.limits(self.scenario)
             found["classes"] = traffic.classes_summary(self.requests, groups.classes, limits)
         if groups is not None and groups.tenants:
-            queue = self.scenario.deployment.queue
-            weighted = queue if isinstance(queue, VirtualTokenCounter) else VirtualTokenCounter()
-            weights = (weighted.input_weight, weighted.output_weight)
-            found["tenants"] = traffic.tenants_summary(self.requests, groups.tenants, weights)
+            found["tenants"] = traffic.tenants_summary(
+                self.requests, groups.tenants, traffic.service_weights(self.scenario)
+            )
         if self.raw.tiers is not None:
             found["kv_tiers"] = self.raw.tiers
         return {key: plain(value) for key, value in found.items()}

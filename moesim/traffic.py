@@ -12,19 +12,53 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.metrics import counted_rows, distribution, measured_window
+from moesim.policies.queueing import VirtualTokenCounter
+from moesim.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def met(requests: pd.DataFrame, limits: Mapping[str, float | None]) -> NDArray[np.bool_]:
+def met(requests: pd.DataFrame, limit_of: Mapping[str, float | None]) -> NDArray[np.bool_]:
     """[N] whether each request completed within all limits (columns by name; None: no limit)."""
     within = (requests["status"] == "completed").to_numpy()
-    for column, limit in limits.items():
+    for column, limit in limit_of.items():
         if limit is not None:
             # A request of one token has no TPOT and cannot miss it.
             within = within & (requests[column].fillna(0.0) <= limit).to_numpy()
     return np.asarray(within, dtype=np.bool_)
+
+
+def limits(scenario: Scenario) -> dict[str, dict[str, float | None]]:
+    """Limits of each class, the scenario's own where it sets none; of "" where there are none."""
+    general = scenario.slo.model_dump()
+    found: dict[str, dict[str, float | None]] = {}
+    for each in scenario.workload.classes:
+        own = each.slo.model_dump()
+        found[each.name] = {key: own[key] or value for key, value in general.items()}
+    return found or {"": general}
+
+
+def slo_attainment(
+    requests: pd.DataFrame, of_class: Mapping[str, Mapping[str, float | None]]
+) -> float | None:
+    """Share of the requests, warm-up left out, that met every limit of their class; None without
+    limits."""
+    if not any(value for each in of_class.values() for value in each.values()):
+        return None
+    table = requests[~requests["warmup"]]
+    within = np.zeros(len(table), np.bool_)
+    for name, each in of_class.items():
+        rows = (table["class"] == name).to_numpy()
+        within[rows] = met(table[rows], each)
+    return float(within.mean()) if within.size else None
+
+
+def service_weights(scenario: Scenario) -> tuple[float, float]:
+    """What a prompt and an output token count: as the fair queue says, else as its defaults."""
+    queue = scenario.deployment.queue
+    weighted = queue if isinstance(queue, VirtualTokenCounter) else VirtualTokenCounter()
+    return weighted.input_weight, weighted.output_weight
 
 
 def jain_index(service: ArrayLike) -> float | None:
@@ -94,7 +128,7 @@ def sessions_summary(sessions: pd.DataFrame) -> dict[str, Any]:
 def classes_summary(
     requests: pd.DataFrame,
     names: Sequence[str],
-    limits: Mapping[str, Mapping[str, float | None]],
+    of_class: Mapping[str, Mapping[str, float | None]],
 ) -> dict[str, Any]:
     """For each class: what became of it, its latency, and its goodput by its own limits.
 
@@ -105,9 +139,8 @@ def classes_summary(
     found: dict[str, Any] = {}
     for name in names:
         table = requests[(requests["class"] == name).to_numpy()]
-        of_class = table[~table["warmup"]]
-        within = met(of_class, limits[name])
-        limited = any(limit is not None for limit in limits[name].values())
+        within = met(table[~table["warmup"]], of_class[name])
+        limited = any(limit is not None for limit in of_class[name].values())
         found[name] = {
             **_group(table),
             "slo_attainment": float(within.mean()) if limited and within.size else None,

@@ -6,7 +6,7 @@ seed alone, so two deployments meet identical demand and their difference is pai
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Protocol, Self
 
@@ -23,7 +23,7 @@ from moesim.workload.arrivals import (
     first_arrivals,
 )
 from moesim.workload.contexts import draw_threads
-from moesim.workload.groups import Groups, drawn
+from moesim.workload.groups import Groups, draw_groups
 from moesim.workload.lengths import Length
 from moesim.workload.prefixes import Prefixes, no_prefixes, renumber, resample, take, whole_blocks
 from moesim.workload.readers import read_trace
@@ -135,31 +135,26 @@ def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
         else:
             arrival_s = _arrival_times(workload, streams.arrivals, _mean_tokens(trace))
             shapes = _resampled(trace, len(arrival_s), streams.lengths)
+        groups = _groups(workload, streams, len(arrival_s))
     else:
         assert workload.prompt is not None
         assert workload.output is not None
         mean_tokens = workload.prompt.mean_tokens() + workload.output.mean_tokens()
         arrival_s = _arrival_times(workload, streams.arrivals, mean_tokens)
-        groups = _groups(workload, streams.groups.random((len(arrival_s), 2)))
+        groups = draw_groups(
+            workload.classes, workload.tenants, streams.groups.random((len(arrival_s), 2))
+        )
         shapes = _drawn(workload, len(arrival_s), streams.lengths, groups)
     if groups is None:
-        groups = _groups(workload, streams.groups.random((len(arrival_s), 2)))
+        groups = draw_groups(
+            workload.classes, workload.tenants, streams.groups.random((len(arrival_s), 2))
+        )
     return _declared(workload, arrival_s, shapes, groups, streams.domains)
 
 
-def _groups(workload: Workload, quantile_N2: NDArray[np.float64]) -> Groups | None:
-    """Class and tenant of each request, which takes two numbers whether there are any or not."""
-    if not workload.classes and not workload.tenants:
-        return None
-    class_N = drawn([each.share for each in workload.classes], quantile_N2[:, 0])
-    priorities = np.array([each.priority for each in workload.classes] or [0], np.int32)
-    return Groups(
-        class_N=class_N,
-        classes=tuple(each.name for each in workload.classes),
-        priority_N=priorities[class_N],
-        tenant_N=drawn([each.share for each in workload.tenants], quantile_N2[:, 1]),
-        tenants=tuple(each.name for each in workload.tenants),
-    )
+def _groups(workload: Workload, streams: DemandSeeds, requests: int) -> Groups | None:
+    quantile_N2 = streams.groups.random((requests, 2))
+    return draw_groups(workload.classes, workload.tenants, quantile_N2)
 
 
 def _choices(workload: Workload) -> list[tuple[Length, Length]]:
@@ -180,7 +175,7 @@ def _threaded(
     if workload.requests is None:
         times_S = _arrival_times(workload, streams.arrivals, 1.0)
     most = len(times_S) or workload.requests or 0
-    by_thread = _groups(workload, streams.groups.random((most, 2)))
+    by_thread = _groups(workload, streams, most)
     classes: list[int] = [] if by_thread is None else by_thread.class_N.tolist()
     limit = workload.max_output_tokens
     made = draw_threads(
@@ -202,17 +197,7 @@ def _threaded(
     shapes = _Shapes(made.prompt_tokens_N, made.output_tokens_N, made.prefixes, made.notes, threads)
     if by_thread is None:
         return arrival_s, shapes, None
-    of_N = threads.thread_N
-    return (
-        arrival_s,
-        shapes,
-        replace(
-            by_thread,
-            class_N=by_thread.class_N[of_N],
-            priority_N=by_thread.priority_N[of_N],
-            tenant_N=by_thread.tenant_N[of_N],
-        ),
-    )
+    return arrival_s, shapes, by_thread.of(threads.thread_N)
 
 
 def _arrival_times(

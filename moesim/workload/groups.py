@@ -5,7 +5,8 @@ Legend: N requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -69,9 +70,37 @@ class Groups:
     tenant_N: NDArray[np.uint16]
     tenants: tuple[str, ...]
 
+    def of(self, rows_N: NDArray[np.int32]) -> Groups:
+        """The groups of the given rows, in that order."""
+        return replace(
+            self,
+            class_N=self.class_N[rows_N],
+            priority_N=self.priority_N[rows_N],
+            tenant_N=self.tenant_N[rows_N],
+        )
+
+
+def draw_groups(
+    classes: Sequence[RequestClass],
+    tenants: Sequence[Tenant],
+    quantile_N2: NDArray[np.float64],
+) -> Groups | None:
+    """Class and tenant of each request by two numbers from [0, 1); None without either."""
+    if not classes and not tenants:
+        return None
+    class_N = drawn([each.share for each in classes], quantile_N2[:, 0])
+    priorities = np.array([each.priority for each in classes] or [0], np.int32)
+    return Groups(
+        class_N=class_N,
+        classes=tuple(each.name for each in classes),
+        priority_N=priorities[class_N],
+        tenant_N=drawn([each.share for each in tenants], quantile_N2[:, 1]),
+        tenants=tuple(each.name for each in tenants),
+    )
+
 
 def drawn(shares: list[float], quantile_N: NDArray[np.float64]) -> NDArray[np.uint16]:
     """[N] which of some shares each quantile falls into; all 0 where there are none."""
     cumulative = np.cumsum(shares or [1.0])
     chosen_N = np.searchsorted(cumulative, quantile_N * cumulative[-1], side="right")
-    return np.minimum(chosen_N, cumulative.size - 1).astype(np.uint16)
+    return np.asarray(np.minimum(chosen_N, cumulative.size - 1), np.uint16)
