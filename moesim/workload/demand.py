@@ -124,7 +124,6 @@ def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
     distribution moves no arrival.
     """
     workload = workload.with_preset()
-    groups: Groups | None = None
     if workload.sessions is not None or workload.chains is not None:
         arrival_s, shapes, groups = _threaded(workload, streams)
     elif workload.trace is not None:
@@ -141,14 +140,8 @@ def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
         assert workload.output is not None
         mean_tokens = workload.prompt.mean_tokens() + workload.output.mean_tokens()
         arrival_s = _arrival_times(workload, streams.arrivals, mean_tokens)
-        groups = draw_groups(
-            workload.classes, workload.tenants, streams.groups.random((len(arrival_s), 2))
-        )
+        groups = _groups(workload, streams, len(arrival_s))
         shapes = _drawn(workload, len(arrival_s), streams.lengths, groups)
-    if groups is None:
-        groups = draw_groups(
-            workload.classes, workload.tenants, streams.groups.random((len(arrival_s), 2))
-        )
     return _declared(workload, arrival_s, shapes, groups, streams.domains)
 
 
