@@ -44,7 +44,8 @@ SECTIONS = {
     **dict.fromkeys(
         ("FixedTime", "ExponentialTime", "LognormalTime"), "workload.sessions.think_time"
     ),
-    **dict.fromkeys(("RequestClass", "ClassLimits"), "workload.classes"),
+    "RequestClass": "workload.classes",
+    "ClassLimits": "workload.classes.slo",
     "Tenant": "workload.tenants",
     "RoutingSpec": "routing",
     "Workload": "workload",

@@ -213,9 +213,45 @@ FAULTS = (
     Fault(
         "closed-loop-starts-two-for-one",
         "moesim/sim/frontend.py",
-        "        for _ in done:\n            self._start_next()\n",
-        "        for _ in done:\n            self._start_next()\n            self._start_next()\n",
+        "            self._ended(request, True)\n",
+        "            self._ended(request, True)\n            self._ended(request, True)\n",
         "tests/oracles/test_batching.py::test_a_closed_loop_keeps_its_number_in_flight",
+    ),
+    Fault(
+        "answers-not-found-again",
+        "moesim/sim/setup.py",
+        "            cached = cached + demand.output_tokens\n",
+        "            cached = cached + 0\n",
+        "tests/oracles/test_threads.py::test_the_second_turn_finds_the_first_and_its_answer",
+    ),
+    Fault(
+        "the-most-urgent-leaves",
+        "moesim/sim/schedule.py",
+        "more_urgent(s, s.running[g, worst], r)",
+        "more_urgent(s, r, s.running[g, worst])",
+        "tests/oracles/test_queue_order.py::test_memory_is_taken_from_the_least_urgent",
+    ),
+    Fault(
+        "absence-earns-credit",
+        "moesim/sim/order.py",
+        "    s.service_GT[g, tenant] = max(s.service_GT[g, tenant], least)\n",
+        "    s.service_GT[g, tenant] += 0.0\n",
+        "tests/oracles/test_queue_order.py::test_who_was_away_gets_no_credit_for_it",
+    ),
+    Fault(
+        "buckets-never-empty",
+        "moesim/sim/gate.py",
+        "            bucket.held -= cost\n",
+        "            bucket.held -= 0.0 * cost\n",
+        "tests/oracles/test_admission.py::"
+        "test_a_token_bucket_lets_in_what_its_closed_form_says",
+    ),
+    Fault(
+        "loads-side-by-side",
+        "moesim/sim/offload.py",
+        "max(now_s, float(self.free_s[g, t])) + took_s",
+        "now_s + took_s",
+        "tests/oracles/test_offload.py::test_transfers_of_a_tier_queue_up",
     ),
     Fault(
         "decode-at-all-lengths-together",
