@@ -243,8 +243,7 @@ FAULTS = (
         "moesim/sim/gate.py",
         "            bucket.held -= cost\n",
         "            bucket.held -= 0.0 * cost\n",
-        "tests/oracles/test_admission.py::"
-        "test_a_token_bucket_lets_in_what_its_closed_form_says",
+        "tests/oracles/test_admission.py::test_a_token_bucket_lets_in_what_its_closed_form_says",
     ),
     Fault(
         "loads-side-by-side",
