@@ -145,9 +145,19 @@ def same_demand(first: Result, other: Result) -> bool:
     """Whether both were asked the same: lengths, domains, and arrivals where these are given."""
     one, two = first.raw.requests, other.raw.requests
     columns = ["prompt_tokens", "output_tokens", "domain"]
-    if not (_closed_loop(first) and _closed_loop(other)):
-        columns.append("arrival_s")  # in a closed loop they follow from the service
-    return one.size == two.size and all(np.array_equal(one[c], two[c]) for c in columns)
+    if one.size != two.size or not all(np.array_equal(one[c], two[c]) for c in columns):
+        return False
+    if _closed_loop(first) and _closed_loop(other):
+        return True  # arrivals follow from the service
+    given = [_given_arrivals(result) for result in (first, other)]  # later turns follow from it too
+    return np.array_equal(given[0], given[1])
+
+
+def _given_arrivals(result: Result) -> Floats:
+    """Arrivals of the requests that wait for no other."""
+    threads = result.raw.threads
+    arrival_s = result.raw.requests["arrival_s"]
+    return np.asarray(arrival_s if threads is None else arrival_s[threads.turn_N == 0])
 
 
 def _closed_loop(result: Result) -> bool:

@@ -70,6 +70,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
 
     `profile` takes the place of the one that the scenario names.
     """
+    _check_queue(scenario)
     model = load_model(scenario.model)
     cluster = make_cluster(
         scenario.cluster.gpu,
@@ -132,6 +133,17 @@ def _exchange_notes(scenario: Scenario, made: Deployment) -> list[str]:
     domains = len(set(made.cluster.domains()[:ranks].tolist()))
     fabric = exchange_links(made.cluster, made.sharding)[1].name
     return exchange_notes(exchange, ranks if made.model.is_moe else 1, domains, fabric, measured)
+
+
+def _check_queue(scenario: Scenario) -> None:
+    """Fairness needs a scheduler that takes waiting requests one by one."""
+    policy = scenario.batching.policy
+    if scenario.deployment.queue.policy == "vtc" and policy in ("static", "in-flight"):
+        raise InputError(
+            "deployment.queue",
+            "vtc needs batching chunked-prefill or prefill-first; batching is",
+            policy,
+        )
 
 
 def _timing(

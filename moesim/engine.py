@@ -20,9 +20,19 @@ from moesim.policies.batching import (
     default_token_budget,
 )
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancer, RoundRobin, VllmScore
+from moesim.policies.queueing import VirtualTokenCounter
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding
-from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL, IN_FLIGHT, PREFILL_FIRST, STATIC
+from moesim.sim.state import (
+    BY_PRIORITY,
+    CHUNKED_PREFILL,
+    EXTERNAL,
+    FIRST_COME,
+    IN_FLIGHT,
+    LEAST_SERVED,
+    PREFILL_FIRST,
+    STATIC,
+)
 from moesim.streams import stream
 from moesim.units import GIB, MIB
 
@@ -178,6 +188,11 @@ def engine_rules(
             "must be 0 where a batching policy of your own grants the tokens",
             rules["drafts"],
         )
+    queue = scenario.deployment.queue
+    orders = {"fcfs": FIRST_COME, "priority": BY_PRIORITY, "vtc": LEAST_SERVED}
+    rules["queue_order"] = orders[queue.policy]
+    if isinstance(queue, VirtualTokenCounter):
+        rules |= {"input_weight": queue.input_weight, "output_weight": queue.output_weight}
     if isinstance(batching, ChunkedPrefill):
         rules["long_prefill_tokens"] = batching.long_prefill_tokens
         rules["prefill_interval"] = batching.prefill_interval

@@ -210,6 +210,8 @@ def summarise(
             "submitted": len(requests),
             "completed": int((statuses == "completed").sum()),
             "failed": int((statuses == "failed").sum()),
+            "rejected": int((statuses == "rejected").sum()),
+            "cancelled": int((statuses == "cancelled").sum()),
             "warmup": int(requests["warmup"].sum()),
         },
         "duration_s": duration_s,
@@ -234,9 +236,9 @@ def summarise(
         "seed": seed,
         "version": moesim.__version__,
     }
-    plain = _plain(summary)
-    assert isinstance(plain, dict)
-    return plain
+    found = plain(summary)
+    assert isinstance(found, dict)
+    return found
 
 
 def _cost(
@@ -255,12 +257,12 @@ def _rate(amount: float, duration: float) -> float | None:
     return amount / duration if duration > 0 else None
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """numpy scalars become Python's, NaN and infinity None, so that strict JSON can hold it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):

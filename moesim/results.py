@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
 from moesim.scenario import Scenario
-from moesim.sim.state import COMPLETED, NOBODY
+from moesim.sim.state import CANCELLED, COMPLETED, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
+from moesim.workload.groups import Groups
+from moesim.workload.threads import Threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 MANY_REQUESTS = 100
 # A larger share of the run after its last arrival is worth a note.
 LONG_DRAIN = 0.2
+
+
+# What became of a request, in the tables.
+_ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +47,21 @@ class RawRun:
     counted_steps: int
     ranks_per_replica: int
     background_finish_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    threads: Threads | None = None
+    groups: Groups | None = None
+    tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """One simulated scenario.
 
-    requests: a row per request; steps: a row per engine step; itl_s: every gap between two output
-    tokens of a counted request, in order of request; rank_tokens_LR, rank_active_LR: token-expert
-    pairs and distinct active experts per step, mean over steps, for each MoE layer and rank of the
-    expert-parallel group; summary: the object that ``moesim run --json`` prints; notes: what to
-    know before believing the numbers. Columns are described in docs/reference/results.md.
+    requests: a row per request; steps: a row per engine step; sessions: a row per session or chain,
+    empty without; itl_s: every gap between two output tokens of a counted request, in order of
+    request; rank_tokens_LR, rank_active_LR: token-expert pairs and distinct active experts per
+    step, mean over steps, for each MoE layer and rank of the expert-parallel group; summary: the
+    object that ``moesim run --json`` prints; notes: what to know before believing the numbers.
+    Columns are described in docs/reference/results.md.
     """
 
     scenario: Scenario
@@ -59,6 +70,8 @@ class Result:
     gpus: int
     usd_per_gpu_hour: float | None
     labels: tuple[str, ...]  # what is known before the run: profile, routing, rumoured models
+    gpu_power_w: float = 0.0
+    power: PowerProfile = field(default_factory=PowerProfile)
 
     @property
     def name(self) -> str:
@@ -76,7 +89,7 @@ class Result:
         if isinstance(arrivals, ClosedLoop | AllAtOnce) or len(table) < MANY_REQUESTS:
             return ()
         notes = []
-        arrival_s = np.sort(table["arrival_s"].to_numpy())
+        arrival_s = np.sort(table["arrival_s"].dropna().to_numpy())
         finish_s = np.sort(table["finish_s"].dropna().to_numpy())
         if finish_s.size == 0:
             return ()
@@ -102,7 +115,10 @@ class Result:
         from moesim.metrics import e2e, tpot, ttft
 
         raw = self.raw.requests
-        completed = raw["status"] == COMPLETED
+        status = np.full(raw.size, "failed", dtype=object)
+        for number, word in _ENDED.items():
+            status[raw["status"] == number] = word
+        threads, groups = self.raw.threads, self.raw.groups
         rank = raw["rank"].astype(np.int64)
         placed = rank != NOBODY
         table = pd.DataFrame(
@@ -110,7 +126,7 @@ class Result:
                 "request": np.arange(raw.size),
                 "replica": np.where(placed, rank // self.raw.ranks_per_replica, -1),
                 "rank": np.where(placed, rank % self.raw.ranks_per_replica, -1),
-                "status": np.where(completed, "completed", "failed"),
+                "status": status,
                 "arrival_s": raw["arrival_s"],
                 "scheduled_s": raw["scheduled_s"],
                 "first_token_s": raw["first_token_s"],
@@ -118,11 +134,16 @@ class Result:
                 "prompt_tokens": raw["prompt_tokens"],
                 "output_tokens": raw["output_tokens"],
                 "cached_tokens": raw["cached_tokens"],
+                "loaded_tokens": raw["loaded_tokens"],
                 "preemptions": raw["preemptions"],
                 "queue_s": raw["scheduled_s"] - raw["arrival_s"],
                 "ttft_s": ttft(raw["arrival_s"], raw["first_token_s"]),
                 "tpot_s": tpot(raw["first_token_s"], raw["finish_s"], raw["output_tokens"]),
                 "e2e_s": e2e(raw["arrival_s"], raw["finish_s"]),
+                "session": -1 if threads is None else threads.thread_N,
+                "turn": 0 if threads is None else threads.turn_N,
+                "class": "" if groups is None else _names(groups.classes, groups.class_N),
+                "tenant": "" if groups is None else _names(groups.tenants, groups.tenant_N),
             }
         )
         table["warmup"] = self._warmup(table)
@@ -142,6 +163,12 @@ class Result:
         if choice == "none" or whole:
             return np.zeros(len(table), np.bool_)
         return warmup_mask(table["arrival_s"], table["ttft_s"])
+
+    @cached_property
+    def sessions(self) -> pd.DataFrame:
+        from moesim.traffic import sessions_table
+
+        return sessions_table(self.requests)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -199,6 +226,7 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         from moesim.metrics import summarise
+        from moesim.traffic import limits, slo_attainment
 
         summary = summarise(
             self.requests,
@@ -211,21 +239,44 @@ class Result:
             replicas=self.scenario.deployment.replicas,
             stages=self.scenario.deployment.parallelism.pipeline,
         )
-        summary["slo_attainment"] = self._slo_attainment()
+        summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
+        summary["energy"] = self._energy()
+        summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
 
-    def _slo_attainment(self) -> float | None:
-        """Share of counted and failed requests that met every limit; None without limits."""
-        limits = {key: value for key, value in self.scenario.slo.model_dump().items() if value}
-        if not limits:
-            return None
-        table = self.requests[~self.requests["warmup"]]
-        met = (table["status"] == "completed").to_numpy()
-        for column, limit in limits.items():
-            # A request of one token has no TPOT and cannot miss it.
-            met = met & (table[column].fillna(0.0) <= limit).to_numpy()
-        return float(met.mean()) if met.size else None
+    def _energy(self) -> dict[str, float | None]:
+        from moesim.energy import energy_summary
+
+        return energy_summary(
+            self.requests,
+            self.steps,
+            gpus=self.gpus,
+            replicas=self.scenario.deployment.replicas,
+            stages=self.scenario.deployment.parallelism.pipeline,
+            power_w=self.gpu_power_w,
+            power=self.power,
+        )
+
+    def _traffic(self) -> dict[str, Any]:
+        """What the summary says of sessions, classes, tenants and lower memories, if there are."""
+        from moesim import traffic
+        from moesim.metrics import plain
+
+        found: dict[str, Any] = {}
+        if self.raw.threads is not None:
+            found["sessions"] = traffic.sessions_summary(self.sessions)
+        groups = self.raw.groups
+        if groups is not None and groups.classes:
+            limits = traffic.limits(self.scenario)
+            found["classes"] = traffic.classes_summary(self.requests, groups.classes, limits)
+        if groups is not None and groups.tenants:
+            found["tenants"] = traffic.tenants_summary(
+                self.requests, groups.tenants, traffic.service_weights(self.scenario)
+            )
+        if self.raw.tiers is not None:
+            found["kv_tiers"] = self.raw.tiers
+        return {key: plain(value) for key, value in found.items()}
 
     def __repr__(self) -> str:
         requests = self.summary["requests"]
@@ -243,11 +294,14 @@ class Result:
         return f"<h4>{escape(self.name)}</h4>{shown}<ul>{notes}</ul>"
 
     def save(self, folder: str | Path) -> None:
-        """Write requests.parquet, steps.parquet, summary.json and scenario.yaml into `folder`."""
+        """Write the tables (parquet), summary.json and scenario.yaml into `folder`."""
         import yaml
 
         target = Path(folder)
-        for name, table in (("requests", self.requests), ("steps", self.steps)):
+        tables = {"requests": self.requests, "steps": self.steps}
+        if self.raw.threads is not None:
+            tables["sessions"] = self.sessions
+        for name, table in tables.items():
             with replace_atomically(target / f"{name}.parquet") as path:
                 table.to_parquet(path, index=False)
         if len(self.background):
@@ -272,3 +326,10 @@ class Result:
         from moesim.report.charts import all_charts
 
         return all_charts([self])
+
+
+def _names(names: tuple[str, ...], index_N: NDArray[np.uint16]) -> NDArray[np.object_] | str:
+    """The name of each request's group; empty where there are none."""
+    if not names:
+        return ""
+    return np.array(names, dtype=object)[index_N]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -12,9 +12,11 @@ from moesim.costs.exchanges import PLAIN
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
+from moesim.policies.admission import Admission
 from moesim.policies.batching import Batching, ChunkedPrefill, InFlight, PrefillFirst, Static
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
-from moesim.spec import Spec, by_policy
+from moesim.policies.queueing import FirstCome, QueueChoice
+from moesim.spec import Spec, broken_rule, by_policy
 from moesim.topology import BackgroundTransfer, Topology
 from moesim.workload.arrivals import MAX_REQUESTS
 from moesim.workload.workload import Workload
@@ -113,6 +115,19 @@ Exchange = Literal[
 ]
 
 
+class KVTier(Spec):
+    """A memory below the GPU's that evicted prefix blocks go to; sizes are one GPU's share of it.
+
+    `bytes_per_s` and `latency_s` are those of reading: a request whose prompt goes on with blocks
+    from here waits for them before it queues.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    capacity_bytes: float = Field(gt=0.0, le=1e16)
+    bytes_per_s: float = Field(gt=0.0, le=1e15)
+    latency_s: float = Field(0.0, ge=0.0, le=60.0)
+
+
 class KVCacheSpec(Spec):
     """The key-value cache of an attention rank; None follows the engine's rule."""
 
@@ -121,6 +136,14 @@ class KVCacheSpec(Spec):
     capacity_tokens: int | None = Field(None, ge=16, le=10**12)
     block_tokens: int | None = Field(None, ge=1, le=4096)
     prefix_caching: bool = True
+    # Memories below the GPU's, the fastest first.
+    tiers: Annotated[tuple[KVTier, ...], Field(max_length=8)] = ()
+
+    @model_validator(mode="after")
+    def _tiers_keep_prefixes(self) -> Self:
+        if self.tiers and not self.prefix_caching:
+            raise broken_rule("tiers", "need prefix_caching: they hold what it evicts")
+        return self
 
 
 class OverlapSpec(Spec):
@@ -168,6 +191,8 @@ class DeploymentSpec(Spec):
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()
+    queue: QueueChoice = FirstCome()
+    admission: Admission | None = None
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.

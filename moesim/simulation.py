@@ -33,6 +33,8 @@ from moesim.sim.background import start_background
 from moesim.sim.cost_tables import Costs
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
+from moesim.sim.gate import Gate
+from moesim.sim.offload import Offload
 from moesim.sim.replay import Routes
 from moesim.sim.setup import (
     build_costs,
@@ -42,9 +44,17 @@ from moesim.sim.setup import (
     build_work,
     no_routes,
 )
-from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP, State
+from moesim.sim.state import (
+    COMPLETED,
+    COUNTED_STEPS,
+    FAILED,
+    ROUTED_IDS,
+    STEP,
+    State,
+)
 from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
+from moesim.sim.waits import Waits
 from moesim.streams import stream
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
@@ -87,7 +97,9 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
-    state = build_state(rules, demand, scenario.deployment.speculation.of_each())
+    tiers = scenario.deployment.kv_cache.tiers
+    acceptance = scenario.deployment.speculation.of_each()
+    state = build_state(rules, demand, acceptance, lower_memory=bool(tiers))
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
         notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
@@ -121,6 +133,8 @@ def simulate(
         )
         for row in numbers
     ]
+    admission = scenario.deployment.admission
+    offload = Offload(env, fleet, tiers) if tiers else None
     FrontEnd(
         env,
         fleet,
@@ -128,11 +142,13 @@ def simulate(
         over_ranks,
         deployment.profile.overhead.arrival_delay_s(demand.prompt_tokens),
         demand.concurrency,
+        waits=None if demand.threads is None else Waits(demand.threads),
+        gate=None if admission is None else Gate(state, admission),
     )
     env.run()
     fleet.finish()
 
-    failed = int(np.isnan(state.requests["finish_s"]).sum())
+    failed = int((state.requests["status"] == FAILED).sum())
     if failed:
         notes.append(
             f"{failed} requests failed: longer than the model's context "
@@ -155,6 +171,9 @@ def simulate(
             counted_steps=int(record.counters[COUNTED_STEPS]),
             ranks_per_replica=ranks,
             background_finish_s=background_finish_s,
+            threads=demand.threads,
+            groups=demand.groups,
+            tiers=None if offload is None else offload.summary(),
         ),
         memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
@@ -162,6 +181,8 @@ def simulate(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
         ),
         labels=tuple(notes),
+        gpu_power_w=deployment.cluster.gpu.power_w,
+        power=deployment.profile.power,
     )
 
 

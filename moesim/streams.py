@@ -19,6 +19,8 @@ STREAMS = (
     "what-if batches",
     "averaged routing",
     "speculation",
+    "threads",
+    "groups",
 )
 
 

@@ -94,6 +94,14 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         f"tokens, {money(pick(summary, 'cost', 'usd_per_million_total_tokens'))} per million "
         f"tokens in and out, {money(pick(summary, 'cost', 'usd_per_hour'))} per hour",
     )
+    if pick(summary, "energy", "kwh") is not None:
+        yield (
+            "Energy",
+            f"{number('energy', 'kwh')} kWh of the GPUs, "
+            f"{number('energy', 'mean_power_w_per_gpu')} W each on average, "
+            f"{number('energy', 'joules_per_output_token')} J per output token",
+        )
+    yield from _traffic_lines(summary)
     weights = pick(summary, "memory", "weights_bytes_per_gpu")
     capacity = pick(summary, "memory", "kv_capacity_tokens")
     if weights is not None and capacity is not None:
@@ -112,6 +120,32 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     busy, links = (pick(summary, "utilisation", key) for key in ("gpu_busy", "link_busy"))
     if busy is not None and links is not None:
         yield ("Use", f"GPUs in a step {percent(busy)}, links in an exchange {percent(links)}")
+
+
+def _traffic_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Sessions, service classes and tenants, where the run has any."""
+    from moesim.report.words import duration, percent, pick, significant
+
+    if sessions := summary.get("sessions"):
+        yield (
+            "Sessions",
+            f"{sessions['completed']:,} of {sessions['count']:,} completed, "
+            f"{percent(pick(sessions, 'cached_fraction') or 0.0)} of their prompts found in the "
+            f"cache, end to end p50 {duration(pick(sessions, 'e2e_s', 'p50'))}",
+        )
+    for name, each in (summary.get("classes") or {}).items():
+        met = pick(each, "slo_attainment")
+        within = "" if met is None else f", {percent(met)} within limits"
+        yield (
+            f"Class {name}",
+            f"{each['completed']:,} of {each['submitted']:,} completed, TTFT p99 "
+            f"{duration(pick(each, 'ttft_s', 'p99'))}, end to end p99 "
+            f"{duration(pick(each, 'e2e_s', 'p99'))}{within}",
+        )
+    if tenants := summary.get("tenants"):
+        jain = pick(tenants, "jain_index")
+        shown = NOTHING if jain is None else significant(jain, 3)
+        yield ("Tenants", f"{len(tenants['each'])}, Jain index of their service {shown}")
 
 
 def _figures() -> tuple[tuple[str, Path, Show], ...]:

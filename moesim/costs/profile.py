@@ -87,6 +87,24 @@ class MemoryProfile(Spec):
     reserved_bytes: float = Field(ge=0.0)
 
 
+class PowerProfile(Spec):
+    """Power that a GPU draws in each phase, as fractions of its limit (`power_w` of the preset).
+
+    One number a phase, from published measurements; draw grows with batch size in truth.
+    idle: 80 W of an H200's 700 W with nothing to do (Serial Alice GPU Energy Benchmark, 2026-06).
+    prefill: compute-bound, near the limit: 593 W of 700 W at most on that H200, 680 W on an H100
+    (same source); prompt phases peak at or above the limit of A100s (POLCA, arXiv 2308.12908).
+    decode: memory-bound. 137 to 300 W of an H200's 700 W at batches up to 32 (Ma et al., arXiv
+    2605.11999), 300 W at batch 1 to 600 W at batch 128 on an H100 (ML.ENERGY v3, arXiv 2601.22076,
+    as quoted by the vLLM semantic router's power model): 0.2 to 0.86, of which this is the middle.
+    Read 2026-11-22, second hand: trust B; decode C.
+    """
+
+    idle_fraction: float = Field(default=0.115, ge=0.0, le=1.0)
+    prefill_fraction: float = Field(default=0.9, gt=0.0, le=1.5)
+    decode_fraction: float = Field(default=0.5, gt=0.0, le=1.5)
+
+
 class Profile(Spec):
     """Timing data for one kind of machine and engine; `label` goes with every result."""
 
@@ -98,6 +116,7 @@ class Profile(Spec):
     network: NetworkProfile
     overhead: OverheadProfile
     memory: MemoryProfile
+    power: PowerProfile = PowerProfile()
 
 
 def load_profile(

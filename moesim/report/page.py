@@ -23,6 +23,7 @@ from moesim.report.document import (
     warning_box,
 )
 from moesim.report.source import ReportedResult, checked, labels
+from moesim.report.traffic_tables import traffic_tables
 
 SECTIONS = (
     ("cost-throughput", "Throughput and cost", ("cost",)),
@@ -119,6 +120,7 @@ def _summary(runs: Sequence[ReportedResult]) -> str:
             '<div class="tables">'
             + tables.latency_table(runs[0])
             + tables.other_table(runs[0])
+            + traffic_tables(runs[0])
             + "</div>"
         )
     else:

@@ -87,6 +87,9 @@ OTHER_NUMBERS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     ("Fullest rank over mean rank, p99", ("expert_imbalance", "max_over_mean", "p99"), _number),
     ("Time the GPUs are in a step", ("utilisation", "gpu_busy"), words.percent),
     ("Time the links carry an exchange", ("utilisation", "link_busy"), words.percent),
+    ("Energy of the GPUs, kWh", ("energy", "kwh"), _number),
+    ("Mean power of a GPU, W", ("energy", "mean_power_w_per_gpu"), _number),
+    ("Energy per output token, J", ("energy", "joules_per_output_token"), _number),
     ("Weights per GPU", ("memory", "weights_bytes_per_gpu"), words.gigabytes),
     ("KV cache, tokens per replica", ("memory", "kv_capacity_tokens"), _whole),
 )

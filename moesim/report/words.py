@@ -134,12 +134,23 @@ def _served(summary: Mapping[str, Any]) -> str:
     text = f"{first} completed in {duration(pick(summary, 'duration_s'))} of simulated time{on}."
     if failed:
         text += f" {count(failed, 'request')} failed and {_have(failed)} no latency below."
+    rejected = pick(summary, "requests", "rejected") or 0
+    cancelled = pick(summary, "requests", "cancelled") or 0
+    if rejected:
+        text += f" {count(rejected, 'request')} {_were(rejected)} turned away at the door."
+    if cancelled:
+        text += f" {count(cancelled, 'request')} {_were(cancelled)} never asked, because one "
+        text += "before was not completed."
     if warmup:
         text += f" The first {count(warmup, 'request')} are warm-up and not part of the figures."
         if warmup > UNSETTLED * submitted:
             text += " So much warm-up means that the run never settled: requests may be arriving "
             text += "faster than they are served."
     return text
+
+
+def _were(number: float) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _have(number: float) -> str:

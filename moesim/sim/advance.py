@@ -17,6 +17,7 @@ from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
 from moesim.sim.door import let_in, next_arrival_s, start_next, wake
+from moesim.sim.fetch import asks
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
@@ -27,7 +28,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL = range(4)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED = range(6)
 
 
 @inner
@@ -134,6 +135,15 @@ def _end_step(s: Any, record: Any, k: int) -> int:
 
 
 @inner
+def _evicted(s: Any) -> bool:
+    """Whether a memory below has blocks to take in, before anybody looks for them there."""
+    for g in range(s.ranks.size if s.evicted.shape[1] > 0 else 0):
+        if s.ranks[g].evictions > 0:
+            return True
+    return False
+
+
+@inner
 def next_boundary(s: Any) -> Any:
     """The earliest step boundary: (replica, time); (-1, inf) where all rest."""
     first = -1
@@ -162,7 +172,9 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); otherwise the time of the next boundary.
+    EXTERNAL); FETCH where requests of the replica wait for blocks from below, after its launch;
+    EVICTED where the last step evicted blocks that a memory below is to take in; otherwise the time
+    of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1
@@ -175,10 +187,13 @@ def fleet(
         if arrival_s <= t:  # who arrives at the very end of a step is in the next
             let_in(s, door)
             continue
-        if record.counters[STEPS_FILLED] >= room or (
-            record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
+        if (
+            record.counters[STEPS_FILLED] >= room
+            or record.counters[DONE_FILLED] + rules.ranks * rules.max_running > record.done.size
         ):
             return BUFFER_FULL, k, t
+        if _evicted(s):
+            return EVICTED, k, t
         replica = s.replicas[k]
         if replica.commit_s <= replica.schedule_s:
             ended = _end_step(s, record, k)
@@ -190,3 +205,5 @@ def fleet(
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
             launch(s, routes, c, w, record, k, t, schedule(s, k, b))
+            if asks(s, k):
+                return FETCH, k, t

@@ -8,7 +8,7 @@ from moesim.compiled import inner
 from moesim.sim.kvcache import release
 from moesim.sim.queues import tokens_due
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
-from moesim.sim.state import COMPLETED, DONE_FILLED
+from moesim.sim.state import COMPLETED, DONE_FILLED, LEAST_SERVED
 
 
 @inner
@@ -33,6 +33,8 @@ def commit(s: Any, record: Any, k: int) -> int:
             tokens = 1 + accepted_drafts(s, r, drafts)
             request.computed -= drafts + 1 - tokens  # rejected ones are computed again
             tokens = min(tokens, request.output_tokens - request.generated)
+            if rules.queue_order == LEAST_SERVED:
+                s.service_GT[g, request.tenant] += tokens * rules.output_weight
             if request.generated == 0:
                 request.first_token_s = now
             for _ in range(tokens):

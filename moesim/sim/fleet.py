@@ -15,12 +15,15 @@ from moesim.sim.advance import (
     BUFFER_FULL,
     COMPLETION,
     DECISION,
+    EVICTED,
+    FETCH,
     fleet,
     launch,
 )
 from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
+from moesim.sim.fetch import rejoin
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import (
@@ -33,7 +36,6 @@ from moesim.sim.schedule import (
 from moesim.sim.state import (
     COMPLETED,
     DONE_FILLED,
-    FAILED,
     NOBODY,
     STEPS_FILLED,
     Record,
@@ -68,6 +70,8 @@ class Fleet:
         self.leap = leap
         self.step_chunks: list[NDArray[Any]] = []
         self.on_completion: Callable[[list[int]], None] | None = None
+        self.on_evictions: Callable[[], None] | None = None  # empties `evicted`
+        self.on_fetch: Callable[[int, float], None] | None = None  # of a replica, at a time
         self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
         self._parts = (state, routes, costs, work, record)
         self._door = shut_door()
@@ -77,6 +81,11 @@ class Fleet:
     def enqueue(self, request: int, rank: int) -> None:
         """A request arrives at an attention rank now."""
         enqueue(self.state, request, rank, self.env.now)
+        self._arm(self.env.now)
+
+    def rejoin(self, request: int, rank: int) -> None:
+        """A request that was set aside for blocks from below has them now."""
+        rejoin(self.state, rank, request, self.env.now)
         self._arm(self.env.now)
 
     def admit_by(self, door: Door) -> None:
@@ -110,6 +119,13 @@ class Fleet:
                 self.flush()
             elif reason == DECISION:
                 self._decide(replica, time_s)
+            elif reason == EVICTED:
+                assert self.on_evictions is not None
+                self.on_evictions()
+            elif reason == FETCH:
+                assert self.on_fetch is not None
+                self.on_fetch(replica, time_s)
+                horizon = self.env.peek() if self.leap else -np.inf
             else:
                 break
         if reason == COMPLETION:
@@ -158,7 +174,7 @@ class Fleet:
     def finish(self) -> None:
         """Collect the last steps; InputError if a policy left requests behind."""
         self.flush()
-        left = int((~np.isin(self.state.requests["status"], (COMPLETED, FAILED))).sum())
+        left = int((self.state.requests["status"] < COMPLETED).sum())
         if left and self.policy is None:
             raise AssertionError(f"{left} requests never ended")
         if left:

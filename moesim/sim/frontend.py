@@ -13,7 +13,9 @@ from moesim.policies.load_balancing import LoadBalancer, Loads
 from moesim.sim.clock import at
 from moesim.sim.door import open_door
 from moesim.sim.fleet import Fleet
-from moesim.sim.state import FAILED, IN_FLIGHT, STATIC, State
+from moesim.sim.gate import Gate
+from moesim.sim.state import CANCELLED, FAILED, IN_FLIGHT, REJECTED, STATIC, State
+from moesim.sim.waits import Waits
 
 
 class Balancer:
@@ -98,6 +100,8 @@ class FrontEnd:
         over_ranks: list[Balancer],
         delay_s: float,
         concurrency: int | None,
+        waits: Waits | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.env = env
         self.fleet = fleet
@@ -105,17 +109,21 @@ class FrontEnd:
         self.over_ranks = over_ranks
         self.delay_s = delay_s
         self.concurrency = concurrency
-        self.arrived = 0
+        self.waits = waits
+        self.gate = gate
         self.requests = fleet.state.requests
         self.fits = _fits(fleet.state)
-        if fleet.leap and fleet.state.ranks.size == 1:  # nobody has to choose
+        # Who comes by the arrivals of the workload; the others wait for somebody's end.
+        self.first = np.arange(self.requests.size) if waits is None else waits.first
+        self.started = 0  # of these, how many have arrived
+        self.arrived = 0  # of all, how many have arrived or never will
+        nothing_else = waits is None and gate is None
+        if fleet.leap and fleet.state.ranks.size == 1 and nothing_else:  # nobody has to choose
             fleet.admit_by(open_door(self.requests, self.fits, delay_s, concurrency))
             return
-        if concurrency:
-            fleet.on_completion = self._replace
-            env.process(self._fill(concurrency))
-        else:
-            env.process(self.run())
+        if concurrency or waits is not None:
+            fleet.on_completion = self._completed
+        env.process(self._fill(concurrency) if concurrency else self.run())
         choosing = [b for b in (over_replicas, *over_ranks) if len(b.ranks_nm) > 1]
         for interval_s in sorted({b.policy.snapshot_interval_s for b in choosing} - {0.0}):
             looking = [b for b in choosing if b.policy.snapshot_interval_s == interval_s]
@@ -124,42 +132,70 @@ class FrontEnd:
     def run(self) -> Generator[simpy.Event, None, None]:
         """Wait for each request's arrival, tokenise it, hand it on; until none is left."""
         arrival_s = self.requests["arrival_s"]
-        for request in range(self.requests.size):
+        for request in self.first.tolist():
             yield at(self.env, float(arrival_s[request]) + self.delay_s)
+            self.started += 1
             self.arrived += 1
             self._hand_on(request)
 
     def _fill(self, concurrency: int) -> Generator[simpy.Event, None, None]:
         """Closed loop: start as many requests as may be in flight."""
-        for _ in range(min(concurrency, self.requests.size)):
+        for _ in range(min(concurrency, self.first.size)):
             self._start_next()
         yield at(self.env, self.env.now)
 
-    def _replace(self, done: list[int]) -> None:
-        """Closed loop: each request that ended lets the next one start."""
-        for _ in done:
+    def _completed(self, done: list[int]) -> None:
+        for request in done:
+            self._ended(request, True)
+
+    def _ended(self, request: int, completed: bool) -> None:
+        """A request has ended: who waited for it may come; in a closed loop the next one starts."""
+        over = True
+        if self.waits is not None:
+            released = self.waits.ended(request, completed)
+            over = released.thread_over
+            self.requests["status"][released.cancelled] = CANCELLED
+            self.arrived += len(released.cancelled)
+            for waiter, delay_s in released.ready:
+                self.env.process(self._follow(waiter, delay_s))
+        if self.concurrency and over:
             self._start_next()
 
     def _start_next(self) -> None:
-        if self.arrived < self.requests.size:
-            self.requests[self.arrived]["arrival_s"] = self.env.now
-            self.env.process(self._tokenise(self.arrived))
-            self.arrived += 1
+        if self.started < self.first.size:
+            self.env.process(self._arrive(int(self.first[self.started])))
+            self.started += 1
 
-    def _tokenise(self, request: int) -> Generator[simpy.Event, None, None]:
+    def _follow(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
+        yield at(self.env, self.env.now + delay_s)
+        yield from self._arrive(request)
+
+    def _arrive(self, request: int) -> Generator[simpy.Event, None, None]:
+        self.requests[request]["arrival_s"] = self.env.now
+        self.arrived += 1
         yield at(self.env, self.env.now + self.delay_s)
         self._hand_on(request)
 
     def _hand_on(self, request: int) -> None:
-        """Choose replica and rank; refuse what could never fit."""
+        """Choose replica and rank; refuse what could never fit or is too much."""
         if not self.fits[request]:
-            self.requests[request]["status"] = FAILED
-            if self.concurrency:
-                self._start_next()
+            self._refuse(request, FAILED)
+            return
+        if self.gate is not None and not self.gate.within_rate(request, self.env.now):
+            self._refuse(request, REJECTED)
             return
         k = self.over_replicas.choose(request)
+        if self.gate is not None:
+            if not self.gate.has_room(k):
+                self._refuse(request, REJECTED)
+                return
+            self.gate.enter(request, k)
         d = self.over_ranks[k].choose(request)
         self.fleet.enqueue(request, int(self.over_ranks[k].ranks_nm[d, 0]))
+
+    def _refuse(self, request: int, status: int) -> None:
+        self.requests[request]["status"] = status
+        self._ended(request, False)
 
     def _refresh(
         self, interval_s: float, balancers: list[Balancer]
@@ -170,11 +206,20 @@ class FrontEnd:
             for balancer in balancers:
                 balancer.refresh()
             tick += 1
-            if not self.concurrency and not any(balancer.busy for balancer in balancers):
+            jumps = self.waits is not None or not self.concurrency
+            if jumps and not any(balancer.busy for balancer in balancers):
                 # Idle queues look the same until the next request, which may be days away.
-                next_s = float(self.requests["arrival_s"][self.arrived]) + self.delay_s
+                next_s = self._next_s()
+                if next_s == np.inf:
+                    return
                 tick = max(tick, int(next_s // interval_s))
             yield at(self.env, tick * interval_s)
+
+    def _next_s(self) -> float:
+        """No request reaches an idle queue before this."""
+        if self.waits is not None:
+            return self.env.peek()
+        return float(self.requests["arrival_s"][self.arrived]) + self.delay_s
 
 
 def _fits(state: State) -> NDArray[np.bool_]:

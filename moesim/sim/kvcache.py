@@ -75,6 +75,9 @@ def make_room(s: Any, g: int, need_bytes: int) -> bool:
         block = rank.idle_head
         _unlink_idle(s, g, block)
         s.prefix_refs[g, block] = -1
+        if rank.evictions < s.evicted.shape[1]:
+            s.evicted[g, rank.evictions] = block
+            rank.evictions += 1
         rank.kv_idle_bytes -= size
         rank.kv_free_bytes += size
     return True
@@ -229,3 +232,34 @@ def release(s: Any, g: int, r: int) -> None:
     request.shared = 0
     request.blocks = 0
     request.computed = 0
+
+
+@hot
+def restore(s: Any, g: int, blocks: Any, fetched: Any) -> int:
+    """Put the `fetched` ones among a prompt's leading blocks into the prefix cache, idle.
+
+    What of the others is cached counts as just used. Returns how many now lead without a gap. The
+    last block is evicted before the first, as always.
+    """
+    size = prefix_block_bytes(s.rules[0])
+    rank = s.ranks[g]
+    held = 0
+    while held < blocks.size:
+        block = blocks[held]
+        if s.prefix_refs[g, block] < 0:
+            if not fetched[held] or not make_room(s, g, size):
+                break
+            rank.kv_free_bytes -= size
+            s.prefix_refs[g, block] = 0
+        elif s.prefix_refs[g, block] == 0:
+            _unlink_idle(s, g, block)
+            rank.kv_idle_bytes -= size
+        s.prefix_refs[g, block] += 1
+        held += 1
+    for i in range(held - 1, -1, -1):
+        block = blocks[i]
+        s.prefix_refs[g, block] -= 1
+        if s.prefix_refs[g, block] == 0:
+            _append_idle(s, g, block)
+            rank.kv_idle_bytes += size
+    return held

@@ -17,17 +17,23 @@ from moesim.sim.kvcache import (
     release,
     spare_bytes,
 )
-from moesim.sim.state import NOBODY, RUNNING, WAITING
+from moesim.sim.order import insert_by_priority, lift_counter
+from moesim.sim.state import BY_PRIORITY, FIRST_COME, LEAST_SERVED, NOBODY, RUNNING, WAITING
 
 
 @inner
 def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
-    """Queue request r at rank g, at the front if `first`."""
+    """Queue request r at rank g: at the front if `first`, by its priority where these count."""
     rank = s.ranks[g]
     request = s.requests[r]
     request.status = WAITING
     request.rank = g
-    if first:
+    order = s.rules[0].queue_order
+    if order == LEAST_SERVED and request.preemptions == 0 and not first:
+        lift_counter(s, g, r)
+    if order == BY_PRIORITY:
+        insert_by_priority(s, g, r)
+    elif first:
         request.next = rank.head
         rank.head = r
         if rank.tail == NOBODY:
@@ -63,6 +69,16 @@ def receive(s: Any, g: int) -> None:
     """Move what has come to rank g behind its queue."""
     rank = s.ranks[g]
     if rank.inbox == 0:
+        return
+    if s.rules[0].queue_order != FIRST_COME:
+        r = rank.inbox_head
+        while r != NOBODY:
+            after = s.requests[r].next
+            push_waiting(s, g, r, False)
+            r = after
+        rank.inbox_head = NOBODY
+        rank.inbox_tail = NOBODY
+        rank.inbox = 0
         return
     if rank.tail == NOBODY:
         rank.head = rank.inbox_head
@@ -142,6 +158,30 @@ def add_to_batch(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> None:
 
 
 @inner
+def take_from_batch(s: Any, k: int, b: int, d: int, r: int) -> int:
+    """Undo `add_to_batch`; the tokens that request r was to compute, 0 if it was not in the batch.
+
+    Blocks that it offered to others stay offered, as in vLLM, where a block is found from its
+    allocation on.
+    """
+    n = s.batch_size[k, b, d]
+    i = 0
+    while i < n and s.batch_request[k, b, d, i] != r:
+        i += 1
+    if i == n:
+        return 0
+    tokens = s.batch_tokens[k, b, d, i]
+    for j in range(i, n - 1):
+        s.batch_request[k, b, d, j] = s.batch_request[k, b, d, j + 1]
+        s.batch_tokens[k, b, d, j] = s.batch_tokens[k, b, d, j + 1]
+    s.batch_size[k, b, d] = n - 1
+    request = s.requests[r]
+    request.in_flight -= 1
+    request.computed -= tokens
+    return tokens
+
+
+@inner
 def tokens_due(s: Any, r: int) -> int:
     """Tokens request r has yet to be granted before its next output token, drafts left out."""
     request = s.requests[r]
@@ -169,4 +209,9 @@ def admit(s: Any, g: int, r: int, limit: int) -> int:
         request.cached_tokens = request.computed
     remove_waiting(s, g, r)
     start_running(s, g, r)
+    if s.rules[0].queue_order == LEAST_SERVED:
+        s.ranks[g].last_tenant = request.tenant
+        if request.generated == 0 and request.preemptions == 0:
+            served = s.rules[0].input_weight * request.prompt_tokens
+            s.service_GT[g, request.tenant] += served
     return granted

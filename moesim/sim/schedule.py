@@ -12,13 +12,25 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import hot, inner
+from moesim.sim.fetch import set_aside
 from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
-from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
+from moesim.sim.order import favour_least_served, more_urgent
+from moesim.sim.queues import (
+    add_to_batch,
+    admit,
+    preempt,
+    receive,
+    take_from_batch,
+    tokens_due,
+)
 from moesim.sim.sglang import prefill_first
 from moesim.sim.speculation import with_drafts
 from moesim.sim.state import (
+    BY_PRIORITY,
     CHUNKED_PREFILL,
     IN_FLIGHT,
+    LEAST_SERVED,
+    NOBODY,
     PREFILL_FIRST,
     RUNNING,
     STATIC,
@@ -47,6 +59,47 @@ def _make_way(s: Any, g: int, i: int, tokens: int) -> bool:
         if last == i:
             return False
     return True
+
+
+@inner
+def _least_urgent(s: Any, k: int, b: int, d: int) -> int:
+    """Position of the running request that priority lets go first; NOBODY if all are in flight.
+
+    Who is in the batch under composition can still be taken out of it.
+    """
+    g = k * s.rules[0].ranks + d
+    worst = NOBODY
+    for i in range(s.ranks[g].running):
+        r = s.running[g, i]
+        elsewhere = s.requests[r].in_flight
+        for j in range(s.batch_size[k, b, d] if elsewhere > 0 else 0):
+            if s.batch_request[k, b, d, j] == r:
+                elsewhere -= 1
+        if elsewhere == 0 and (worst == NOBODY or more_urgent(s, s.running[g, worst], r)):
+            worst = i
+    return worst
+
+
+@inner
+def _make_way_by_priority(s: Any, k: int, b: int, d: int, i: int, tokens: int) -> Any:
+    """As _make_way, but at the cost of the least urgent (vLLM: max of (priority, arrival)).
+
+    (position of the request now, -1 if it had to leave or wait; tokens given back to the budget).
+    """
+    g = k * s.rules[0].ranks + d
+    r = s.running[g, i]
+    given_back = 0
+    while not grow(s, g, r, s.requests[r].computed + tokens):
+        worst = _least_urgent(s, k, b, d)
+        if worst == NOBODY:
+            return -1, given_back
+        given_back += take_from_batch(s, k, b, d, s.running[g, worst])
+        preempt(s, g, worst, True)
+        if worst == i:
+            return -1, given_back
+        if worst < i:
+            i -= 1
+    return i, given_back
 
 
 @inner
@@ -91,7 +144,12 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
             continue
         if growth_bytes(s, r, s.requests[r].computed + granted) > 0:
             before = rank.running
-            if not _make_way(s, g, i, granted):
+            if rules.queue_order == BY_PRIORITY:
+                i, given_back = _make_way_by_priority(s, k, b, d, i, granted)
+                if i < 0:
+                    return
+                budget += given_back
+            elif not _make_way(s, g, i, granted):
                 return
             preempted = preempted or rank.running < before
         add_to_batch(s, k, b, d, r, granted)
@@ -103,6 +161,8 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     if rules.schedule_ahead > 0:
         seats -= rank.left
     while budget > 0 and rank.waiting > 0 and rank.running < seats:
+        if rules.queue_order == LEAST_SERVED:
+            favour_least_served(s, g)
         r = rank.head
         granted = admit(s, g, r, min(budget, most))
         if granted == 0:
@@ -165,6 +225,8 @@ def schedule(s: Any, k: int, b: int) -> int:
     rules = s.rules[0]
     for d in range(rules.ranks):
         s.batch_size[k, b, d] = 0
+        if s.below.shape[1] > 0:
+            set_aside(s, k * rules.ranks + d)
     if rules.policy == IN_FLIGHT:
         in_flight(s, k, b)
     elif rules.policy == PREFILL_FIRST:

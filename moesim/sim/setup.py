@@ -38,9 +38,16 @@ NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
 def build_state(
-    rules: dict[str, int | float], demand: Demand, acceptance: tuple[float, ...] = ()
+    rules: dict[str, int | float],
+    demand: Demand,
+    acceptance: tuple[float, ...] = (),
+    lower_memory: bool = False,
 ) -> State:
-    """Empty engines and the requests to come. Raises InputError where arrays would be absurd."""
+    """Empty engines and the requests to come. Raises InputError where arrays would be absurd.
+
+    `acceptance`: of each draft. `lower_memory`: note what the prefix cache evicts, and look for
+    blocks below it.
+    """
     rule_row = _row(RULES, rules)
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     stages, most = int(rules["stages"]), int(rules["max_running"])
@@ -52,6 +59,9 @@ def build_state(
     requests["arrival_s"] = np.nan if demand.concurrency else demand.arrival_s
     for name in ("prompt_tokens", "output_tokens", "max_output_tokens", "domain"):
         requests[name] = getattr(demand, name)
+    if demand.groups is not None:
+        requests["priority"] = demand.groups.priority_N
+        requests["tenant"] = demand.groups.tenant_N
     output = demand.output_tokens.astype(np.int64)
     requests["token_start"] = np.cumsum(output) - output
     requests["next"] = NOBODY
@@ -59,7 +69,10 @@ def build_state(
     blocks = 0
     if rules.get("prefix_block_tokens"):
         requests["prefix_start"] = demand.prefix_start[:-1]
-        whole = demand.prompt_tokens // int(rules["prefix_block_tokens"])
+        cached = demand.prompt_tokens.astype(np.int64)
+        if demand.threads is not None:  # an answer is the beginning of the next prompt
+            cached = cached + demand.output_tokens
+        whole = cached // int(rules["prefix_block_tokens"])
         requests["prefix_count"] = np.minimum(np.diff(demand.prefix_start), whole)
         blocks = int(demand.prefix_blocks.max(initial=-1)) + 1
     if replicas * ranks * blocks * 12 > MOST_PREFIX_BYTES:
@@ -74,6 +87,12 @@ def build_state(
     rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
     for name in ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail"):
         rank_rows[name] = NOBODY
+    rank_rows["last_tenant"] = NOBODY
+    rank_rows["asked"] = NOBODY
+    tenants = max(1, len(demand.groups.tenants)) if demand.groups is not None else 1
+    # Collected after every step, which evicts a block once; twice where a request that had taken
+    # it on leaves again.
+    notes = 2 * blocks if lower_memory else 0
     replica_rows = np.zeros(replicas, REPLICA)
     replica_rows["schedule_s"] = np.inf
     replica_rows["commit_s"] = np.inf
@@ -97,6 +116,9 @@ def build_state(
         prefix_prev=np.full(prefix, NOBODY, np.int32),
         prefix_next=np.full(prefix, NOBODY, np.int32),
         acceptance=np.array(acceptance, np.float64),
+        evicted=np.zeros((replicas * ranks, notes), np.int32),
+        below=np.zeros((replicas * ranks, blocks if lower_memory else 0), np.bool_),
+        service_GT=np.zeros((replicas * ranks, tenants)),
     )
 
 

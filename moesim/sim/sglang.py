@@ -11,9 +11,10 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.sim.kvcache import cached_prefix, grow, growth_bytes, spare_bytes
+from moesim.sim.order import favour_least_served
 from moesim.sim.queues import add_to_batch, admit, preempt, receive, tokens_due
 from moesim.sim.speculation import with_drafts
-from moesim.sim.state import NOBODY
+from moesim.sim.state import LEAST_SERVED, NOBODY
 
 # What a step counts for towards the next look for requests: SGLANG_SCHEDULER_RECV_SKIPPER_WEIGHT_*
 # (`environ.py`, SGLang 0.5.23). DECODE 1; DEFAULT, which is every step with prompts, 1,000.
@@ -92,6 +93,8 @@ def _prefill_batch(s: Any, k: int, b: int, d: int, delayed: bool) -> None:
     while chunk_left > 0 and input_left > 0 and rank.waiting > 0:
         if rank.running >= rules.max_running:
             return
+        if rules.queue_order == LEAST_SERVED:
+            favour_least_served(s, g)
         r = rank.head
         request = s.requests[r]
         to_come = _output_to_come(s, r)

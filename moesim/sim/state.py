@@ -2,7 +2,7 @@
 
 Legend: N requests, K replicas, D attention ranks of a replica (data-parallel attention),
 G = K x D all attention ranks, B pipeline stages (= micro-batches in flight), C most requests that
-run on one attention rank, U distinct prefix blocks.
+run on one attention rank, U distinct prefix blocks, T tenants, V evictions noted.
 
 A request is one row of `requests`; an attention rank (its queue, its running list, its key-value
 pool) one row of `ranks`; a replica (its clock) one row of `replicas`. Waiting requests form a
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NOT_ARRIVED, WAITING, RUNNING, COMPLETED, FAILED = range(5)
+# From COMPLETED on a request has ended: FAILED could never fit, REJECTED was turned away,
+# CANCELLED was never asked because one that it waits for was not completed.
+NOT_ARRIVED, WAITING, RUNNING, LOADING, COMPLETED, FAILED, REJECTED, CANCELLED = range(8)
 NOBODY = -1
 
 
@@ -52,12 +54,16 @@ REQUEST = row_dtype(
         ("cached_tokens", "i4"),  # prompt tokens found in the prefix cache at first admission
         ("freed_blocks", "i4"),  # blocks that were freed then, and how many of them were full
         ("freed_full", "i4"),
+        ("loaded_tokens", "i4"),  # of the cached tokens, those fetched from a lower memory
         ("preemptions", "i4"),
+        ("priority", "i4"),  # lower is more urgent
         ("next", "i4"),
         ("rank", "i4"),
         ("domain", "u2"),
+        ("tenant", "u2"),
         ("status", "u1"),
         ("in_flight", "u1"),  # batches in flight that compute for it
+        ("fetched", "u1"),  # whether blocks of it were asked for from below
     ]
 )
 
@@ -81,6 +87,10 @@ RANK = row_dtype(
         ("unadmitted", "i4"),  # vLLM: whether its last step with prompts left some in the queue
         ("idle_head", "i4"),  # least recently used idle prefix block
         ("idle_tail", "i4"),
+        ("evictions", "i4"),  # entries of `evicted` that nobody has collected yet
+        ("last_tenant", "i4"),  # whose request left the queue last
+        ("loading", "i4"),  # requests set aside for blocks from a lower memory
+        ("asked", "i4"),  # of these, a list of those that nobody fetches for yet
     ]
 )
 
@@ -153,6 +163,10 @@ STEP_PARTS = (
     "overhead_s",
 )
 
+# Who is next of those that wait (field `queue_order` of RULES): first come, by (priority, arrival),
+# or the tenant that has been served least.
+FIRST_COME, BY_PRIORITY, LEAST_SERVED = range(3)
+
 # How batches are composed (field `policy` of RULES).
 CHUNKED_PREFILL, PREFILL_FIRST, STATIC, IN_FLIGHT, EXTERNAL = range(5)
 
@@ -192,6 +206,9 @@ RULES = row_dtype(
         ("balance_ranks", "i4"),  # hold prompts back until every attention rank has one
         ("timeout_iters", "i4"),
         ("batching_wait_iters", "i4"),
+        ("queue_order", "i4"),
+        ("input_weight", "f8"),  # service that a prompt and an output token count for
+        ("output_weight", "f8"),
         ("seed", "u8"),
         ("drafts", "i4"),  # tokens that go with every decoded one to be verified
         ("draft_seed", "u8"),
@@ -218,6 +235,9 @@ class State(NamedTuple):
     prefix_prev: NDArray[np.int32]  # [G, U] list of idle blocks, least recently used first
     prefix_next: NDArray[np.int32]  # [G, U]
     acceptance: NDArray[np.float64]  # of each draft, given that those before it were accepted
+    evicted: NDArray[np.int32]  # [G, V] prefix blocks in order of eviction; V 0: not noted
+    below: NDArray[np.bool_]  # [G, U] blocks that a lower memory has; U 0: there is none
+    service_GT: NDArray[np.float64]  # weighted tokens that each rank has given to each tenant
 
 
 class Record(NamedTuple):

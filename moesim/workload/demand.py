@@ -7,6 +7,7 @@ seed alone, so two deployments meet identical demand and their difference is pai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Protocol, Self
 
 import numpy as np
@@ -21,8 +22,12 @@ from moesim.workload.arrivals import (
     arrivals_within,
     first_arrivals,
 )
+from moesim.workload.contexts import draw_threads
+from moesim.workload.groups import Groups, draw_groups
+from moesim.workload.lengths import Length
 from moesim.workload.prefixes import Prefixes, no_prefixes, renumber, resample, take, whole_blocks
 from moesim.workload.readers import read_trace
+from moesim.workload.threads import Threads
 from moesim.workload.trace import NS_PER_S, RequestTrace
 from moesim.workload.workload import Workload
 
@@ -40,6 +45,10 @@ class DemandSeeds(Protocol):
     def lengths(self) -> np.random.Generator: ...
     @property
     def domains(self) -> np.random.Generator: ...
+    @property
+    def threads(self) -> np.random.Generator: ...
+    @property
+    def groups(self) -> np.random.Generator: ...
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,29 @@ class DemandStreams:
     arrivals: np.random.Generator
     lengths: np.random.Generator
     domains: np.random.Generator
+    threads: np.random.Generator
+    groups: np.random.Generator
 
     @classmethod
     def from_seed(cls, seed: int | np.random.SeedSequence) -> Self:
         """The named streams of a seed."""
-        return cls(stream(seed, "arrivals"), stream(seed, "lengths"), stream(seed, "domains"))
+        names = ("arrivals", "lengths", "domains", "threads", "groups")
+        return cls(*(stream(seed, name) for name in names))
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Requests in order of arrival; read-only arrays.
+    """Requests in order of arrival, or thread by thread; read-only arrays.
 
-    arrival_s [N]: ascending seconds; all 0 in a closed loop. prompt_tokens, output_tokens [N]: at
+    arrival_s [N]: ascending seconds; all 0 in a closed loop; NaN where a request waits for others
+    (`threads`). prompt_tokens, output_tokens [N]: at
     least 1. max_output_tokens [N]: what the client declares, never below output_tokens. domain [N]:
     index into `domains`; all 0 where `domains` is empty, which means any. concurrency: requests in
     flight in a closed loop, else None. prefix_blocks[prefix_start[n]:prefix_start[n + 1]]: the
     leading whole blocks of `prefix_block_tokens` tokens of prompt n that may equal another's, ids
-    0, 1, 2, ... in order of first use; prefix_block_tokens 0 where nothing is shared.
+    0, 1, 2, ... in order of first use; prefix_block_tokens 0 where nothing is shared. In threads
+    the list goes on over the blocks of the answer. groups: class and tenant; None where there are
+    none.
     """
 
     arrival_s: NDArray[np.float64]
@@ -79,6 +94,8 @@ class Demand:
     prefix_blocks: NDArray[np.int32]
     prefix_block_tokens: int
     notes: tuple[str, ...] = ()
+    threads: Threads | None = None
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -96,6 +113,7 @@ class _Shapes:
     output_tokens_N: NDArray[np.int32]
     prefixes: Prefixes
     notes: tuple[str, ...] = ()
+    threads: Threads | None = None
 
 
 def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
@@ -106,7 +124,9 @@ def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
     distribution moves no arrival.
     """
     workload = workload.with_preset()
-    if workload.trace is not None:
+    if workload.sessions is not None or workload.chains is not None:
+        arrival_s, shapes, groups = _threaded(workload, streams)
+    elif workload.trace is not None:
         source = workload.trace
         trace = read_trace(source.file, source.format, source.skip, source.limit)
         if isinstance(workload.arrivals, Replay):
@@ -114,13 +134,63 @@ def draw_demand(workload: Workload, streams: DemandSeeds) -> Demand:
         else:
             arrival_s = _arrival_times(workload, streams.arrivals, _mean_tokens(trace))
             shapes = _resampled(trace, len(arrival_s), streams.lengths)
+        groups = _groups(workload, streams, len(arrival_s))
     else:
         assert workload.prompt is not None
         assert workload.output is not None
         mean_tokens = workload.prompt.mean_tokens() + workload.output.mean_tokens()
         arrival_s = _arrival_times(workload, streams.arrivals, mean_tokens)
-        shapes = _drawn(workload, len(arrival_s), streams.lengths)
-    return _declared(workload, arrival_s, shapes, streams.domains)
+        groups = _groups(workload, streams, len(arrival_s))
+        shapes = _drawn(workload, len(arrival_s), streams.lengths, groups)
+    return _declared(workload, arrival_s, shapes, groups, streams.domains)
+
+
+def _groups(workload: Workload, streams: DemandSeeds, requests: int) -> Groups | None:
+    quantile_N2 = streams.groups.random((requests, 2))
+    return draw_groups(workload.classes, workload.tenants, quantile_N2)
+
+
+def _choices(workload: Workload) -> list[tuple[Length, Length]]:
+    """(prompt, output) lengths of each class; of the workload itself where there are none."""
+    assert workload.prompt is not None
+    assert workload.output is not None
+    own = (workload.prompt, workload.output)
+    return [(each.prompt or own[0], each.output or own[1]) for each in workload.classes] or [own]
+
+
+def _threaded(
+    workload: Workload, streams: DemandSeeds
+) -> tuple[NDArray[np.float64], _Shapes, Groups | None]:
+    """Sessions or chains: their first requests arrive, the others wait (arrival NaN)."""
+    spec = workload.sessions or workload.chains
+    assert spec is not None
+    times_S = np.zeros(0)
+    if workload.requests is None:
+        times_S = _arrival_times(workload, streams.arrivals, 1.0)
+    most = len(times_S) or workload.requests or 0
+    by_thread = _groups(workload, streams, most)
+    classes: list[int] = [] if by_thread is None else by_thread.class_N.tolist()
+    limit = workload.max_output_tokens
+    made = draw_threads(
+        spec,
+        chain(classes, repeat(0)),
+        len(times_S) if workload.requests is None else None,
+        workload.requests,
+        _choices(workload),
+        limit if isinstance(limit, int) else None,
+        workload.shared_prefix,
+        streams.threads,
+        streams.lengths,
+    )
+    threads = made.threads
+    if workload.requests is not None:
+        count = int(threads.thread_N[-1]) + 1
+        times_S = first_arrivals(workload.arrivals, count, streams.arrivals)
+    arrival_s = np.where(threads.turn_N == 0, times_S[threads.thread_N], np.nan)
+    shapes = _Shapes(made.prompt_tokens_N, made.output_tokens_N, made.prefixes, made.notes, threads)
+    if by_thread is None:
+        return arrival_s, shapes, None
+    return arrival_s, shapes, by_thread.of(threads.thread_N)
 
 
 def _arrival_times(
@@ -144,13 +214,19 @@ def _refuse_absurd(field: str, value: float, requests: float, mean_tokens: float
         raise InputError(field, rule, value)
 
 
-def _drawn(workload: Workload, requests: int, rng: np.random.Generator) -> _Shapes:
-    """Lengths from the workload's distributions."""
-    assert workload.prompt is not None
-    assert workload.output is not None
+def _drawn(
+    workload: Workload, requests: int, rng: np.random.Generator, groups: Groups | None
+) -> _Shapes:
+    """Lengths from the workload's distributions, or those of each request's class."""
     quantile_N3 = rng.random((requests, DRAWS_PER_REQUEST))
-    prompt_tokens_N = workload.prompt.tokens_at(quantile_N3[:, 0])
-    output_tokens_N = workload.output.tokens_at(quantile_N3[:, 1])
+    choices = _choices(workload)
+    prompt_tokens_N = choices[0][0].tokens_at(quantile_N3[:, 0])
+    output_tokens_N = choices[0][1].tokens_at(quantile_N3[:, 1])
+    for i, (prompt, output) in enumerate(choices[1:], 1):
+        assert groups is not None
+        of_class_N = groups.class_N == i
+        prompt_tokens_N[of_class_N] = prompt.tokens_at(quantile_N3[of_class_N, 0])
+        output_tokens_N[of_class_N] = output.tokens_at(quantile_N3[of_class_N, 1])
     prefixes = no_prefixes(requests)
     if workload.shared_prefix is not None:
         prefixes = workload.shared_prefix.starts(quantile_N3[:, 2], prompt_tokens_N)
@@ -205,6 +281,7 @@ def _declared(
     workload: Workload,
     arrival_s: NDArray[np.float64],
     shapes: _Shapes,
+    groups: Groups | None,
     domain_rng: np.random.Generator,
 ) -> Demand:
     """Add what the client declares and the domain of each request."""
@@ -218,10 +295,15 @@ def _declared(
             output_tokens_N = np.minimum(output_tokens_N, np.int32(limit))
         declared = int(output_tokens_N.max()) if limit is None else limit
         max_output_tokens_N = np.full(len(arrival_s), declared, np.int32)
-    prefixes = whole_blocks(shapes.prefixes, shapes.prompt_tokens_N)
+    threads = shapes.threads
+    prefixes = shapes.prefixes
+    if threads is None:
+        prefixes = whole_blocks(prefixes, shapes.prompt_tokens_N)
     names = tuple(workload.domains)
     cumulative = np.cumsum(list(workload.domains.values()) or [1.0])
     drawn_N = domain_rng.random(len(arrival_s)) * cumulative[-1]
+    if threads is not None:  # a thread keeps to what it is about
+        drawn_N = drawn_N[threads.thread_N]
     domain_N = np.searchsorted(cumulative, drawn_N, side="right")
     last = int(np.flatnonzero(np.diff(cumulative, prepend=0.0))[-1])
     demand = Demand(
@@ -238,8 +320,11 @@ def _declared(
         prefix_blocks=renumber(prefixes.ids_M),
         prefix_block_tokens=prefixes.block_tokens,
         notes=tuple(notes),
+        threads=threads,
+        groups=groups,
     )
-    for array in vars(demand).values():
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False
+    for part in (demand, threads, groups):
+        for array in vars(part).values() if part is not None else ():
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
     return demand

@@ -17,12 +17,15 @@ from moesim.workload.arrivals import (
     Gamma,
     Replay,
 )
+from moesim.workload.groups import RequestClass, Tenant
 from moesim.workload.lengths import MAX_TOKENS, LengthChoice, Tokens, no_flag, or_short
 from moesim.workload.prefixes import SharedPrefix
 from moesim.workload.presets import load_preset, preset_names
 from moesim.workload.readers import FormatName
+from moesim.workload.threads import Chains, Sessions
 
 MAX_DOMAINS = 1000
+MAX_GROUPS = 1000
 
 
 def _exact_or_tokens(value: object) -> object:
@@ -60,6 +63,10 @@ class Workload(Spec):
     from it with replacement. `max_output_tokens` is the limit that a client declares, the only
     thing a scheduler may know of an output: ``exact`` for benchmark clients that ignore the end of
     text, a number that also cuts longer outputs, or nothing for the largest output of the workload.
+
+    With `sessions` or `chains` the arrivals are those of their first requests, a closed loop holds
+    so many of them in flight, `prompt` is the new text of a turn, and `requests` still counts
+    requests: the last session or chain is cut short.
     """
 
     arrivals: ArrivalsChoice
@@ -70,6 +77,10 @@ class Workload(Spec):
     trace: TraceSource | None = None
     preset: str | None = None
     shared_prefix: SharedPrefix | None = None
+    sessions: Sessions | None = None
+    chains: Chains | None = None
+    classes: Annotated[tuple[RequestClass, ...], Field(max_length=MAX_GROUPS)] = ()
+    tenants: Annotated[tuple[Tenant, ...], Field(max_length=MAX_GROUPS)] = ()
     domains: dict[
         Annotated[str, Field(min_length=1, max_length=200)],
         Annotated[float, Field(ge=0, le=1e9), BeforeValidator(no_flag)],
@@ -89,6 +100,8 @@ class Workload(Spec):
     def _consistent(self) -> Self:
         self._check_amount()
         self._check_lengths()
+        self._check_threads()
+        self._check_groups()
         if self.domains and not sum(self.domains.values()) > 0:
             raise broken_rule("domains", "must have a positive weight")
         if isinstance(self.arrivals, Gamma) and self.arrivals.cv is None and not self.preset:
@@ -107,6 +120,24 @@ class Workload(Spec):
             raise broken_rule("requests", rule)
         if self.requests is None and self.duration_s is None:
             raise broken_rule("requests", "is required (or duration_s)")
+
+    def _check_threads(self) -> None:
+        if self.sessions is not None and self.chains is not None:
+            raise broken_rule("chains", "cannot be given together with sessions")
+        if self.trace is not None:
+            for field in ("sessions", "chains"):
+                if getattr(self, field) is not None:
+                    rule = "cannot be given with a trace, whose prompts are whole already"
+                    raise broken_rule(field, rule)
+
+    def _check_groups(self) -> None:
+        for field in ("classes", "tenants"):
+            names = [each.name for each in getattr(self, field)]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise broken_rule(field, "must have different names", twice)
+        if self.trace is not None and any(each.prompt or each.output for each in self.classes):
+            raise broken_rule("classes", "cannot set lengths with a trace, which says them already")
 
     def _check_lengths(self) -> None:
         if self.preset is not None and self.preset not in preset_names():

@@ -1,0 +1,76 @@
+"""What a run takes in energy, by phase: GPUs only, without hosts, switches and cooling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.costs.profile import PowerProfile
+from moesim.units import HOUR
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+JOULES_PER_KWH = 1000.0 * HOUR
+
+
+def energy_summary(
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    *,
+    gpus: int,
+    replicas: int,
+    stages: int,
+    power_w: float,
+    power: PowerProfile,
+) -> dict[str, float | None]:
+    """Energy of all `gpus` from the first arrival to the end of the last step, and per token.
+
+    A step with prompts draws `prefill_fraction` of `power_w` on every GPU of its stage, any other
+    step (dummies too) `decode_fraction`; while the GPUs wait for the engine's own work, and at all
+    other times, they draw `idle_fraction`. So kwh = prefill_kwh + decode_kwh + idle_kwh.
+    Per token: prefill energy over prompt tokens that were computed or found, decode energy and the
+    whole over output tokens, of completed requests; the whole over completed requests.
+    """
+    stage_gpus = gpus / (replicas * stages)
+    # A pipeline step's duration is the sum over its stages, each on GPUs of its own.
+    busy_s = (steps["duration_s"] - steps["overhead_s"]).to_numpy(np.float64)
+    prompts = steps["prefill_tokens"].to_numpy() > 0
+    prefill_s = float(busy_s[prompts].sum()) * stage_gpus
+    decode_s = float(busy_s[~prompts].sum()) * stage_gpus
+    idle_s = max(0.0, _span_s(requests, steps) * gpus - prefill_s - decode_s)
+    parts = {
+        "prefill": prefill_s * power.prefill_fraction * power_w,
+        "decode": decode_s * power.decode_fraction * power_w,
+        "idle": idle_s * power.idle_fraction * power_w,
+    }
+    joules = sum(parts.values())
+    gpu_s = prefill_s + decode_s + idle_s
+    done = requests[requests["status"] == "completed"]
+    prompt_tokens = int(done["prompt_tokens"].sum())
+    output_tokens = int(done["output_tokens"].sum())
+    return {
+        "kwh": joules / JOULES_PER_KWH,
+        **{f"{phase}_kwh": part / JOULES_PER_KWH for phase, part in parts.items()},
+        "mean_power_w_per_gpu": joules / gpu_s if gpu_s > 0 else None,
+        "joules_per_request": joules / len(done) if len(done) else None,
+        "joules_per_output_token": joules / output_tokens if output_tokens else None,
+        "prefill_joules_per_input_token": parts["prefill"] / prompt_tokens
+        if prompt_tokens
+        else None,
+        "decode_joules_per_output_token": parts["decode"] / output_tokens
+        if output_tokens
+        else None,
+    }
+
+
+def _span_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+    """From the first arrival to the end of the last step."""
+    if steps.empty:
+        return 0.0
+    end_s = (steps["start_s"] + steps["duration_s"]).to_numpy(np.float64).max()
+    finish_s = requests["finish_s"].to_numpy(np.float64)
+    finish_s = finish_s[~np.isnan(finish_s)]
+    last_s = max(float(end_s), float(finish_s.max()) if finish_s.size else 0.0)
+    return last_s - float(np.nanmin(requests["arrival_s"].to_numpy(np.float64)))
