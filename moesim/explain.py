@@ -30,10 +30,11 @@ from moesim.costs.profile import Profile
 from moesim.costs.roofline import linear_s
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
+from moesim.deployment_spec import OverlapSpec, SpeculationSpec
 from moesim.engine import graph_tokens
 from moesim.operators import Linear, linear_operators
 from moesim.results import Result
-from moesim.scenario import OverlapSpec, Scenario, SpeculationSpec
+from moesim.scenario import Scenario
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
 from moesim.simulation import Wired, wire
 from moesim.typical_step import Batch, price, typical_batches

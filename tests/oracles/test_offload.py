@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moesim.scenario import KVTier
+from moesim.deployment_spec import KVTier
 from tests.fixtures.engine import Harness, Run, idle_of, linear_costs, make_demand
 
 # A byte a token; prompts of blocks of 4 tokens, room for six of them.

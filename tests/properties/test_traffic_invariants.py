@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim.deployment_spec import KVTier
 from moesim.policies.admission import Admission, RateLimit
-from moesim.scenario import KVTier
 from moesim.sim.state import CANCELLED, COMPLETED, FAILED, REJECTED
 from moesim.workload.demand import Demand
 from tests.fixtures.auditor import Auditor

@@ -1,0 +1,169 @@
+"""DeploymentSpec: how a model is served, as a scenario says it, validated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moesim.policies.admission import Admission
+from moesim.policies.batching import Batching
+from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
+from moesim.policies.queueing import FirstCome, QueueChoice
+from moesim.spec import Spec, broken_rule, by_policy
+
+MOST_DRAFTS = 16
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class ParallelismSpec(Spec):
+    """How one replica is split; its GPUs are attention_tp x attention_dp x pipeline."""
+
+    attention_tp: Count = 1
+    attention_dp: Count = 1
+    expert_parallel: Count = 1
+    pipeline: Count = 1
+
+
+class Contiguous(Spec):
+    """Slot p holds expert p modulo the number of experts (vLLM's linear placement)."""
+
+    policy: Literal["contiguous"] = "contiguous"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class RoundRobinPlacement(Spec):
+    """Experts dealt to the ranks in turn."""
+
+    policy: Literal["round-robin"] = "round-robin"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class RandomPlacement(Spec):
+    """Experts at random, each layer anew."""
+
+    policy: Literal["random"] = "random"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+class EPLB(Spec):
+    """DeepSeek's expert-parallel load balancer, fitted on a part of the routing trace."""
+
+    policy: Literal["eplb"] = "eplb"
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+    # Share of the trace's sequences whose load the balancer sees (the first ones).
+    fit_fraction: float = Field(0.5, gt=0.0, le=1.0)
+    hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
+
+
+class FromFile(Spec):
+    """A placement given in a file ({"physical_to_logical_map": [layers][slots]})."""
+
+    policy: Literal["file"] = "file"
+    file: str
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+
+
+PlacementChoice = Annotated[
+    Contiguous | RoundRobinPlacement | RandomPlacement | EPLB | FromFile,
+    by_policy("placement policy", Contiguous, RoundRobinPlacement, RandomPlacement, EPLB, FromFile),
+]
+Exchange = Literal[
+    "auto",
+    "deepep",
+    "deepep-normal",
+    "deepep-low-latency",
+    "deepep-low-latency-rdma",
+    "deepep-low-latency-layered",
+    "deepep-v2",
+    "pplx",
+    "pplx-ibrc",
+    "nvlink-one-sided",
+    "allgather-reducescatter",
+]
+
+
+class KVTier(Spec):
+    """A memory below the GPU's that evicted prefix blocks go to; sizes are one GPU's share of it.
+
+    `bytes_per_s` and `latency_s` are those of reading: a request whose prompt goes on with blocks
+    from here waits for them before it queues.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    capacity_bytes: float = Field(gt=0.0, le=1e16)
+    bytes_per_s: float = Field(gt=0.0, le=1e15)
+    latency_s: float = Field(0.0, ge=0.0, le=60.0)
+
+
+class KVCacheSpec(Spec):
+    """The key-value cache of an attention rank; None follows the engine's rule."""
+
+    utilisation: float | None = Field(None, gt=0.0, le=1.0)
+    reserved_bytes: float | None = Field(None, ge=0.0, le=1e13)
+    capacity_tokens: int | None = Field(None, ge=16, le=10**12)
+    block_tokens: int | None = Field(None, ge=1, le=4096)
+    prefix_caching: bool = True
+    # Memories below the GPU's, the fastest first.
+    tiers: Annotated[tuple[KVTier, ...], Field(max_length=8)] = ()
+
+    @model_validator(mode="after")
+    def _tiers_keep_prefixes(self) -> Self:
+        if self.tiers and not self.prefix_caching:
+            raise broken_rule("tiers", "need prefix_caching: they hold what it evicts")
+        return self
+
+
+class OverlapSpec(Spec):
+    """What hides exchanges of tokens behind compute; the thresholds are vLLM's (DBO)."""
+
+    policy: Literal["none", "shared-experts", "two-batch", "five-stage"] = "none"
+    decode_tokens: int = Field(32, ge=2, le=1_000_000)
+    prefill_tokens: int = Field(512, ge=2, le=1_000_000)
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SpeculationSpec(Spec):
+    """Drafts verified with every decoded token; how likely each is accepted after those before."""
+
+    drafts: int = Field(0, ge=0, le=MOST_DRAFTS)
+    acceptance: Probability | list[Probability] = 0.85
+    expand: bool = False
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> SpeculationSpec:
+        if isinstance(self.acceptance, list) and len(self.acceptance) != self.drafts:
+            raise ValueError("acceptance must be one number, or one for each draft")
+        return self
+
+    def of_each(self) -> tuple[float, ...]:
+        """Acceptance of each draft."""
+        if isinstance(self.acceptance, list):
+            return tuple(self.acceptance)
+        return (self.acceptance,) * self.drafts
+
+
+class DeploymentSpec(Spec):
+    """The serving software and how the model lies on the machines."""
+
+    engine: Literal["vllm", "sglang", "trtllm"] = "vllm"
+    replicas: Count = 1
+    parallelism: ParallelismSpec = ParallelismSpec()
+    batching: Batching | None = None
+    placement: PlacementChoice = Contiguous()
+    exchange: Exchange = "auto"
+    overlap: OverlapSpec = OverlapSpec()
+    speculation: SpeculationSpec = SpeculationSpec()
+    load_balancing: LoadBalancing = LeastLoaded()
+    rank_balancing: LoadBalancing | None = None
+    kv_cache: KVCacheSpec = KVCacheSpec()
+    queue: QueueChoice = FirstCome()
+    admission: Admission | None = None
+    # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
+    profile: str = "auto"
+    # A file written by `moesim calibrate kernels`: asked before the shipped kernels.
+    kernels: str | None = Field(None, min_length=1, max_length=4096)
+    # Version whose measured kernels are preferred; None: the newest.
+    engine_version: str | None = Field(None, max_length=64)
