@@ -168,6 +168,17 @@ def test_halves_of_a_decode_step_hide_their_exchanges() -> None:
         assert step["hidden_s"] > 0
 
 
+@pytest.mark.parametrize("policy", [TWO_BATCH, FIVE_STAGE])
+def test_bytes_of_both_halves_are_slowed_before_they_hide(policy: int) -> None:
+    """Links at half their rate: 0.25 ms more for each of the four tokens that a half gathers."""
+    harness = engine(policy, gather_up_bytes=250.0, up_byte_s=1e-6)
+    slowed = dataclasses.replace(harness, slowdown=(2.0, 1.0))
+    step = slowed.run(make_demand([1] * 8, [2] * 8)).steps[1]
+    front, layer = alike(2, (0.4e-3, 1.0e-3, 0.6e-3), (5e-3, 5e-3, 5e-3))
+    assert step["duration_s"] == pytest.approx(length(policy, front, layer))
+    assert step["hidden_s"] + step["dispatch_s"] + step["combine_s"] == pytest.approx(40e-3)
+
+
 def test_shared_experts_compute_during_exchanges() -> None:
     """Of 8 ms of exchanges a layer 1.2 are hidden by four tokens' shared experts."""
     step = engine(SHARED_EXPERTS).run(make_demand([1] * 8, [2] * 8)).steps[1]

@@ -138,6 +138,14 @@ def test_two_backlogged_tenants_are_served_alike(policy: int) -> None:
     assert widest_gap(FIRST_COME, policy) > 2 * bound
 
 
+def test_accepted_drafts_are_tokens_served() -> None:
+    demand = make_demand([40] * 8, [30] * 6 + [5] * 2, groups=make_groups(tenant=[0, 1] * 4))
+    rules = {"queue_order": LEAST_SERVED, "input_weight": 1.0, "output_weight": 2.0, "drafts": 2}
+    run = Harness(rules, SECOND, acceptance=(0.9, 0.6)).run(demand)
+    assert run.steps.size < 33  # some were accepted
+    assert run.state.service_GT[0].tolist() == [4 * 40 + 2 * (3 * 30 + 5)] * 2
+
+
 def test_who_was_away_gets_no_credit_for_it() -> None:
     """Tenant 1 comes when 0 has been given 5 x (10 + 2 x 5): its counter is lifted to the least of
     those who wait, and from then on they take turns."""
