@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moesim.sim.speculation import MOST_DRAFTS
-from moesim.sim.state import CHUNKED_PREFILL, IN_FLIGHT, PREFILL_FIRST, STATIC
+from moesim.sim.state import CHUNKED_PREFILL, COMPLETED, FAILED, IN_FLIGHT, PREFILL_FIRST, STATIC
 from tests.fixtures.engine import Harness, linear_costs, make_demand, make_trace
 
 SECOND = linear_costs(per_step_s=1.0)
@@ -104,8 +104,8 @@ def test_drafts_need_blocks_and_rejected_ones_keep_them() -> None:
 def test_who_could_not_draft_at_its_end_is_refused() -> None:
     """8 + 9 - 1 tokens fill four blocks of 4; with a draft they need a fifth."""
     rules = {"block_tokens": 4, "block_bytes": 4, "kv_capacity_bytes": 16}
-    assert run((), make_demand([8], [9]), **rules).requests["status"].tolist() == [3]
-    assert run((0.5,), make_demand([8], [9]), **rules).requests["status"].tolist() == [4]
+    assert run((), make_demand([8], [9]), **rules).requests["status"].tolist() == [COMPLETED]
+    assert run((0.5,), make_demand([8], [9]), **rules).requests["status"].tolist() == [FAILED]
 
 
 def test_a_request_computed_again_accepts_the_same() -> None:
