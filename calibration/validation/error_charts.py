@@ -156,14 +156,12 @@ def _better(frame: pd.DataFrame) -> str:
         return "Median error by model"
     models = len({model for model, _ in wide.index})
     parts = []
-    for metric, each in wide.groupby("metric"):
-        theirs = [each[name] for name in PREDICTORS[1:] if name in each]
-        below = [str(int((each["moesim"] < other).sum())) for other in theirs]
-        parts.append(f"{str(metric).upper()} in {' ('.join(below)}{')' * (len(below) - 1)}")
-    return (
-        f"Median error below AIC's (and below AIC's with a factor), of {models} models: "
-        + ", ".join(parts)
-    )
+    for name, words in zip(PREDICTORS[1:], ("AIC's", "AIC's with a factor"), strict=True):
+        if name in wide:
+            won = (wide["moesim"] < wide[name]).groupby("metric").sum()
+            counts = ", ".join(f"{str(of).upper()} in {below}" for of, below in won.items())
+            parts.append(f"below {words}: {counts}")
+    return f"Median error of {models} models {'; '.join(parts)}"
 
 
 def _model_panel(frame: pd.DataFrame, metric: str) -> Panel:
