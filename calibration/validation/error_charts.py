@@ -23,11 +23,7 @@ FEW = 5  # rows below which a median is not drawn
 
 def by_concurrency(found: Validation) -> Figure:
     """Median error and bias over requests in flight, per engine; the peer's beside it."""
-    rows = found.rows("inferencex")
-    frame = _band_frame([("moesim", rows)])
-    worst = frame.loc[frame["metric"] == "ttft", "bias"]
-    span = f"{worst.min():.2f} to {worst.max():.2f}" if len(worst) else "unknown"
-    title = f"TTFT: median predicted / measured from {span} over engines and concurrency bands"
+    frame = _band_frame([("moesim", found.rows("inferencex"))])
     caption = (
         "Left: median absolute error. Right: median of predicted / measured; the band is 0.92 to "
         f"1.08. Fewer than {FEW} runs make no point. Leave-one-model-out."
@@ -43,7 +39,14 @@ def by_concurrency(found: Validation) -> Figure:
         alt.hconcat(_over_bands(frame, metric, "median_ape"), _over_bands(frame, metric, "bias"))
         for metric in METRICS
     ]
-    return Figure("error-by-concurrency", title, caption, alt.vconcat(*panels))
+    return Figure("error-by-concurrency", _bias_span(frame), caption, alt.vconcat(*panels))
+
+
+def _bias_span(frame: pd.DataFrame) -> str:
+    """The message: between which values moesim's TTFT bias lies, of what is drawn."""
+    ours = frame[(frame["metric"] == "ttft") & (frame["predictor"] == "moesim")]["bias"]
+    span = f"{ours.min():.2f} to {ours.max():.2f}" if len(ours) else "unknown"
+    return f"TTFT: median predicted / measured from {span} over engines and concurrency bands"
 
 
 def _band_frame(predictors: Iterable[tuple[str, PredictedRows]]) -> pd.DataFrame:
@@ -121,9 +124,19 @@ def by_model(found: Validation) -> Figure:
             f" The {len(rows.runs):,} runs that both predict and whose labels needed no repair; the"
             " factor is the median of measured / predicted over a cell's other sweeps."
         )
+    caption += _absent(found, rows)
     frame = _model_frame(predictors)
     chart = alt.hconcat(*(_model_panel(frame, metric) for metric in METRICS))
     return Figure("error-by-model", _better(frame), caption, chart)
+
+
+def _absent(found: Validation, drawn: PredictedRows) -> str:
+    """The models of the headline that the chart has no run of."""
+    shown = {run.model for run in drawn.runs}
+    absent = {
+        run.model.rpartition("/")[2] for run in found.rows("moe").runs if run.model not in shown
+    }
+    return f" Not among them: {', '.join(sorted(absent))}." if absent else ""
 
 
 def _model_frame(predictors: Sequence[tuple[str, PredictedRows]]) -> pd.DataFrame:
@@ -141,12 +154,14 @@ def _better(frame: pd.DataFrame) -> str:
     wide = frame.pivot_table(index=["model", "metric"], columns="predictor", values="median_ape")
     if not {"AIC", "moesim"} <= set(wide.columns):
         return "Median error by model"
-    won = (wide["moesim"] < wide["AIC"]).groupby("metric")
-    counts = zip(won.sum().items(), won.size(), strict=True)
-    return "Median error below AIC's: " + ", ".join(
-        f"{str(metric).upper()} in {below:.0f} of {models:.0f} models"
-        for (metric, below), models in counts
-    )
+    models = len({model for model, _ in wide.index})
+    parts = []
+    for name, words in zip(PREDICTORS[1:], ("AIC's", "AIC's with a factor"), strict=True):
+        if name in wide:
+            won = (wide["moesim"] < wide[name]).groupby("metric").sum()
+            counts = ", ".join(f"{str(of).upper()} in {below}" for of, below in won.items())
+            parts.append(f"below {words}: {counts}")
+    return f"Median error of {models} models {'; '.join(parts)}"
 
 
 def _model_panel(frame: pd.DataFrame, metric: str) -> Panel:

@@ -24,6 +24,18 @@ LEDGERS = (
     "There are three ledgers: the times of kernels, which have [their own page](kernel-accuracy.md)"
     "; TPOT; and TTFT."
 )
+USE = Points(
+    (
+        "**Good for**: comparing deployments of one model on one engine, and seeing which of them "
+        "meets a limit that they miss or meet by more than these errors. Levels cancel in "
+        "comparisons: with one factor per configuration errors fall to those of *level known*.",
+        "**Not good for**: promising a TTFT within 10 %, or telling engines apart by less than "
+        "their versions differ. The [slices](#slices-of-the-headline) say which model, GPU and "
+        "engine is predicted worse than the headline.",
+        "**Better**: fit the overheads to [a few runs of your own]"
+        "(../how-to/calibrate-on-your-own-runs.md).",
+    )
+)
 SMALL_CAPITALS = {"tpot": "TPOT", "ttft": "TTFT"}
 COLUMNS = ("rows", "covered, %", "TPOT", "bias", "TTFT", "bias")
 
@@ -39,10 +51,17 @@ def blocks(
         Text(INTRODUCTION),
         Text(LEDGERS),
         Text(headline(told)),
+        USE,
+        Heading(2, "How to read it"),
+        reading(told["split"]),
         Heading(2, "Targets"),
         Text(
-            "MAPE / median absolute error in percent; InferenceX runs, its dense model included, "
-            "one attention rank. *All rows* adds flagged runs and attention data parallelism."
+            "Targets were set before anything was built, near what a predictor that knows each "
+            "configuration's level could reach; the [error budget](#error-budget) says how far "
+            "that is from here. MAPE / median absolute error in percent; InferenceX runs, its "
+            "dense model included, one attention rank. *All rows* adds flagged runs and attention "
+            "data parallelism: a few of them waited for memory or a cold server, and one run off "
+            "by a factor of a hundred weighs as much as a hundred that double."
         ),
         target_table(told["targets"]),
         *bias_blocks(told["bias_by_band"]),
@@ -57,8 +76,6 @@ def blocks(
         other_table(told),
         *exclusion_blocks(told["exclusions"]),
         *coverage_blocks(told["coverage"]),
-        Heading(2, "How to read it"),
-        reading(told["split"]),
         *speed_blocks(told["speed"]),
     ]
 
@@ -127,7 +144,7 @@ def budget_blocks(found: Mapping[str, Any]) -> list[Block]:
         "MAPE / median in percent. *Level known*: each prediction times one factor per "
         "configuration (model, GPU, precision, parallelism, engine version, day): what is left is "
         "how times grow with lengths and load, which is the simulator's part, and noise. The "
-        "difference to *blind* is levels that kernel tables and six overheads per engine do not "
+        "difference to *blind* is levels that kernel tables and an engine's overheads do not "
         "know: the tables were measured on later versions than most runs. *Other version* is the "
         "error of the best single number for one benchmark that was measured on several versions "
         "of its engine, *repeat* the same for one version measured again: no prediction that does "
@@ -231,8 +248,10 @@ def reading(split: str) -> Points:
             f"**Split**: {split}",
             "**Errors**: MAPE is the mean, *median* the median of |predicted / measured - 1|; "
             "*bias* is the median of predicted / measured.",
-            "**Rows**: each pair of values counts once, with its labels repaired by rule. Where "
-            "NVIDIA's files repeat a run with rounded values, both count, as in others' errors.",
+            "**Rows**: each pair of values counts once, with its labels repaired by rule: "
+            "parallelism that two dumps multiply, and parallelism that launch scripts chose "
+            "without the label knowing (calibration/runs/labels.py, scripted.csv). Where NVIDIA's "
+            "files repeat a run with rounded values, both count, as in others' errors.",
             "**Anchored**: one TTFT and one TPOT factor per sweep from its runs with up to 8 "
             "requests in flight, scored at 16 and more. It shows how well growing load is "
             "modelled, and is no forecast.",

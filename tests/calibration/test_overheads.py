@@ -32,7 +32,7 @@ RUN = SiliconRun(
     id="run",
     source="inferencex-2026-04-06",
     aggregated=True,
-    engine="trtllm",
+    engine="sglang",
     version="0.19.0",
     image="",
     model="openai/gpt-oss-120b",
@@ -103,7 +103,7 @@ def no_prior(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_prior")
 def test_constants_are_recovered_exactly() -> None:
     found = fit(_measured(_runs()), _simulate, {})
-    constants = found["all"]["trtllm"]
+    constants = found["all"]["sglang"]
     assert constants == pytest.approx(TRUTH, rel=2e-3)
 
 
@@ -114,8 +114,8 @@ def test_a_fold_knows_nothing_of_the_model_it_leaves_out() -> None:
         replace(run, ttft_s=run.ttft_s * 5.0) if "gpt-oss" in run.model else run for run in runs
     ]
     found = fit(wrong, _simulate, {})
-    assert found["model:gpt-oss-120b"]["trtllm"] == pytest.approx(TRUTH, rel=5e-3)
-    assert found["all"]["trtllm"] != pytest.approx(TRUTH, rel=5e-3)
+    assert found["model:gpt-oss-120b"]["sglang"] == pytest.approx(TRUTH, rel=5e-3)
+    assert found["all"]["sglang"] != pytest.approx(TRUTH, rel=5e-3)
 
 
 def test_a_number_that_no_run_tells_stays_at_its_guess() -> None:
@@ -125,13 +125,13 @@ def test_a_number_that_no_run_tells_stays_at_its_guess() -> None:
         return _simulate([(run, {**overhead, "launch_s": 0.0}) for run, overhead in asked])
 
     guess = next(p.start for p in PARAMETERS if p.name == "launch_s")
-    found = fit(_measured(_runs()), blind, {"trtllm": {"launch_s": guess + 30e-6}})
-    assert found["all"]["trtllm"]["launch_s"] == pytest.approx(guess, rel=1e-3)
+    found = fit(_measured(_runs()), blind, {"sglang": {"launch_s": guess + 30e-6}})
+    assert found["all"]["sglang"]["launch_s"] == pytest.approx(guess, rel=1e-3)
 
 
 def test_constants_stay_within_their_bounds() -> None:
     runs = [replace(run, ttft_s=1e-6, tpot_s=1e-6) for run in _measured(_runs())]
-    constants = fit(runs, _simulate, {})["all"]["trtllm"]
+    constants = fit(runs, _simulate, {})["all"]["sglang"]
     for parameter in PARAMETERS:
         assert parameter.low <= constants[parameter.name] <= parameter.high
 
@@ -148,9 +148,9 @@ def test_what_an_engine_does_not_wait_for_is_not_fitted() -> None:
 
 def test_a_fold_without_runs_of_an_engine_has_nothing_of_it() -> None:
     runs = _measured(_runs())
-    other = replace(RUN, row=99, engine="sglang", model="openai/gpt-oss-120b")
+    other = replace(RUN, row=99, engine="trtllm", model="openai/gpt-oss-120b")
     found = fit([*runs, *_measured([other])], _simulate, {})
-    assert set(found["model:gpt-oss-120b"]) == {"trtllm"}
+    assert set(found["model:gpt-oss-120b"]) == {"sglang"}
     assert set(found["model:kimi-k2.5"]) == {"sglang", "trtllm"}
 
 
@@ -174,8 +174,8 @@ def test_folds_and_what_they_leave_out() -> None:
 
 
 def test_constants_are_fields_of_the_profile(tmp_path: Path) -> None:
-    write_overheads({"all": {"trtllm": TRUTH}}, tmp_path / "fitted.json")
-    fields = read_overheads(tmp_path / "fitted.json")["all"]["trtllm"]
+    write_overheads({"all": {"sglang": TRUTH}}, tmp_path / "fitted.json")
+    fields = read_overheads(tmp_path / "fitted.json")["all"]["sglang"]
     profile = OverheadProfile(step_s=0.0, request_s=0.0, **fields)
     assert profile.launch_s == 6e-5
     assert profile.prefill_ratio == 1.3
@@ -190,7 +190,8 @@ def test_without_anything_to_go_by_every_number_is_its_guess() -> None:
         return np.array([(run.ttft_s * 1.3, run.tpot_s * 0.8) for run, _ in asked])
 
     elsewhere = {p.name: p.start + 0.6 * p.step for p in PARAMETERS}
-    for engine, fixed in (("trtllm", {}), ("sglang", {}), ("vllm", {"launch_s": 0.0})):
+    for engine in ENGINES:
+        fixed = UNFITTED.get(engine, {})
         runs = [replace(run, engine=engine) for run in _measured(_runs()[:6])]
         found = fit(runs, constant, {engine: elsewhere})
         for fold in ("all", "model:kimi-k2.5", "gpu:h200_sxm"):
@@ -211,7 +212,7 @@ def test_runs_weigh_against_the_guess_as_their_times_move(count: int) -> None:
             steps = np.array([(of["launch_s"] - told) / launch.step for _, of in asked])
             return np.exp(slope * np.stack([steps, steps], axis=1))
 
-        found = fit([replace(RUN, row=at) for at in range(count)], linear, {})["all"]["trtllm"]
+        found = fit([replace(RUN, row=at) for at in range(count)], linear, {})["all"]["sglang"]
         weight = (slope / overheads.PRIOR_LOG) ** 2
         expected = launch.start + launch.step * weight / (1.0 + weight)
         assert found.pop("launch_s") == pytest.approx(expected, rel=2e-3)

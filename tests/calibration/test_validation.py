@@ -164,6 +164,26 @@ def test_documents(found: Validation) -> None:
     assert "default-src 'none'" in page
 
 
+def test_a_chart_s_title_is_about_what_it_draws(found: Validation) -> None:
+    """Of ten runs at concurrency 4 the peer predicts those that we double; the others, of another
+    model, only the caption may mention."""
+    ours, others = "MiniMaxAI/MiniMax-M2.5", "openai/gpt-oss-120b"
+    runs = [
+        replace(SIX[0], id=f"{i}", row=i, model=ours if i < 5 else others, ttft_s=1.0 + i)
+        for i in range(10)
+    ]
+    factor = {ours: 2.0, others: 0.5}
+    blind = {r.id: Outcome((r.ttft_s * factor[r.model], r.tpot_s), "", (), 0.1) for r in runs}
+    peer = {r.id: (r.ttft_s * 3.0, r.tpot_s * 2.0) for r in runs[:5]}
+    _, bands, models = figures_of(Validation(label_runs(runs), {"blind": blind}, peer))
+    assert "from 2.00 to 2.00" in bands.title
+    assert models.title.startswith("Median error of 1 models below AIC's: TPOT in 1, TTFT in 1")
+    assert models.caption.endswith("Not among them: gpt-oss-120b.")
+    _, bands, models = figures_of(Validation(label_runs(runs), {"blind": blind}, None))
+    assert "from 1.25 to 1.25" in bands.title
+    assert "Not among them" not in models.caption
+
+
 def test_nothing_predicted_is_still_a_document() -> None:
     validation = Validation(label_runs(SIX), {"blind": outcomes({})})
     document = blocks(figures(validation), figures_of(validation))
