@@ -87,12 +87,14 @@ def price(
 
 def _put(state: State, parts: list[tuple[int, int, int, int]]) -> None:
     """Put requests into the first batch: (rank, new tokens, computed before, prompt)."""
-    for r, (d, n, before, _) in enumerate(parts):
+    for r, (d, n, before, prompt) in enumerate(parts):
         i = int(state.batch_size[0, 0, d])
         state.batch_request[0, 0, d, i] = r
         state.batch_tokens[0, 0, d, i] = n
         state.batch_size[0, 0, d] = i + 1
         state.requests[r]["computed"] = before + n
+        # What is computed beyond the newest output token would be drafts.
+        state.requests[r]["generated"] = max(0, before + n - prompt)
 
 
 def _demand(prompt_tokens: NDArray[np.int32]) -> Demand:
