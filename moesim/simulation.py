@@ -26,7 +26,8 @@ from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.provenance import run_notes
 from moesim.results import RawRun, Result
-from moesim.routing.source import open_routing
+from moesim.routing.coverage import Pool
+from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.averages import average_experts
 from moesim.sim.background import start_background
@@ -148,6 +149,9 @@ def simulate(
     env.run()
     fleet.finish()
 
+    if wired.pool is not None:
+        routed = int((demand.prompt_tokens.astype(np.int64) + demand.output_tokens).sum())
+        notes += wired.pool.notes(routed, _most_in_flight(state.requests))
     failed = int((state.requests["status"] == FAILED).sum())
     if failed:
         notes.append(
@@ -209,6 +213,7 @@ class Wired:
     costs: Costs
     routes: Routes
     notes: tuple[str, ...]
+    pool: Pool | None = None  # of a trace that somebody gave; None where routing is generated
 
 
 def wire(
@@ -230,9 +235,11 @@ def wire(
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
     compiled_costs = build_costs(costs, placement.slots, graphs)
+    given = scenario.routing.trace not in GENERATED
     if scenario.routing.mode == "replay":
         routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains)
-        return Wired(compiled_costs, routes, tuple(notes))
+        pool = Pool.of(trace, domains) if given else None
+        return Wired(compiled_costs, routes, tuple(notes), pool)
     ranks = deployment.sharding.attention_dp
     average = average_experts(
         place_rows(ids_TLK, placement),
@@ -242,7 +249,8 @@ def wire(
         stream(scenario.seed, "averaged routing"),
     )
     said = "routing: averaged over batches of each size, no variance from it"
-    return Wired(compiled_costs._replace(average=average), no_routes(), (*notes, said))
+    pool = Pool.of(trace) if given else None
+    return Wired(compiled_costs._replace(average=average), no_routes(), (*notes, said), pool)
 
 
 def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scenario:
@@ -252,6 +260,14 @@ def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scena
     if isinstance(scenario, Mapping):
         return Scenario.parse(dict(scenario))
     return load_scenario(scenario)
+
+
+def _most_in_flight(requests: NDArray[Any]) -> int:
+    """The most requests between their first step and their end at one moment."""
+    start_s, finish_s = (np.sort(requests[name]) for name in ("scheduled_s", "finish_s"))
+    start_s = start_s[~np.isnan(start_s)]
+    begun = np.arange(1, start_s.size + 1)
+    return int((begun - np.searchsorted(finish_s, start_s, side="right")).max(initial=0))
 
 
 def _whole_prompts(scenario: Scenario, rules: Mapping[str, int | float]) -> str:

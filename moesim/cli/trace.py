@@ -13,6 +13,7 @@ from moesim.cli.output import (
     check_file,
     console,
     print_json,
+    print_notes,
     print_table,
     progress,
 )
@@ -109,6 +110,7 @@ def import_trace(
     expert statistics, llama.cpp's imatrix, CSV, JSON of public collections, and .npz.
     """
     from moesim.routing.importers import about_model, import_recording
+    from moesim.routing.recording import layers_note
 
     check_file(out, "--out")
     about = about_model(
@@ -124,6 +126,8 @@ def import_trace(
     made, found = import_recording(files, about, format_name)
     print(f"Recognised {found.name}: {found.title}")
     _save_recording(made, out)
+    if note := layers_note(len(made.layers_L), about):
+        print_notes(console(), [note])
 
 
 @app.command("synth")

@@ -120,14 +120,18 @@ def compare(
         parts = [(path.stem, open_trace(path)) for path in traces]
     studies = [_studied(part, name, ranks, batch) for name, part in parts]
     _write(report, studies)
-    shifts = _shifts(studies)
+    shifts, dropped = _shifts(studies)
     if as_json:
         from moesim.routing.summary import shift_summary, summary
 
         told = {"traces": [summary(each) for each in studies]}
-        print_json(told | {"shift": [shift_summary(shift) for shift in shifts]})
+        shown = [shift_summary(shift) for shift in shifts]
+        print_json(told | {"shift": shown, "not_compared": dropped})
         return
     _print_comparison(studies, shifts)
+    print_notes(
+        console(), (f"{reason}: where the load falls cannot be compared" for reason in dropped)
+    )
     if report is not None:
         print(f"Wrote {report}")
 
@@ -139,12 +143,19 @@ def _studied(trace: Any, name: str, ranks: int, batch: int) -> TraceStudy:
         return study(trace, one_line(name), ranks, batch, tell)
 
 
-def _shifts(studies: Sequence[TraceStudy]) -> list[Shift]:
-    from moesim.routing.shift import comparable, measure_shift
+def _shifts(studies: Sequence[TraceStudy]) -> tuple[list[Shift], list[str]]:
+    """Of the later traces from the first, and why some have none."""
+    from moesim.routing.shift import measure_shift, unlike
 
     first = studies[0].workload
     later = [study.workload for study in studies[1:]]
-    return [measure_shift(first, each) for each in later if comparable(first, each)]
+    reasons = [unlike(first, each) for each in later]
+    found = [
+        measure_shift(first, each)
+        for each, reason in zip(later, reasons, strict=True)
+        if not reason
+    ]
+    return found, [reason for reason in reasons if reason]
 
 
 def _write(report: Path | None, studies: Sequence[TraceStudy]) -> None:
@@ -288,8 +299,5 @@ def _print_comparison(studies: Sequence[TraceStudy], shifts: Sequence[Shift]) ->
     ]
     print_table(out, ["mean over layers", *names], rows)
     _print_shifts(out, shifts)
-    if len(shifts) < len(studies) - 1:
-        unlike = "Other experts or no common layer: where the load falls cannot be compared."
-        print_notes(out, [unlike])
     for name, study in zip(names, studies, strict=True):
         print_notes(out, [f"{name}: {note}" for note in study.notes])

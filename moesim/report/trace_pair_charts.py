@@ -16,7 +16,7 @@ from moesim.report import theme, trace_words
 from moesim.report.figure import Figure, data, without
 from moesim.report.trace_lines import CHANCE, DASHED, REAL, SOLID, Axis, Kind, lines, points
 from moesim.report.trace_words import Studies, trace_labels
-from moesim.routing.shift import Shift, comparable, measure_shift
+from moesim.routing.shift import Shift, measure_shift, unlike
 from moesim.routing.study import TraceStudy
 from moesim.routing.summary import by_layer
 
@@ -195,12 +195,10 @@ def shift_by_layer(studies: Studies) -> Figure:
     names = trace_labels(studies)
     figure = Figure("trace-shift", "", "", None)
     first = studies[0].workload
-    if not all(comparable(first, study.workload) for study in studies[1:]):
-        return without(
-            figure,
-            "The traces have other experts or no layer in common, so where their load falls "
-            "cannot be compared; their curves can.",
-        )
+    reasons = [reason for study in studies[1:] if (reason := unlike(first, study.workload))]
+    if reasons:
+        said = f"{reasons[0]}, so where their load falls cannot be compared; their curves can."
+        return without(figure, said[0].upper() + said[1:])
     kinds = {"between traces": Kind(REAL, SOLID), "halves of one trace": Kind(CHANCE, DASHED)}
     blocks = []
     for name, study in zip(names[1:], studies[1:], strict=True):

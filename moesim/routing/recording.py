@@ -196,6 +196,17 @@ def _moe_rows(
     return rows, rows
 
 
+def layers_note(layers: int, about: About) -> str:
+    """What is odd about a recording of so many layers; empty where they are the model's."""
+    if not about.moe_layers or layers in (len(about.moe_layers), about.layers):
+        return ""
+    recorded = "1 layer" if layers == 1 else f"{layers} layers"
+    return (
+        f"{recorded} recorded, but {about.model} has {len(about.moe_layers)} MoE layers of "
+        f"{about.layers}: a run maps them by relative depth; is a part missing?"
+    )
+
+
 def _recorded(number: int, one: Recorded, rows: list[int]) -> Recorded:
     """The sequence's MoE layers, without the tokens at either end that were not recorded."""
     ids_TLK = one.ids_TLK if len(rows) == one.ids_TLK.shape[1] else one.ids_TLK[:, rows]

@@ -34,6 +34,7 @@ class Workload:
     """
 
     name: str
+    model: str
     layers_L: NDArray[np.int32]
     counts_HLE: NDArray[np.int64]
     sequences: int
@@ -56,7 +57,7 @@ class Workload:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """Total variation by common layer, and the mean split-half noise of the two workloads."""
+    """Total variation by layer, and the mean split-half noise of the two workloads."""
 
     first: str
     second: str
@@ -121,31 +122,47 @@ def _sharded(
     counts_GLE = grouped_counts(trace.ids_TLK, group_T, len(names) * SHARDS, trace.experts)
     counts_DHLE = counts_GLE.reshape(len(names), SHARDS, trace.layers, trace.experts)
     return tuple(
-        Workload(name, trace.layers_L, counts_HLE, len(sequences), len(sequences) >= SHARDS)
+        Workload(
+            name,
+            trace.model,
+            trace.layers_L,
+            counts_HLE,
+            len(sequences),
+            len(sequences) >= SHARDS,
+        )
         for name, counts_HLE, sequences in zip(names, counts_DHLE, members, strict=True)
     )
 
 
 def comparable(first: Workload, second: Workload) -> bool:
-    """Whether both have the same number of experts and a layer in common."""
-    alike = first.counts_HLE.shape[-1] == second.counts_HLE.shape[-1]
-    return alike and len(np.intersect1d(first.layers_L, second.layers_L)) > 0
+    """Whether both are of one model: its name, its experts and its layers."""
+    return not unlike(first, second)
+
+
+def unlike(first: Workload, second: Workload) -> str:
+    """Why the loads of two workloads cannot be compared; empty where they can.
+
+    Expert 3 of one model is not expert 3 of another, whatever their numbers.
+    """
+    if first.model != second.model:
+        return f"{second.name} is of another model ({second.model}, not {first.model})"
+    if first.counts_HLE.shape[-1] != second.counts_HLE.shape[-1]:
+        return f"{second.name} has another number of experts"
+    if not np.array_equal(first.layers_L, second.layers_L):
+        return f"{second.name} has other layers"
+    return ""
 
 
 def measure_shift(first: Workload, second: Workload) -> Shift:
-    """Distance on the layers that both have; InputError unless they are comparable."""
-    if not comparable(first, second):
-        rule = f"must have the experts of {first.name} and a layer in common with it"
-        raise InputError(second.name, rule)
-    common, in_first, in_second = np.intersect1d(
-        first.layers_L, second.layers_L, return_indices=True
-    )
+    """Distance by layer; InputError unless both are of one model."""
+    if reason := unlike(first, second):
+        raise InputError(second.name, f"must be comparable with {first.name}: {reason}")
     return Shift(
         first.name,
         second.name,
-        common.astype(np.int32),
-        total_variation(first.counts_LE[in_first], second.counts_LE[in_second]),
-        (first.noise_L()[in_first] + second.noise_L()[in_second]) / 2,
+        first.layers_L,
+        total_variation(first.counts_LE, second.counts_LE),
+        (first.noise_L() + second.noise_L()) / 2,
     )
 
 

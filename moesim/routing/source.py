@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.architecture import MoEModel
+from moesim.routing.coverage import phase_notes
 from moesim.routing.fit import fit_to_model, ids_for_model
 from moesim.routing.profiles import default_trace
 from moesim.routing.shipped import open_trace
@@ -37,6 +38,7 @@ def open_routing(
         return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
     opened = open_trace(trace, "routing.trace")
     layer_map, notes = fit_to_model(opened, model)
+    notes = (*notes, *phase_notes(opened))
     if "synthetic" in opened.model or "profile" in opened.provenance:
         notes = (*notes, "routing: a synthetic trace, not recorded from a real router")
     return opened, ids_for_model(opened, layer_map), notes

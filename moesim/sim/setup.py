@@ -12,6 +12,7 @@ from moesim.costs.step import StepCosts
 from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
+from moesim.routing.coverage import usable_sequences
 from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import COSTS, LAYERED, LOW_LATENCY, NORMAL, Averages, Costs, Work
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
@@ -229,10 +230,9 @@ def build_routes(
     first = trace.sequence_start_S1[:-1].astype(np.int64)
     rows = np.diff(trace.sequence_start_S1).astype(np.int64)
     prompt = trace.prompt_tokens_S.astype(np.int64)
-    usable = (prompt > 0) & (prompt < rows)
+    usable = usable_sequences(trace)
     prompt_piece, decode_piece = (first, prompt), (first + prompt, rows - prompt)
-    if not usable.any():  # no sequence tells prompt and output apart
-        usable = rows > 0
+    if not ((prompt > 0) & (prompt < rows)).any():  # none tells prompt and output apart
         prompt_piece, decode_piece = (first, rows), (first, rows)
     order, starts = _by_domain(trace, usable, domain_names)
     return Routes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_hostile_names_stay_text(studied: TraceStudy) -> None:
 
 def test_other_models_are_compared_by_their_curves(studied: TraceStudy) -> None:
     page = trace_page([studied, study(two_domains(experts=12), "twelve")])
+    assert "Twelve has another number of experts, so" in page
     assert "cannot be compared; their curves can" in page
     assert 'data-chart="trace-distinct"' in page
     with pytest.raises(InputError, match="must be 1 to 6"):
@@ -170,8 +172,25 @@ def test_compare_finds_domains_apart_and_seeds_alike(
     assert kinds["first"] == "code"
     assert kinds["total_variation"]["mean"] > 2 * kinds["noise"]["mean"]
     text = printed(["trace", "compare", "a.safetensors", "other.safetensors"], capsys)
-    assert "cannot be compared" in text
+    assert "other has another number of experts: where the load falls cannot be compared" in text
     assert "2 of 12" in text
+
+
+def test_loads_of_another_model_are_not_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many experts do not make expert 3 of one model expert 3 of another."""
+    replace(two_domains(seed=1), model="another").save("model.safetensors")
+    replace(two_domains(seed=1), layers_L=np.array([0, 1, 7], np.int32)).save("layers.safetensors")
+    for name, why in (("model", "is of another model (another, not toy)"), ("layers", "other lay")):
+        arguments = ["trace", "compare", "a.safetensors", f"{name}.safetensors"]
+        text = printed(arguments, capsys)
+        assert f"Note: {name} " in text
+        assert why in text
+        assert "total variation of load" not in text
+        told = json.loads(printed([*arguments, "--json"], capsys))
+        assert told["shift"] == []
+        assert why in told["not_compared"][0]
 
 
 @pytest.mark.parametrize(
