@@ -154,7 +154,7 @@ SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "deployment__exchange": "deepep",
             PARALLELISM: {"attention_tp": 2, "attention_dp": 4, "expert_parallel": 4},
         },
-        ("deployment.exchange of DeepEP needs",),
+        ("deployment.exchange needs expert_parallel",),
     ),
     "placement file that is absent": (
         {"deployment__placement": {"policy": "file", "file": "absent.json"}},
