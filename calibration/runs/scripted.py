@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date
 from functools import cache
 from pathlib import Path
 
+from calibration.runs.conditions import matches, read_lines
 from calibration.runs.rows import Parallelism, SiliconRun
 
 
@@ -23,7 +22,7 @@ def scripted_parallelism(run: SiliconRun) -> Parallelism | None:
         return None
     found = None
     for line in _lines():
-        if _matches(line, run):
+        if matches(line, run):
             found = line
     if found is None:
         return None
@@ -39,24 +38,6 @@ def _reached(threshold: str, run: SiliconRun) -> bool:
     return bool(threshold) and (run.concurrency or 0) >= int(threshold)
 
 
-def _matches(line: Mapping[str, str], run: SiliconRun) -> bool:
-    for column, value in (("tp", run.parallel.tp), ("isl", run.isl), ("osl", run.osl)):
-        if line[column] and int(line[column]) != value:
-            return False
-    day = run.measured
-    if day is None or (line["since"] and day < date.fromisoformat(line["since"])):
-        return False
-    if line["until"] and day >= date.fromisoformat(line["until"]):
-        return False
-    return (
-        line["model"] in run.model
-        and line["engine"] == run.engine
-        and run.gpu.startswith(line["gpu"])
-        and line["precision"] in ("", run.precision)
-    )
-
-
 @cache
 def _lines() -> tuple[Mapping[str, str], ...]:
-    text = Path(__file__).with_name("scripted.csv").read_text(encoding="utf-8")
-    return tuple(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    return read_lines(Path(__file__).with_name("scripted.csv"))

@@ -19,41 +19,13 @@ from calibration.predict import (
     predict,
     predict_with,
 )
-from calibration.runs.rows import Parallelism, SiliconRun
 from moesim.costs.measured.kernels import version_key
 from moesim.costs.profile import load_profile
 from moesim.errors import InputError
+from tests.calibration.test_overheads import RUN as FITTED_RUN
+from tests.calibration.test_overheads import TRUTH
 
-RUN = SiliconRun(
-    row=0,
-    id="run",
-    source="inferencex-2026-04-06",
-    aggregated=True,
-    engine="vllm",
-    version="",
-    image="",
-    model="openai/gpt-oss-120b",
-    gpu="h200_sxm",
-    precision="fp4",
-    gemm_format="",
-    moe_format="w4a16_mxfp4",
-    parallel=Parallelism(1, 1, 1, 1),
-    isl=1024,
-    osl=1024,
-    concurrency=4,
-    measured=date(2026, 3, 1),
-    workflow_run="",
-    ttft_s=1.0,
-    tpot_s=1.0,
-)
-TRUTH = {
-    "prefill_ratio": 1.3,
-    "layer_s": 2e-5,
-    "prefill_step_s": 0.03,
-    "arrival_s": 0.02,
-    "arrival_token_s": 3e-6,
-    "launch_s": 6e-5,
-}
+RUN = replace(FITTED_RUN, engine="vllm", version="", measured=date(2026, 3, 1))
 DAY = timedelta(days=1)
 
 

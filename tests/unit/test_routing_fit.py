@@ -94,11 +94,12 @@ def test_a_file_is_opened_for_the_model(model: MoEModel, tmp_path: Path) -> None
     path = tmp_path / "t.safetensors"
     trace_like(24, 32, 4).save(path)
     trace, ids, notes = open_routing(str(path), None, model, 0)
-    assert (ids is trace.ids_TLK, notes) == (True, ())
+    assert ids is trace.ids_TLK
+    assert notes == ("routing: the trace has no prompts; decoded tokens stand in for them",)
     trace_like(12, 32, 4).save(path)
     trace, ids, notes = open_routing(str(path), None, model, 0)
     assert (trace.layers, ids.shape) == (12, (6, 24, 4))
-    assert len(notes) == 1
+    assert len(notes) == 2  # the map of layers, and the missing prompts
     with pytest.raises(InputError, match=r"routing\.trace must be an existing file"):
         open_routing(str(tmp_path / "nothing"), None, model, 0)
 

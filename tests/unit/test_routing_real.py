@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import routing_table
 from moesim.model import load_model
 from moesim.routing import RoutingTrace
 from moesim.routing import statistics as stats
@@ -22,14 +23,7 @@ from moesim.routing.study import study
 
 @pytest.fixture(scope="module")
 def gpt_oss(shared_data: Path) -> RoutingTrace:
-    folder = shared_data / "routing"
-    return import_npz(
-        [folder / f"gptoss_20b_ids_0{shard}.npz" for shard in range(3)],
-        model="gpt-oss-20b",
-        phase="decode",
-        index=folder / "gptoss_20b_index.json",
-        label="dataset",
-    )
+    return routing_table.gpt_oss(shared_data / "routing")
 
 
 def test_three_shards_make_one_trace(gpt_oss: RoutingTrace) -> None:

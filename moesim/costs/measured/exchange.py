@@ -66,8 +66,7 @@ def all_reduce_s(
         return nccl_s(kernels, "all_reduce", gpus, size)
     measured = kernels.find("custom_all_reduce")
     if measured is None:
-        by_nccl = kernels.find("nccl", phase="all_reduce") is not None
-        if by_nccl:
+        if kernels.find("nccl", phase="all_reduce") is not None:
             return nccl_s(kernels, "all_reduce", gpus, size)
         return _unmeasured_all_reduce(kernels, gpus, size)
     timed = _custom_all_reduce_s(kernels, measured, gpus, size, eager)
