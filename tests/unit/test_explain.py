@@ -29,6 +29,9 @@ def given(kernels: str = "measured", **overhead: float) -> Profile:
 
 LINKS = (
     "all-reduce",
+    "dispatch",
+    "combine",
+    "hops between stages",
     "waiting for the slowest attention rank",
     "waiting for the busiest expert rank",
 )
