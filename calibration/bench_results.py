@@ -74,8 +74,9 @@ class BenchResult:
 def read_bench_result(path: Path, kind: str = "auto") -> BenchResult:
     """A result from its file. Raises InputError naming the file and what is missing."""
     where = path.name
+    text = read_text(path, MAX_FILE_BYTES, "--results")
     try:
-        found = json.loads(read_text(path, MAX_FILE_BYTES, "--results"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(where, f"must be JSON: {error}") from None
     if not isinstance(found, dict):

@@ -46,8 +46,9 @@ LEAST_S = 1e-12  # what is left of a part below this is rounding
 class Row:
     """One operator of a step: `layer_s` once, `total_s` in all `layers`.
 
-    `origin` is a word of ORIGINS or `profile` (a constant of it); `light_fraction` the share of the
-    speed of light, None where there is none to compare with.
+    `origin` is a word of ORIGINS or `profile` (a constant of it); `source` names the tables, rates
+    or constants behind it; `light_fraction` is the share of the speed of light, None where there is
+    none to compare with.
     """
 
     name: str
@@ -116,9 +117,11 @@ def explain_step(
     if size.chunks:
         new = sum(n for chunks in batch.chunks for n, _ in chunks)
         prompts = sum(map(len, batch.chunks))
-        said.append(f"{new} tokens of {prompts} prompt{'s' if prompts > 1 else ''}")
+        said.append(f"{new:,} tokens of {prompts:,} prompt{'s' if prompts > 1 else ''}")
     if sum(batch.decoding):
-        said.append(f"{sum(batch.decoding)} requests decode behind {batch.kv_tokens - 1} tokens")
+        decoding = sum(batch.decoding)
+        requests = "1 request decodes" if decoding == 1 else f"{decoding:,} requests decode, each"
+        said.append(f"{requests} after {batch.kv_tokens - 1:,} tokens")
     rows = tuple(row for row in made.rows() if row.total_s > LEAST_S)
     kind = "prefill" if size.chunks else "decode"
     return ExplainedStep(kind, ", ".join(said), rows, float(step["duration_s"]))
@@ -219,7 +222,8 @@ class _Rows:
         launches = float(rates.get("attention_kernel_s", 0.0)) * self.of.model.layers
         yield self._rated("attention, launching", self.of.model.layers, launches)
         waiting = float(self.step["attention_imbalance_s"])
-        yield self._rated("waiting for the slowest attention rank", 1, waiting)
+        row = self._rated("waiting for the slowest attention rank", 1, waiting)
+        yield replace(row, source="the slowest rank's attention less the mean rank's, above")
 
     def _experts(self) -> Iterator[Row]:
         layers = len(self.of.model.moe_layers)
@@ -235,8 +239,13 @@ class _Rows:
             row = replace(self._rated(EXPERTS, layers, seconds), light_fraction=fraction)
         yield row
         waiting = float(self.step["expert_imbalance_s"])
-        yield replace(row, name="waiting for the busiest expert rank", total_s=waiting,
-                      light_fraction=None)  # fmt: skip
+        yield replace(
+            row,
+            name="waiting for the busiest expert rank",
+            total_s=waiting,
+            source="the busiest rank's experts less the mean rank's, above",
+            light_fraction=None,
+        )
 
     def _expert_light_s(self) -> float:
         """Mean over ranks, summed over layers; 0 where routing is averaged."""
@@ -273,8 +282,8 @@ class _Rows:
                 fraction,
             )
         else:
-            yield self._rated("all-reduce", self.of.model.layers, reduced)
-        yield self._rated(
+            yield self._linked("all-reduce", self.of.model.layers, reduced)
+        yield self._linked(
             "hops between stages", self.of.sharding.pipeline - 1, float(self.step["pipeline_s"])
         )
 
@@ -288,24 +297,47 @@ class _Rows:
                       overhead.request_s * self.size.requests))  # fmt: skip
         if operators is not None:
             named.append(("kernels without a table, each layer", layers, overhead.layer_s * layers))
-            reduces = operators.norm_reduces
-            named.append(("all-reduce of norms", reduces, operators.norm_reduce_s()))
+            if reduce := operators.norm_reduce():
+                reduces, seconds = operators.norm_reduces, operators.norm_reduce_s()
+                left -= seconds
+                yield Row(
+                    "all-reduce of norms", reduces, seconds, reduce.worst_origin, reduce.source
+                )
         if self.size.chunks:
             named.append(("engine, each step with prompts", 1, overhead.prefill_step_s))
         for name, count, seconds in named:
             left -= seconds
-            yield Row(name, count, seconds, "profile", self.of.profile.label)
-        yield Row("launching kernels one by one", 1, left, "profile", self.of.profile.label)
+            yield Row(name, count, seconds, "profile", self._constants())
+        yield Row("launching kernels one by one", 1, left, "profile", self._constants())
+
+    def _constants(self) -> str:
+        """Where the profile's times of the engine come from."""
+        label = self.of.profile.label
+        measured = self.of.profile.kernels == "measured"
+        return f"constants fitted on measured runs ({label})" if measured else label
 
     def _exchanged(self, name: str, layers: int, seconds: float) -> Row:
         """By the law of a library, or by a measured table that scales it."""
         exchange = self.exchange[self.kind]
         if exchange in PLAIN:
-            return self._rated(name, layers, seconds)
+            return self._linked(name, layers, seconds)
         law = load_law(exchange, name)
         if (self.costs.exchange_ratio[self.kind] != 1.0).any():
             return Row(name, layers, seconds, ORIGINS[INTERPOLATED], f"{exchange}: kernel tables")
         return Row(name, layers, seconds, ORIGINS[FITTED], f"{exchange}: law of {law.date}")
 
     def _rated(self, name: str, layers: int, seconds: float) -> Row:
-        return Row(name, layers, seconds, ORIGINS[ROOFLINE], self.of.profile.label)
+        """What no table times, whatever the profile says of other operators."""
+        profile = self.of.profile
+        assumed = "datasheet rates x assumed fractions"
+        source = assumed if profile.kernels == "measured" else profile.label
+        return Row(name, layers, seconds, ORIGINS[ROOFLINE], source)
+
+    def _linked(self, name: str, layers: int, seconds: float) -> Row:
+        """What goes over the links that a stage of the deployment spans."""
+        cluster, gpus = self.of.cluster, self.of.sharding.gpus
+        links = [cluster.scale_up.name]
+        if gpus > cluster.scale_up_domain:
+            links.append(cluster.scale_out.name)
+        source = f"datasheet rates of {' and '.join(links)} x reached fractions"
+        return Row(name, layers, seconds, ORIGINS[ROOFLINE], source)

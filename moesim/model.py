@@ -72,7 +72,11 @@ def load_model(name_or_path: str) -> MoEModel:
         return _from_preset(name)
     if _exists(given):
         path = Path(given)
-        return _from_file(path / "config.json" if path.is_dir() else path)
+        try:
+            return _from_file(path / "config.json" if path.is_dir() else path)
+        except InputError as error:
+            rule, value, hint = error.rule, error.value, error.hint
+            raise InputError(f"model {error.field}", rule, value, hint) from None
     for preset in names:
         if name in _aliases(preset):
             return _from_preset(preset)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# Fewer requests than this say nothing about whether a run could have settled.
+# Fewer requests than this say nothing about whether a run could have settled (they can be short).
 MANY_REQUESTS = 100
 # A larger share of the run after its last arrival is worth a note.
 LONG_DRAIN = 0.2
@@ -80,13 +80,13 @@ class Result:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """Everything to know before believing the numbers, run length included."""
-        return (*self.labels, *self._length_notes())
+        return (*self._length_notes(), *self.labels)  # what makes figures void comes first
 
     def _length_notes(self) -> tuple[str, ...]:
         """Whether an open-loop run was long enough, and could have settled at all."""
         arrivals = self.scenario.workload.arrivals
         table = self.requests
-        if isinstance(arrivals, ClosedLoop | AllAtOnce) or len(table) < MANY_REQUESTS:
+        if isinstance(arrivals, ClosedLoop | AllAtOnce):
             return ()
         notes = []
         arrival_s = np.sort(table["arrival_s"].dropna().to_numpy())
@@ -95,7 +95,7 @@ class Result:
             return ()
         ends = arrival_s[[len(arrival_s) // 2, -1]]
         halfway, last = np.searchsorted(arrival_s, ends) - np.searchsorted(finish_s, ends)
-        if last > 1.5 * halfway + 10:
+        if len(table) >= MANY_REQUESTS and last > 1.5 * halfway + 10:
             notes.append(
                 f"overload: {last} requests were under way at the last arrival, {halfway} halfway "
                 "there; a longer run would be slower still"

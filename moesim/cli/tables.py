@@ -40,10 +40,13 @@ def print_run(result: Result) -> None:
 
 def print_explanation(steps: Sequence[ExplainedStep]) -> None:
     """Typical steps by operator: time, share, provenance, share of the speed of light."""
+    from rich.text import Text
+
     from moesim.report.words import percent, significant
 
     out = console()
     header = ["", "layers", "us each", "ms", "share", "origin", "of light", "source"]
+    sources = list(dict.fromkeys(row.source for step in steps for row in step.rows))
     for step in steps:
         out.print(one_line(f"A typical {step.kind} step: {step.batch}."), style="bold")
         rows = [
@@ -55,12 +58,15 @@ def print_explanation(steps: Sequence[ExplainedStep]) -> None:
                 percent(row.total_s / step.total_s),
                 row.origin,
                 NOTHING if row.light_fraction is None else percent(row.light_fraction),
-                row.source,
+                f"[{sources.index(row.source) + 1}]",
             ]
             for row in step.rows
         ]
         whole = ["step", "", "", significant(step.total_s * 1e3, 3), percent(1.0), "", "", ""]
         print_table(out, header, [*rows, whole])
+    for number, source in enumerate(sources, start=1):
+        out.print(Text(f"[{number}] {one_line(source)}"), soft_wrap=True)
+    out.print()
 
 
 def _latency_rows(summary: Mapping[str, Any]) -> Iterable[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -112,7 +113,7 @@ def import_trace(
     from moesim.routing.importers import about_model, import_recording
     from moesim.routing.recording import layers_note
 
-    check_file(out, "--out")
+    _check_recording_name(out, files)
     about = about_model(
         model,
         phase=None if phase is None else phase.value,
@@ -295,6 +296,18 @@ def _save_recording(made: Recording, out: Path) -> None:
         print(f"Next: moesim trace synth --model {made.model} --marginals {out} --out FILE")
     else:
         _print_written(made, out)
+
+
+def _check_recording_name(out: Path, files: Sequence[Path]) -> None:
+    """What can be said of --out before anything is read."""
+    from moesim.errors import InputError
+
+    if out.resolve() in {file.resolve() for file in files}:
+        raise InputError("--out", "must not be a file that is read", str(out))
+    if out.suffix not in (".safetensors", ".json"):
+        rule = "must end in .safetensors, or in .json where the files hold counts only"
+        raise InputError("--out", rule, str(out))
+    check_file(out, "--out")
 
 
 def _check_trace_name(out: Path) -> None:

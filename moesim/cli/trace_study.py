@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from moesim.routing.shift import Shift
     from moesim.routing.study import TraceStudy
+    from moesim.routing.trace import RoutingTrace
 
 MOST_COMPARED = 6
+DEFAULT_RANKS = 8
 SHOWN_SIZES = (1, 8, 64, 512, 2048)
 MOST_DOMAINS, MOST_SHIFTS = 20, 10
 NOTHING = "-"
@@ -32,7 +34,12 @@ TraceArgument = Annotated[
     ),
 ]
 RanksOption = Annotated[
-    int, typer.Option(min=1, help="Expert-parallel ranks that the imbalance is measured on.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Expert-parallel ranks that the imbalance is measured on; 8 by default.",
+        show_default=False,
+    ),
 ]
 BatchOption = Annotated[
     int, typer.Option(min=1, max=65_536, help="Tokens of a step, over all ranks.")
@@ -41,7 +48,7 @@ BatchOption = Annotated[
 
 def info(
     trace: TraceArgument,
-    ranks: RanksOption = 8,
+    ranks: RanksOption = None,
     batch: BatchOption = 64,
     domain: Annotated[
         list[str] | None,
@@ -65,7 +72,7 @@ def info(
     check_file(report, "--report")
     opened = of_domains(open_trace(trace), domain or ())
     name = trace.stem if not domain else f"{trace.stem}: {', '.join(domain)}"
-    found = _studied(opened, name, ranks, batch)
+    found = _studied(opened, name, _checked(ranks, [opened]), batch)
     _write(report, [found])
     if as_json:
         from moesim.routing.summary import summary
@@ -94,7 +101,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    ranks: RanksOption = 8,
+    ranks: RanksOption = None,
     batch: BatchOption = 64,
     as_json: JsonOption = False,
     report: ReportOption = None,
@@ -118,7 +125,8 @@ def compare(
         parts = [(name, of_domains(opened, [name])) for name in domain]
     else:
         parts = [(path.stem, open_trace(path)) for path in traces]
-    studies = [_studied(part, name, ranks, batch) for name, part in parts]
+    asked = _checked(ranks, [part for _, part in parts])
+    studies = [_studied(part, name, asked, batch) for name, part in parts]
     _write(report, studies)
     shifts, dropped = _shifts(studies)
     if as_json:
@@ -134,6 +142,16 @@ def compare(
     )
     if report is not None:
         print(f"Wrote {report}")
+
+
+def _checked(ranks: int | None, traces: Sequence[RoutingTrace]) -> int:
+    """The ranks that were asked for; the default need not suit every trace, and a note says so."""
+    if ranks is None:
+        return DEFAULT_RANKS
+    for trace in traces:
+        if trace.experts % ranks:
+            raise InputError("--ranks", f"must divide the trace's {trace.experts} experts", ranks)
+    return ranks
 
 
 def _studied(trace: Any, name: str, ranks: int, batch: int) -> TraceStudy:

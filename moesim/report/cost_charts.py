@@ -10,7 +10,7 @@ import pandas as pd
 
 from moesim.report import theme, words
 from moesim.report.figure import Figure, by_deployment, data, without
-from moesim.report.source import ReportedResult, labels
+from moesim.report.source import ReportedResult, chart_labels, labels
 from moesim.units import GB
 
 SMALL_SHARE = 0.01
@@ -51,7 +51,7 @@ def memory(results: Sequence[ReportedResult]) -> Figure:
     )
     records = [
         {"deployment": name, "part": part, "gigabytes": size / GB, "order": position}
-        for name, result in zip(labels(results), results, strict=True)
+        for name, result in zip(chart_labels(results), results, strict=True)
         for position, (part, size) in enumerate(memory_parts(result.memory))
     ]
     if not records:
@@ -74,7 +74,7 @@ def memory(results: Sequence[ReportedResult]) -> Figure:
             ),
             y=alt.Y(
                 "deployment:N",
-                sort=None,
+                sort=chart_labels(results),
                 title=None,
                 axis=alt.Axis(labels=several, ticks=False, domain=False, labelLimit=300),
             ),
@@ -125,7 +125,7 @@ def _memory_title(results: Sequence[ReportedResult]) -> str:
 
 def cost_and_throughput(results: Sequence[ReportedResult]) -> Figure:
     """Bars per deployment: output tokens per second per GPU, and cost per million output tokens."""
-    names = labels(results)
+    names = chart_labels(results)
     figure = Figure(
         "cost",
         words.spread(
@@ -142,10 +142,11 @@ def cost_and_throughput(results: Sequence[ReportedResult]) -> Figure:
     )
     panels: list[alt.LayerChart] = []
     for title, path, show in bars:
-        known = [(name, value) for name, value in words.each(results, *path) if value is not None]
+        values = [words.pick(result.summary, *path) for result in results]
+        known = [pair for pair in zip(names, values, strict=True) if pair[1] is not None]
         if known:
             frame = pd.DataFrame(known, columns=["deployment", "value"])
-            frame["shown"] = [show(value) for _, value in known]
+            frame["shown"] = [show(value) for value in frame["value"]]
             panels.append(_bars(frame, names, title, labelled=not panels))
     if not panels:
         return without(figure, "No request completed, so there is neither throughput nor cost.")
@@ -168,7 +169,7 @@ def _bars(frame: pd.DataFrame, names: list[str], title: str, *, labelled: bool) 
         ),
         y=alt.Y(
             "deployment:N",
-            sort=None,
+            sort=names,
             title=None,
             scale=alt.Scale(domain=names),
             axis=alt.Axis(labels=labelled, ticks=False, domain=False, labelLimit=300),

@@ -13,7 +13,7 @@ import pandas as pd
 from moesim.metrics import counted_steps, measured_window
 from moesim.report import series, theme, words
 from moesim.report.figure import Figure, by_deployment, data, without
-from moesim.report.source import ReportedResult, has_expert_ranks, is_moe, labels
+from moesim.report.source import ReportedResult, chart_labels, has_expert_ranks, is_moe, labels
 
 HEAT_WIDTH, HEAT_HEIGHT = 800, 330
 KIND_DASHES = {"decode only": [1, 0], "with prefill": [5, 3]}
@@ -31,7 +31,7 @@ def expert_heatmap(results: Sequence[ReportedResult]) -> Figure:
     )
     shown = [
         (name, result)
-        for name, result in zip(labels(results), results, strict=True)
+        for name, result in zip(chart_labels(results), results, strict=True)
         if has_expert_ranks(result)
     ]
     if not shown:
@@ -129,7 +129,7 @@ def _times(ratio: float) -> str:
 
 def imbalance(results: Sequence[ReportedResult]) -> Figure:
     """Fullest over mean rank of single steps: its distribution by kind of step, and over time."""
-    names = labels(results)
+    names = chart_labels(results)
     figure = Figure(
         "imbalance",
         _imbalance_title(results),

@@ -19,14 +19,14 @@ from moesim.report.figure import (
     value_tooltip,
     without,
 )
-from moesim.report.source import ReportedResult, labels
+from moesim.report.source import ReportedResult, chart_labels
 
 WIDTH, HEIGHT = 430, 230
 
 
 def token_gaps(results: Sequence[ReportedResult]) -> Figure:
     """Inter-token latency: histogram on a log axis, and how rare the long gaps are."""
-    names = labels(results)
+    names = chart_labels(results)
     figure = Figure(
         "itl",
         _gap_title(results),

@@ -18,7 +18,7 @@ from moesim.report.figure import (
     value_tooltip,
     without,
 )
-from moesim.report.source import ReportedResult, counted, labels
+from moesim.report.source import ReportedResult, chart_labels, counted
 
 METRICS = (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "End to end"))
 PANEL_WIDTH, PANEL_HEIGHT = 275, 230
@@ -38,7 +38,7 @@ def _long(
     """One latency column, thinned for each deployment, and the unit it is in."""
     blocks = [
         thin(counted(result)[column]).assign(deployment=name)
-        for name, result in zip(labels(results), results, strict=True)
+        for name, result in zip(chart_labels(results), results, strict=True)
     ]
     frame = pd.concat([block for block in blocks if len(block)] or blocks[:1])
     unit, size = words.time_unit(float(frame["value"].quantile(0.95)) if len(frame) else 1.0)
@@ -48,7 +48,7 @@ def _long(
 
 def latency_cdf(results: Sequence[ReportedResult]) -> Figure:
     """Cumulative share of requests over TTFT, TPOT and end-to-end latency."""
-    names = labels(results)
+    names = chart_labels(results)
     panels: list[alt.Chart] = []
     for column, metric in METRICS:
         frame, unit = _long(results, column, series.cdf)
@@ -87,13 +87,13 @@ def latency_cdf(results: Sequence[ReportedResult]) -> Figure:
 
 def percentile_curves(results: Sequence[ReportedResult]) -> Figure:
     """Latency at p50 to p99.9, with the tail spread out: the axis is -log10(1 - percentile)."""
-    names = labels(results)
+    names = chart_labels(results)
     panels: list[alt.Chart] = []
     for column, metric in METRICS:
         frame, unit = _long(results, column, series.tail)
         if frame.empty:
             continue
-        reached = float(frame["nines"].max())
+        last = max(float(frame["nines"].max()), NINES_TICKS[99])  # the title speaks of p99
         panels.append(
             alt.Chart(data(frame), width=PANEL_WIDTH, height=PANEL_HEIGHT)
             .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=18, filled=True))
@@ -101,9 +101,9 @@ def percentile_curves(results: Sequence[ReportedResult]) -> Figure:
                 x=alt.X(
                     "nines:Q",
                     title="percentile (log scale)",
-                    scale=alt.Scale(domain=[0.30103, max(reached, 1.0)], nice=False),
+                    scale=alt.Scale(domain=[0.30103, last], nice=False),
                     axis=alt.Axis(
-                        values=[t for t in NINES_TICKS.values() if t <= max(reached, 1.0) + 1e-6],
+                        values=[t for t in NINES_TICKS.values() if t <= last + 1e-6],
                         labelExpr=PERCENT_LABEL,
                     ),
                 ),

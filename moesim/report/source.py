@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_RESULTS = 6
-LABEL_LENGTH = 50
+LABEL_LENGTH, NAME_LENGTH = 50, 160
 
 
 class ReportedResult(Protocol):
@@ -55,15 +55,53 @@ def checked(results: Sequence[ReportedResult]) -> tuple[ReportedResult, ...]:
 
 
 def labels(results: Sequence[ReportedResult]) -> list[str]:
-    """A short, distinct, one-line label per result."""
+    """A distinct, one-line name per result, for titles, prose and tables: whole unless absurd."""
+    return _distinct([_cut(name, NAME_LENGTH) for name in _names(results)])
+
+
+def chart_labels(results: Sequence[ReportedResult]) -> list[str]:
+    """A short, distinct, one-line label per result, for axes and legends.
+
+    Where names are too long, the words that all begin and end with go first: what is left tells
+    variants apart. Only what is then still too long is cut.
+    """
+    names = _names(results)
+    if max(map(len, names), default=0) > LABEL_LENGTH:
+        names = _without_shared_words(names)
+    return _distinct([_cut(name, LABEL_LENGTH) for name in names])
+
+
+def _names(results: Sequence[ReportedResult]) -> list[str]:
+    joined = (" ".join(str(result.name).split()) for result in results)
+    return [name or f"run {position}" for position, name in enumerate(joined, start=1)]
+
+
+def _without_shared_words(names: Sequence[str]) -> list[str]:
+    """Names less the words at either end that all share; every name keeps a word."""
+    split = [name.split(" ") for name in names]
+    least = min(map(len, split)) - 1
+    first = _shared(split, least)
+    last = _shared([words[::-1] for words in split], least - first)
+    kept = [" ".join(words[first : len(words) - last]).strip(",;: ") for words in split]
+    return kept if len(names) > 1 and all(kept) else list(names)
+
+
+def _shared(split: Sequence[Sequence[str]], most: int) -> int:
+    """How many words all begin with, at most so many."""
+    columns = zip(*(words[:most] for words in split), strict=True)
+    alike = [len(set(column)) == 1 for column in columns]
+    return alike.index(False) if False in alike else len(alike)
+
+
+def _cut(name: str, length: int) -> str:
+    """Both ends of a name: those of variants tend to differ at their end."""
+    return name if len(name) <= length else f"{name[: length - 21]}…{name[-20:]}"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
     distinct: list[str] = []
-    for position, result in enumerate(results, start=1):
-        label = " ".join(str(result.name).split()) or f"run {position}"
-        if len(label) > LABEL_LENGTH:  # names of variants tend to differ at their end
-            label = f"{label[: LABEL_LENGTH - 21]}…{label[-20:]}"
-        if label in distinct:
-            label = f"{label} ({position})"
-        distinct.append(label)
+    for position, name in enumerate(names, start=1):
+        distinct.append(f"{name} ({position})" if name in distinct else name)
     return distinct
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moesim.report import series, theme, words
 from moesim.report.figure import Figure, by_deployment, dash_by_deployment, data, without
-from moesim.report.source import ReportedResult, labels
+from moesim.report.source import ReportedResult, chart_labels, labels
 
 PANEL_WIDTH = 930
 KINDS = ("all steps", "decode only", "with prefill")
@@ -37,7 +37,7 @@ def step_parts(results: Sequence[ReportedResult]) -> Figure:
     )
     blocks = [
         part_table(result).assign(deployment=name)
-        for name, result in zip(labels(results), results, strict=True)
+        for name, result in zip(chart_labels(results), results, strict=True)
     ]
     frame = pd.concat([block for block in blocks if len(block)] or blocks[:1])
     if frame.empty:
@@ -94,7 +94,8 @@ def _part_bars(
         title=None, labels=first, labelAnchor="start", labelOrient="top", labelFontSize=12
     )
     facet: alt.FacetChart = base.properties(height=alt.Step(22)).facet(
-        row=alt.Row("deployment:N", sort=None, header=header), spacing=14
+        row=alt.Row("deployment:N", sort=list(dict.fromkeys(frame["deployment"])), header=header),
+        spacing=14,
     )
     return facet
 
@@ -120,7 +121,7 @@ def _parts_title(results: Sequence[ReportedResult]) -> str:
 
 def over_time(results: Sequence[ReportedResult]) -> Figure:
     """Requests waiting and running, and KV use, as time averages over the run."""
-    names = labels(results)
+    names = chart_labels(results)
     warm = _warmup_end_s(results[0]) if len(results) == 1 else 0.0
     figure = Figure(
         "queue-kv",

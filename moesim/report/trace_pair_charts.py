@@ -135,8 +135,8 @@ def domain_shift(studies: Studies) -> Figure:
     caption = (
         "Total variation of the experts' loads, in percent, a mean over layers: the share of one "
         "domain's selections that would have to move for the other's load. On the diagonal: "
-        "random halves of one domain, which is the noise. A placement fitted to one domain is no "
-        "better than none on a domain that is far away; mix the domains as your traffic does."
+        "random halves of one domain, which is the noise. A placement follows the loads that it "
+        "was fitted to: mix the domains as your traffic does."
     )
     if any(not workload.whole_sequences for workload in study.domains):
         caption += " Domains of fewer than eight sequences understate their noise."

@@ -132,9 +132,10 @@ def locality_title(studies: Studies) -> str:
 
 
 def locality_caption(studies: Studies) -> str:
+    band = "" if len(studies) > 1 else " (band: least to most layer)"  # many would hide the lines
     text = (
         "The share of a token's experts that the token so many places before it also used, a mean "
-        "over layers (band: least to most layer). What remains at long distances is the subject "
+        f"over layers{band}. What remains at long distances is the subject "
         "of the sequence; the rise at short ones is the phrase."
     )
     if len(studies) > 1:

@@ -17,6 +17,7 @@ UNITS: tuple[tuple[float, str, float], ...] = (  # below this many seconds, unit
     (math.inf, "h", 3600.0),
 )
 
+ABOUT_THE_SAME = 0.015  # of a figure: less than a run's seed changes
 UNSETTLED = 0.45  # of the requests; the warm-up rule never cuts more than half
 
 ASSUMPTIONS = (
@@ -70,10 +71,13 @@ def duration(seconds: float | None, digits: int = 2) -> str:
     return f"{significant(seconds / size, digits)} {name}"
 
 
-def durations(*seconds: float) -> tuple[str, ...]:
-    """Several times in the one unit that suits the largest: ('0.42 s', '2.1 s')."""
+def durations(*seconds: float, digits: int = 3) -> tuple[str, ...]:
+    """Several times in the one unit that suits the largest: ('0.420 s', '2.10 s').
+
+    As many digits as the tables have: 99 % are not "within 370 ms" where p99 is 375 ms.
+    """
     name, size = time_unit(max(seconds)) if max(seconds) else ("s", 1.0)
-    return tuple(f"{significant(value / size)} {name}" for value in seconds)
+    return tuple(f"{significant(value / size, digits)} {name}" for value in seconds)
 
 
 def count(value: float, noun: str) -> str:
@@ -177,7 +181,7 @@ def _felt(summary: Mapping[str, Any]) -> str:
     gap, stall = pick(summary, "itl_s", "p50"), pick(summary, "itl_s", "p99")
     if gap and stall is not None:
         sentences.append(
-            f"One gap between tokens in a hundred lasts {duration(stall)} or longer, "
+            f"One gap between tokens in a hundred lasts {duration(stall, 3)} or longer, "
             f"{significant(stall / gap)} times the median gap."
         )
     half, most = pick(summary, "e2e_s", "p50"), pick(summary, "e2e_s", "p99")
@@ -250,7 +254,7 @@ def comparison(results: Sequence[ReportedResult]) -> list[str]:
 def ratio_words(ratio: float) -> str:
     """'about the same', '23 % lower', 'higher by a factor of 1.8'; `ratio` above 0."""
     way = "higher" if ratio > 1 else "lower"
-    if abs(ratio - 1) < 0.015:
+    if abs(ratio - 1) < ABOUT_THE_SAME:
         return "about the same"
     if 0.5 < ratio < 1.95:
         return f"{100 * abs(ratio - 1):.0f} % {way}"
@@ -268,11 +272,16 @@ def each(results: Sequence[ReportedResult], *path: str) -> Known:
 
 
 def spread(what: str, known: Known, show: Callable[[float], str]) -> str:
-    """'<what> ranges from 0.3 s (a) to 2.1 s (b)'; '<what> is 0.3 s for all' where it is."""
+    """'<what> ranges from 0.3 s (a) to 2.1 s (b)'; '<what> is 0.3 s for all' where it is.
+
+    Differences that `ratio_words` calls about the same are called so here as well.
+    """
     values = [(value, name) for name, value in known if value is not None]
     if not values:
         return what
     (low, least), (high, most) = min(values), max(values)
     if show(low) == show(high):
         return f"{what} is {show(low)}" + (" for all" if len(values) > 1 else "")
+    if low > 0 and high / low - 1 < ABOUT_THE_SAME:
+        return f"{what} is about the same for all, {show(low)} to {show(high)}"
     return f"{what} ranges from {show(low)} ({least}) to {show(high)} ({most})"

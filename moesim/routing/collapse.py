@@ -41,12 +41,13 @@ class Collapse:
 
 
 def find_collapse(load: Load, layers: tuple[int, ...]) -> Collapse:
-    """Findings and a plain sentence for each kind; nothing is called dead on too few tokens."""
+    """Findings and a plain sentence for each kind; none on too few tokens."""
     experts = load.counts_LE.shape[1]
     fair = load.tokens * load.top_k / experts
     decidable = fair >= DECIDABLE
     share_LE = load.counts_LE / max(1, load.tokens)
     dominates_LE = (share_LE >= DOMINATING_SHARE) & (load.relative_LE >= DOMINATING_RATIO)
+    dominates_LE &= decidable
     few_L = (load.effective_experts_L < COLLAPSED * load.top_k) & (experts > COLLAPSED * load.top_k)
 
     def findings(mark_LE: np.ndarray) -> tuple[Finding, ...]:
@@ -77,8 +78,8 @@ def _warnings(
     places = load.counts_LE.size
     if fair < DECIDABLE:
         told.append(
-            f"Too few tokens to look for dead experts: a fair share would be {fair:.0f} tokens, "
-            f"and under {DECIDABLE:.0f} an idle expert may be chance."
+            f"Too few tokens to look for dead or dominating experts: a fair share would be "
+            f"{fair:.2g} tokens, and under {DECIDABLE:.0f} an idle expert may be chance."
         )
     if dead:
         number = sum(len(finding.experts) for finding in dead)

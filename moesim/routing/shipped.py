@@ -7,9 +7,11 @@ from pathlib import Path
 
 from moesim import presets
 from moesim.errors import InputError
+from moesim.files import existing_file
 from moesim.presets import preset_names
 from moesim.routing.trace import RoutingTrace
 
+RECORDINGS = (".csv", ".gguf", ".json", ".jsonl", ".npz", ".pt", ".txt")  # what engines write
 FOLDER, ENDING = "traces", ".safetensors"
 
 
@@ -35,4 +37,17 @@ def open_trace(name_or_path: str | Path, field: str = "") -> RoutingTrace:
         shown = str(path) if field else None
         rule = f"must be an existing file or a shipped trace ({known})"
         raise InputError(field or str(path), rule, shown)
-    return RoutingTrace.open(path, field)
+    existing_file(path, float("inf"), field)
+    if path.suffix in RECORDINGS:
+        rule = "is not a trace, which is a .safetensors file"
+        raise InputError(_named(path, field), rule, hint="`moesim trace import` reads recordings")
+    try:
+        return RoutingTrace.open(path)
+    except InputError as error:
+        if not field:
+            raise
+        raise InputError(f"{field} {error.field}", error.rule, error.value, error.hint) from None
+
+
+def _named(path: Path, field: str) -> str:
+    return f"{field} {path}".strip()

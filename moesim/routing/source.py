@@ -32,7 +32,7 @@ def open_routing(
     """
     if trace == "synthetic":
         made = default_trace(model, seed, tokens)
-        return made, made.ids_TLK, (f"routing: synthetic ({made.provenance.get('profile', '')})",)
+        return made, made.ids_TLK, (_statistics_note(made.provenance.get("profile", ""), model),)
     if trace in GENERATED:
         made = _even_trace(model, tokens or EVEN_TOKENS, seed, uniform=trace == "uniform")
         return made, made.ids_TLK, (f"routing: {trace}, not that of a real router",)
@@ -42,6 +42,14 @@ def open_routing(
     if "synthetic" in opened.model or "profile" in opened.provenance:
         notes = (*notes, "routing: a synthetic trace, not recorded from a real router")
     return opened, ids_for_model(opened, layer_map), notes
+
+
+def _statistics_note(profile: str, model: MoEModel) -> str:
+    """Whose statistics a synthetic trace has."""
+    if profile == model.name:
+        return f"routing: synthetic, with the statistics of {profile}"
+    whose = "of no model in particular" if profile == "generic" else f"of {profile}"
+    return f"routing: synthetic; statistics {whose} stand in for those of {model.name}"
 
 
 def _even_trace(model: MoEModel, tokens: int, seed: int, uniform: bool) -> RoutingTrace:

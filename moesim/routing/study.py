@@ -131,7 +131,10 @@ def of_domains(trace: RoutingTrace, domains: Sequence[str]) -> RoutingTrace:
     """The sequences of these domains; all for none. InputError where nothing is left."""
     if not domains:
         return trace
-    chosen_S = trace.select(domains)
+    try:
+        chosen_S = trace.select(domains)
+    except InputError as error:  # of a scenario, where it says routing.domains
+        raise InputError("--domain", error.rule, error.value) from None
     if not len(chosen_S):
         raise InputError("--domain", "must have at least one sequence in the trace", domains[0])
     return trace.subset(chosen_S)

@@ -146,7 +146,10 @@ class Workload(Spec):
         if self.trace is not None:
             for field in ("prompt", "output", "preset", "shared_prefix"):
                 if getattr(self, field) is not None:
-                    raise broken_rule(field, "cannot be given with a trace, which says it already")
+                    raise broken_rule(
+                        field,
+                        "must be left out where workload.trace is given: the requests are its own",
+                    )
         elif self.preset is None:
             for field in ("prompt", "output"):
                 if getattr(self, field) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_run_explains_typical_steps(small: str, capsys: pytest.CaptureFixture[st
     text = printed(["run", small, "--explain"], capsys)
     assert "A typical decode step: " in text
     assert "A typical prefill step: " in text
+    assert " requests decode, each after " in text or " request decodes after " in text
+    sources = [line for line in text.splitlines() if line.startswith("[")]
+    assert sources[0].startswith("[1] ")
+    assert any("datasheet rates of nvlink4" in line for line in sources)
+    used = {int(number) for number in re.findall(r"\[(\d+)\]$", text, re.MULTILINE)}
+    assert used == set(range(1, len(sources) + 1))
+    dispatch = next(line for line in text.splitlines() if line.startswith("dispatch"))
+    assert "datasheet rates of" in sources[int(dispatch.split("[")[1].rstrip("] ")) - 1]
     data = json.loads(printed(["run", small, "--explain", "--json"], capsys))
     for step in data["explain"]:
         rows = step["rows"]

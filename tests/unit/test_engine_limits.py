@@ -180,3 +180,15 @@ def test_a_run_says_that_it_was_overloaded_and_ends_long_after_its_last_arrival(
     notes = " ".join(simulate(scenario(workload=workload)).notes)
     assert "overload: " not in notes
     assert "short run: " not in notes
+
+
+def test_a_run_of_few_requests_can_be_short_and_says_so_first() -> None:
+    workload = {
+        "arrivals": {"poisson": {"rate_per_s": 10.0}},
+        "requests": 20,
+        "prompt": {"fixed": 100},
+        "output": {"fixed": 100},
+    }
+    notes = simulate(scenario(workload=workload)).notes
+    assert notes[0].startswith("short run: ")
+    assert not any("overload" in note for note in notes)

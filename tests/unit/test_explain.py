@@ -27,6 +27,14 @@ def given(kernels: str = "measured", **overhead: float) -> Profile:
     return OWN.model_copy(update=update)
 
 
+LINKS = (
+    "all-reduce",
+    "dispatch",
+    "combine",
+    "hops between stages",
+    "waiting for the slowest attention rank",
+    "waiting for the busiest expert rank",
+)
 GIVEN = given(
     step_s=7e-4,
     request_s=3e-6,
@@ -67,7 +75,11 @@ def test_overheads_and_their_source_are_those_of_the_given_profile(result: Resul
     assert prefill["engine, each step with prompts"].total_s == of.prefill_step_s
     assert "engine, each step with prompts" not in decode
     engine = [row for step in steps for row in step.rows if row.origin == "profile"]
-    assert {row.source for row in engine} == {"given by the test"}
+    fitted = "constants fitted on measured runs (given by the test)"
+    assert {row.source for row in engine} == {fitted}
+    for step in steps:
+        for row in step.rows:  # the engine's constants say nothing of links, rates and waiting
+            assert (row.origin == "profile") == ("given by the test" in row.source), row.name
 
 
 def test_a_step_is_as_long_as_the_run_took_it(result: Result) -> None:
@@ -88,7 +100,9 @@ def test_without_it_the_scenarios_own_is_shown(result: Result) -> None:
     for step in own:
         shown = rows(step)
         assert shown["kernels without a table, each layer"].layer_s == pytest.approx(of.layer_s)
-        assert {row.source for row in step.rows if row.origin == "profile"} == {OWN.label}
+        assert {row.source for row in step.rows if row.origin == "profile"} == {
+            f"constants fitted on measured runs ({OWN.label})"
+        }
         assert "engine, each step" not in shown  # 0 s in the shipped profile
     requests = rows(by_given[0])["engine, each request"].layers
     assert by_given[0].total_s - own[0].total_s == pytest.approx(
@@ -114,7 +128,9 @@ def test_launches_are_waited_for_where_the_given_profile_says_so(result: Result)
     launch_s = 1e-3
     slow, quick = explain(result, given(launch_s=launch_s)), explain(result)
     summed(slow)
-    assert slow[0] == replace_labels(quick[0], "given by the test")
+    assert slow[0] == replace_labels(
+        quick[0], "constants fitted on measured runs (given by the test)"
+    )
     name = "launching kernels one by one"
     assert name not in rows(quick[1])
     floor_s = launches(load_model(MODEL)) * launch_s
@@ -141,5 +157,6 @@ def test_a_profile_of_rates_explains_by_rates(result: Result) -> None:
     summed(steps)
     for step in steps:
         assert not any(row.origin in ("measured", "interpolated") for row in step.rows)
-        assert {row.source for row in step.rows} == {rated.label}
+        assert {row.source for row in step.rows if row.name not in LINKS} == {rated.label}
+        assert not any(rated.label in row.source for row in step.rows if row.name in LINKS)
         assert "kernels without a table, each layer" not in rows(step)

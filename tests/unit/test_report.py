@@ -17,9 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.errors import InputError
-from moesim.report import charts, document, export, figure, page, series, words, write_report
+from moesim.report import (
+    charts,
+    document,
+    export,
+    figure,
+    page,
+    series,
+    theme,
+    words,
+    write_report,
+)
 from moesim.report.cost_charts import memory_parts
-from moesim.report.source import labels
+from moesim.report.source import chart_labels, labels
 from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
 
 KEYS = (
@@ -266,10 +276,61 @@ def test_headline_admits_failures_and_an_unsettled_run() -> None:
     assert "never settled" in text
 
 
+def named(*names: str) -> list[FakeResult]:
+    return [FakeResult(name, {}, *[None] * 8) for name in names]  # type: ignore[arg-type]
+
+
+def test_variants_keep_what_tells_them_apart() -> None:
+    """What all names share goes from charts; titles, prose and tables keep every word."""
+    base = "DeepSeek-V3 on four H200 nodes, placement by "
+    names = [f"{base}EPLB with 32 redundant experts", f"{base}greedy with 32 redundant experts"]
+    assert labels(named(*names)) == names
+    assert chart_labels(named(*names)) == ["EPLB", "greedy"]
+    assert chart_labels(named("one node", "two nodes")) == ["one node", "two nodes"]
+    same = ["the same words " * 5] * 2  # each keeps a word, and then its number
+    assert chart_labels(named(*same)) == ["words", "words (2)"]
+    extended = [base + "x", base + "x and y"]
+    assert chart_labels(named(*extended)) == ["x", "x and y"]
+
+
+def test_a_small_difference_is_no_finding() -> None:
+    known = [("a", 52.50), ("b", 52.59)]
+    told = words.spread("The cost", known, words.money)
+    assert told == "The cost is about the same for all, $52.50 to $52.59"
+    told = words.spread("The cost", [("a", 52.5), ("b", 54.0)], words.money)
+    assert told == "The cost ranges from $52.50 (a) to $54.00 (b)"
+    assert words.spread("The cost", [("a", 52.5)] * 2, words.money) == "The cost is $52.50 for all"
+
+
+def test_prose_never_promises_less_than_the_table() -> None:
+    assert words.durations(0.1234, 0.375) == ("123 ms", "375 ms")
+
+
+def test_legends_name_no_kind_of_exchange() -> None:
+    """The engine may gather and scatter: dispatch and combine are not always all-to-all."""
+    assert not any("(" in name for name, _ in theme.STEP_PARTS.values())
+
+
+def test_every_chart_has_the_deployments_in_one_order(pair: list[FakeResult]) -> None:
+    swapped = pair[::-1]
+    for runs in (pair, swapped):
+        names = chart_labels(runs)
+        for key, found in drawn(runs).items():
+            if found.chart is not None:
+                svg = export.svg(found)
+                places = [svg.find(f">{name}</text>") for name in names]
+                assert -1 < places[0] < places[1], key
+
+
+def test_the_tail_s_axis_reaches_what_its_title_speaks_of() -> None:
+    svg = export.svg(drawn([fake_result(requests=30)])["latency-percentiles"])
+    assert ">p99</text>" in svg
+
+
 def test_labels_are_short_and_distinct() -> None:
     long = "x" * 200
     runs = [FakeResult(n, {}, *[None] * 8) for n in (long, long, "  a\nb ", "", "")]  # type: ignore[arg-type]
-    found = labels(runs)  # type: ignore[arg-type]
+    found = chart_labels(runs)  # type: ignore[arg-type]
     assert len(set(found)) == 5
     assert max(map(len, found)) < 60
     assert found[2:] == ["a b", "run 4", "run 5"]
@@ -295,7 +356,7 @@ def test_every_chart_draws_something(run: FakeResult, key: str) -> None:
 def test_every_comparison_draws_every_deployment(pair: list[FakeResult], key: str) -> None:
     svg = export.svg(drawn(pair)[key])
     assert marks(svg) >= 2
-    for name in labels(pair):
+    for name in chart_labels(pair):
         assert name in svg
 
 

@@ -15,6 +15,8 @@ from moesim.model import load_model
 from moesim.routing import RoutingTrace, statistics
 from moesim.routing.shipped import find_trace, shipped_traces
 from moesim.routing.source import open_routing
+from moesim.routing.study import study
+from moesim.routing.summary import by_layer, over_layers
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,23 @@ def test_its_routing_is_that_of_a_trained_router(trace: RoutingTrace) -> None:
     assert counts_LE.min() > 0
     overlap_L = statistics.overlap_by_lag(trace, [1])[0]
     assert (overlap_L > statistics.independent_overlap(counts_LE, trace.top_k)).all()
+
+
+def test_its_page_has_the_figures_that_trace_info_prints(trace: RoutingTrace) -> None:
+    page = Path(__file__).parents[2] / "docs/reference/tiny-moe.md"
+    found = by_layer(study(trace, "tiny-moe", ranks=8, batch=64))
+    rows = {
+        "busiest expert over mean": "expert_max_over_mean",
+        "Gini coefficient": "expert_gini",
+        "experts shared with the token before": "overlap_lag_1",
+        "with 8 tokens before": "overlap_lag_8",
+        "the same if tokens were independent": "overlap_if_independent",
+        "busiest of 8 ranks over mean, 64 decoding tokens": "rank_max_over_mean",
+    }
+    for name, key in rows.items():
+        values = over_layers(found[key])
+        shown = " | ".join(f"{values[part]:#.3g}" for part in ("mean", "least", "most"))
+        assert f"| {name} | {shown} |" in page.read_text(encoding="utf-8")
 
 
 def test_a_file_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

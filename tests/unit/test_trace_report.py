@@ -137,6 +137,11 @@ def test_other_models_are_compared_by_their_curves(studied: TraceStudy) -> None:
         trace_page([studied] * 7)
 
 
+def test_a_caption_speaks_of_what_its_chart_has(studied: TraceStudy) -> None:
+    assert "band:" in trace_words.locality_caption([studied])
+    assert "band:" not in trace_words.locality_caption([studied, studied])
+
+
 def test_info_prints_what_it_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["trace", "info", "a.safetensors", "--by-layer"], capsys)
     for name in (
@@ -222,6 +227,6 @@ def test_a_domain_without_sequences_is_refused() -> None:
 def test_ranks_that_do_not_divide_are_noted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = printed(["trace", "info", "a.safetensors", "--ranks", "5"], capsys)
-    assert "5 ranks do not divide 16 experts evenly" in text
-    assert "Busiest of 5 ranks" not in text
+    text = printed(["trace", "info", "other.safetensors"], capsys)  # 8 ranks, 12 experts
+    assert "8 ranks do not divide 12 experts evenly" in text
+    assert "Busiest of 8 ranks" not in text

@@ -352,8 +352,10 @@ def test_even_routing_and_small_models_are_no_collapse() -> None:
 def test_nothing_is_called_dead_on_too_few_tokens() -> None:
     found = find_collapse(load_of(identical(tokens=40)), (0, 1))
     assert not found.decidable
-    assert found.dead == found.collapsed == ()
+    assert found.dead == found.dominating == found.collapsed == ()
     assert "Too few tokens" in found.warnings[0]
+    (text,) = find_collapse(load_of(identical(tokens=10, experts=40)), (0, 1)).warnings
+    assert "a fair share would be 0.5 tokens" in text
 
 
 # --- large traces

@@ -266,7 +266,7 @@ def test_lengths_do_not_follow_arrivals() -> None:
          "workload.arrivals.gamma.cv is required without a preset"),
         ({"arrivals": "replay"}, "workload.trace is required by arrivals: replay"),
         ({"arrivals": {"closed_loop": {"concurrency": 0}}}, "closed_loop.concurrency must be"),
-        ({"trace": "a.csv"}, "workload.prompt cannot be given with a trace"),
+        ({"trace": "a.csv"}, "workload.prompt must be left out where workload.trace is given"),
         ({"preset": "chatter"}, "workload.preset must be one of chat, code"),
         ({"domains": {"math": -1}}, "workload.domains.math must be at least"),
         ({"domains": {"math": 0}}, "workload.domains must have a positive weight"),

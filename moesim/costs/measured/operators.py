@@ -201,10 +201,14 @@ class MeasuredOperators:
 
     def norm_reduce_s(self) -> float:
         """Seconds of all of them."""
+        once = self.norm_reduce()
+        return self.norm_reduces * float(once.seconds[0]) if once else 0.0
+
+    def norm_reduce(self) -> Timing | None:
+        """One of them; None where there are none."""
         if not self.norm_reduces:
-            return 0.0
-        once = all_reduce_s(self.kernels, self.sharding.attention_tp, [NORM_BYTES])
-        return self.norm_reduces * float(once.seconds[0])
+            return None
+        return all_reduce_s(self.kernels, self.sharding.attention_tp, [NORM_BYTES])
 
     def experts(self, group_tokens: Floats) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""

@@ -39,7 +39,10 @@ ROOF_NUMBERS, EXPERT_NUMBERS = 4, 7
 def open_own_kernels(path: str | Path, gpu: str) -> KernelProfile:
     """A file of the user's kernels, of that GPU, every table checked. Raises InputError."""
     source = existing_file(path, MOST_BYTES, FIELD)
-    profile = open_profile(source)
+    try:
+        profile = open_profile(source)
+    except InputError as error:
+        raise InputError(f"{FIELD} {error.field}", error.rule, error.value, error.hint) from None
     if profile.gpu != gpu:
         raise InputError(
             FIELD, f"must be measured on the scenario's cluster.gpu ({gpu})", profile.gpu

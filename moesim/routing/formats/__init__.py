@@ -50,5 +50,8 @@ def detect(path: Path) -> Format:
     for found in FORMATS:
         if found.recognises(source):
             return found
+    if not source.head and not source.names:
+        raise InputError(str(path), "is empty: there is no recording in it")
     known = ", ".join(each.name for each in FORMATS)
-    raise InputError(str(path), f"must be a recording in one of the formats {known}")
+    rule = f"must be a recording in one of the formats {known}; its content is none of them"
+    raise InputError(str(path), rule, hint="docs/reference/routing-formats.md describes them")

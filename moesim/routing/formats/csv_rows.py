@@ -9,7 +9,8 @@ Legend: T tokens, L MoE layers, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +80,52 @@ def _table(file: Path) -> pd.DataFrame:
         table = pd.read_csv(
             source, dtype={name: types[name] for name in columns}, keep_default_na=True
         )
-    except (ValueError, OverflowError, MemoryError, OSError, pd.errors.ParserError) as error:
-        raise InputError(str(file), f"must be a table of numbers: {str(error)[:160]}") from None
+    except (ValueError, OverflowError, MemoryError, OSError, pd.errors.ParserError):
+        rule = f"must be a table of numbers: {_fault(source, columns, types)}"
+        raise InputError(str(file), rule) from None
     if not len(table):
         raise InputError(str(file), "must have at least one row")
     return table
+
+
+def _fault(source: Path, columns: Sequence[str], types: Mapping[str, Any]) -> str:
+    """The first line and column that is not what the header promises."""
+    with open(source, encoding="utf-8", errors="replace", newline="") as text:
+        rows = csv.reader(text)
+        try:
+            next(rows)
+            for cells in rows:
+                if cells and len(cells) != len(columns):
+                    return f"line {rows.line_num} has {len(cells)} columns, not {len(columns)}"
+                for name, cell in zip(columns, cells, strict=False):
+                    if wanted := _wanted(cell, types[name]):
+                        shown = cell if len(cell) <= 40 else f"{cell[:40]}..."
+                        where = f"line {rows.line_num}, column {name}"
+                        return f"{where} must be {wanted}; got {shown!r}"
+        except (csv.Error, StopIteration):
+            return f"line {rows.line_num} cannot be read"
+    return "it cannot be read"
+
+
+def _wanted(cell: str, kind: str) -> str:
+    """What a cell must be; empty where it is that."""
+    if kind == "category":
+        return ""
+    try:
+        if kind == "float32":
+            float(cell)
+            return ""
+        bits = 31 if kind == "int32" else 63
+        if -(2**bits) <= int(cell) < 2**bits:
+            return ""
+    except ValueError:
+        pass
+    return "a number" if kind == "float32" else "a whole number"
+
+
+def _line(row: int) -> str:
+    """Where a row of the table stands in the file, under the header."""
+    return f"line {row + 2}"
 
 
 def _layout(table: pd.DataFrame) -> tuple[list[int], NDArray[np.int64]]:
@@ -95,8 +137,12 @@ def _layout(table: pd.DataFrame) -> tuple[list[int], NDArray[np.int64]]:
     if len(table) % len(layers):
         raise InputError("rows", f"must be {len(layers)} for each token", len(table))
     rows_TL = np.arange(len(table)).reshape(-1, len(layers))
-    if (layer[rows_TL] != layers).any():
-        raise InputError("layer", "must be all layers in rising order, token by token")
+    odd_TL = layer[rows_TL] != layers
+    if odd_TL.any():
+        row = int(rows_TL[odd_TL][0])
+        wanted = int(layers[row % len(layers)])
+        rule = f"must be all layers in rising order, token by token: {wanted} next"
+        raise InputError(f"{_line(row)}, column layer", rule, int(layer[row]))
     return layers.tolist(), rows_TL
 
 
@@ -108,11 +154,17 @@ def _sequences(
     ids_TLK = _block(table, front, rows_TL)
     weighted = f"{back}0" in table.columns
     weights_TLK = _block(table, back, rows_TL) if weighted else None
-    if "n" in table.columns and (table["n"].to_numpy() != ids_TLK.shape[2]).any():
-        raise InputError("n", f"must be {ids_TLK.shape[2]}, the number of columns, in every row")
-    position_TL = table["token" if own else "pos"].to_numpy()[rows_TL]
-    if (position_TL != position_TL[:, :1]).any():
-        raise InputError("token" if own else "pos", "must be the same in all layers of a token")
+    if "n" in table.columns and (odd := table["n"].to_numpy() != ids_TLK.shape[2]).any():
+        row, rule = int(odd.argmax()), f"must be {ids_TLK.shape[2]}, the number of columns"
+        raise InputError(f"{_line(row)}, column n", rule, int(table["n"].iloc[row]))
+    if about.experts is not None:
+        _check_range(ids_TLK, rows_TL, front, about.experts)
+    name = "token" if own else "pos"
+    position_TL = table[name].to_numpy()[rows_TL]
+    odd_TL = position_TL != position_TL[:, :1]
+    if odd_TL.any():
+        where = f"{_line(int(rows_TL[odd_TL][0]))}, column {name}"
+        raise InputError(where, "must be the same in all layers of a token")
     position_T = position_TL[:, 0]
     starts_T = np.concatenate([[True], np.diff(position_T) != 1])
     if own:
@@ -128,6 +180,17 @@ def _sequences(
         weights = None if weights_TLK is None else weights_TLK[first:last]
         found.append(Recorded(ids_TLK[first:last], prompt, named, weights))
     return found
+
+
+def _check_range(
+    ids_TLK: NDArray[Any], rows_TL: NDArray[np.int64], front: str, experts: int
+) -> None:
+    odd_TLK = (ids_TLK < 0) | (ids_TLK >= experts)
+    odd_TLK &= ~(ids_TLK < 0).all(axis=(1, 2), keepdims=True)  # a token that was not recorded
+    if odd_TLK.any():
+        t, layer, k = (int(axis[0]) for axis in np.nonzero(odd_TLK))
+        where = f"{_line(int(rows_TL[t, layer]))}, column {front}{k}"
+        raise InputError(where, f"must be 0 to {experts - 1}", int(ids_TLK[t, layer, k]))
 
 
 def _block(table: pd.DataFrame, front: str, rows_TL: NDArray[np.int64]) -> NDArray[Any]:
