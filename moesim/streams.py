@@ -20,6 +20,7 @@ STREAMS = (
     "averaged routing",
     "threads",
     "groups",
+    "faults",
 )
 
 

@@ -32,6 +32,65 @@ from moesim.sim.state import COUNTED_STEPS
 
 
 @inner
+def _layers(
+    s: Any, c: Any, w: Any, step: Any, k: int, kind: int, padded: int, reduce_s: float
+) -> None:
+    """Attention and dense layers of each pipeline stage, at the pace of its slowest rank."""
+    rules = s.rules[0]
+    cost = c.scalars[0]
+    live = 0
+    for d in range(rules.ranks):
+        live += s.ranks[k * rules.ranks + d].masked == 0
+    live = max(1, live)
+    layers = cost.full_layers + cost.window_layers + cost.linear_layers
+    for stage in range(rules.stages):
+        full_s = 0.0
+        window_s = 0.0
+        state_s = 0.0
+        mean_s = 0.0
+        linear_s = 0.0
+        dense_s = 0.0
+        kernel_slow = 1.0
+        for d in range(rules.ranks):
+            n = max(padded, w.tokens[d])
+            slow = w.condition.attention_slow_KBD[k, stage, d]
+            kernel_slow = max(kernel_slow, slow)
+            full_s = max(full_s, w.attention_s[d, 0] * slow)
+            window_s = max(window_s, w.attention_s[d, 1] * slow)
+            state_s = max(state_s, w.attention_s[d, 2] * slow)
+            mean_s += (
+                slow
+                * (
+                    w.attention_s[d, 0] * cost.full_layers
+                    + w.attention_s[d, 1] * cost.window_layers
+                    + w.attention_s[d, 2] * cost.linear_layers
+                )
+                / live
+            )
+            linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n] * slow)
+            dense_s = max(dense_s, c.token_s[kind, DENSE, n] * slow)
+        slowest_s = (
+            full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
+        )
+        kernels_s = cost.attention_kernel_s * layers * kernel_slow
+        layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
+        w.stage_s[stage] = layers_s * c.stage_share[stage]
+        attention_s = mean_s + kernels_s + linear_s
+        if stage == 0:
+            step.attention_s = attention_s
+            step.attention_imbalance_s = slowest_s - mean_s
+            step.dense_s = dense_s
+            first_s = attention_s
+            first_waited_s = slowest_s - mean_s
+            first_dense_s = dense_s
+        else:  # differs from the first only where a GPU of one of them is slow
+            share = c.stage_share[stage]
+            step.attention_s += share * (attention_s - first_s)
+            step.attention_imbalance_s += share * (slowest_s - mean_s - first_waited_s)
+            step.dense_s += share * (dense_s - first_dense_s)
+
+
+@inner
 def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> Any:
     """What every attention rank computes by itself; (any prompt among it, padded decode size)."""
     rules = s.rules[0]
@@ -54,39 +113,22 @@ def _attention_and_dense(s: Any, c: Any, w: Any, step: Any, k: int, b: int) -> A
         padded = c.graph_tokens[max(1, most_tokens)]
         for d in range(ranks):
             padded = max(padded, s.ranks[k * ranks + d].batch_size)
-    full_s = 0.0
-    window_s = 0.0
-    state_s = 0.0
-    mean_s = 0.0
-    linear_s = 0.0
-    dense_s = 0.0
     reduce_s = 0.0
     for d in range(ranks):
-        n = max(padded, w.tokens[d])
-        full_s = max(full_s, w.attention_s[d, 0])
-        window_s = max(window_s, w.attention_s[d, 1])
-        state_s = max(state_s, w.attention_s[d, 2])
-        mean_s += (
-            w.attention_s[d, 0] * cost.full_layers
-            + w.attention_s[d, 1] * cost.window_layers
-            + w.attention_s[d, 2] * cost.linear_layers
-        ) / ranks
-        linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n])
-        dense_s = max(dense_s, c.token_s[kind, DENSE, n])
-        reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
-    slowest_s = (
-        full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
-    )
-    attention_layers = cost.full_layers + cost.window_layers + cost.linear_layers
-    kernels_s = cost.attention_kernel_s * attention_layers
-    head_s = c.head_s[most_requests]
-    layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
-    for stage in range(rules.stages):
-        w.stage_s[stage] = layers_s * c.stage_share[stage]
-    w.stage_s[rules.stages - 1] += head_s
-    step.attention_s = mean_s + kernels_s + linear_s
-    step.attention_imbalance_s = slowest_s - mean_s
-    step.dense_s = dense_s + head_s
+        reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, max(padded, w.tokens[d])])
+    # Every all-reduce goes at the pace of its slowest link.
+    if cost.reduce_out_bytes > 0.0:
+        reduce_s *= w.condition.worst_out_K[k]
+    else:
+        reduce_s *= w.condition.worst_up_K[k]
+    _layers(s, c, w, step, k, kind, padded, reduce_s)
+    last = rules.stages - 1
+    head_slow = 1.0
+    for d in range(ranks):
+        head_slow = max(head_slow, w.condition.attention_slow_KBD[k, last, d])
+    head_s = c.head_s[most_requests] * head_slow
+    w.stage_s[last] += head_s
+    step.dense_s += head_s
     step.all_reduce_s = reduce_s
     step.scale_up_bytes = cost.reduce_up_bytes * most_tokens
     step.scale_out_bytes = cost.reduce_out_bytes * most_tokens
@@ -116,7 +158,8 @@ def _experts(
     group_tokens = 0
     tokens = 0
     for d in range(ranks):
-        group_tokens += max(padded, w.tokens[d])
+        if s.ranks[k * ranks + d].masked == 0:
+            group_tokens += max(padded, w.tokens[d])
         tokens += w.tokens[d]
     kind = PROMPT if prefill else DECODE
     if c.average.slowest_s.shape[1] > 0:
@@ -182,6 +225,7 @@ def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> None:
 @inner
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
+    w.replica[0] = k
     prefill, padded = _attention_and_dense(s, c, w, step, k, b)
     if w.counts_LP.shape[0] > 0:
         _experts(s, routes, c, w, record, step, k, b, prefill, padded)

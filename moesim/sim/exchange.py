@@ -82,6 +82,11 @@ def exchange_layer(
     if exchange == ALL_GATHER:
         # Every rank gets every token whoever its experts are, and sums up on the way back.
         once_s = cost.gather_base_s + group_tokens * cost.gather_token_s
+        # A collective of all goes at the pace of its slowest link.
+        if cost.gather_out_bytes > 0.0:
+            once_s *= w.condition.worst_out_K[w.replica[0]]
+        else:
+            once_s *= w.condition.worst_up_K[w.replica[0]]
         step.dispatch_s += once_s
         step.combine_s += once_s
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes
@@ -91,16 +96,22 @@ def exchange_layer(
         return 0.0
     up = 0.0
     out = 0.0
+    slowed_up = 0.0
+    slowed_out = 0.0
     for r in range(w.recv_up_LR.shape[1]):
-        up = max(up, w.recv_up_LR[layer, r], w.send_up_LR[layer, r])
-        out = max(out, w.recv_out_LR[layer, r], w.send_out_LR[layer, r])
+        most_up = max(w.recv_up_LR[layer, r], w.send_up_LR[layer, r])
+        most_out = max(w.recv_out_LR[layer, r], w.send_out_LR[layer, r])
+        up = max(up, most_up)
+        out = max(out, most_out)
+        slowed_up = max(slowed_up, most_up * w.condition.up_slow_KR[w.replica[0], r])
+        slowed_out = max(slowed_out, most_out * w.condition.out_slow_KR[w.replica[0], r])
     base = cost.normal_base_s
     sent_bytes = cost.dispatch_bytes
     if exchange == LOW_LATENCY:
         base = cost.low_latency_base_s
         sent_bytes = cost.low_latency_dispatch_bytes
     # Combine takes the same ways back: what was received is sent.
-    byte_s = max(up * cost.up_byte_s, out * cost.out_byte_s)
+    byte_s = max(slowed_up * cost.up_byte_s, slowed_out * cost.out_byte_s)
     dispatch_s = base + byte_s * sent_bytes
     combine_s = base + byte_s * cost.combine_bytes
     step.dispatch_s += dispatch_s

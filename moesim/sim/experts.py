@@ -14,6 +14,7 @@ from typing import Any
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LOW_LATENCY, NORMAL
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
+from moesim.sim.remap import count_remapped, touch_remapped
 from moesim.sim.replay import count_rows, next_rows, touch_rows
 from moesim.sim.state import ROUTED_IDS
 
@@ -40,7 +41,12 @@ def _walk(
                 limit = min(limit, start)
             row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
-            if counted:
+            if counted and s.replicas[k].remapped > 0:
+                count_remapped(routes, w.condition, k, row, rows, into)
+                rows_taken += rows
+                if touch:
+                    touch_remapped(routes, c, w, k, row, rows)
+            elif counted:
                 count_rows(routes, row, rows, into)
                 rows_taken += rows
                 if touch:
@@ -128,6 +134,7 @@ def expert_layer(
                 active * cost.expert_weight_s + pairs * cost.expert_pair_s,
                 (tiles << cost.tile_shift) * cost.expert_flop_s,
             )
+        time_s *= w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s
         most_pairs = max(most_pairs, pairs)
@@ -154,12 +161,20 @@ def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int) -> None:
     slowest_s = of.slowest_s[kind, tokens]
     mean_s = of.mean_s[kind, tokens]
     exchange_s = of.dispatch_s[kind, tokens] + of.combine_s[kind, tokens]
+    slow = 1.0
+    k = w.replica[0]
+    for stage in range(w.condition.expert_slow_KBR.shape[1]):
+        for r in range(w.condition.expert_slow_KBR.shape[2]):
+            slow = max(slow, w.condition.expert_slow_KBR[k, stage, r])
+    slowest_s *= slow
+    link_slow = max(w.condition.worst_up_K[k], w.condition.worst_out_K[k])
+    exchange_s *= link_slow
     for layer in range(layers):
         w.stage_s[c.stage_of_layer[layer]] += (slowest_s + exchange_s) / layers
     step.experts_s += mean_s
     step.expert_imbalance_s += slowest_s - mean_s
-    step.dispatch_s += of.dispatch_s[kind, tokens]
-    step.combine_s += of.combine_s[kind, tokens]
+    step.dispatch_s += of.dispatch_s[kind, tokens] * link_slow
+    step.combine_s += of.combine_s[kind, tokens] * link_slow
     step.scale_up_bytes += of.scale_up_bytes[kind, tokens]
     step.scale_out_bytes += of.scale_out_bytes[kind, tokens]
     step.imbalance = of.imbalance[kind, tokens] / layers
