@@ -13,7 +13,9 @@ from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
 from moesim.policies.admission import Admission
+from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.batching import Batching, ChunkedPrefill, InFlight, PrefillFirst, Static
+from moesim.policies.faults import FaultsSpec
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.policies.queueing import FirstCome, QueueChoice
 from moesim.spec import Spec, broken_rule, by_policy
@@ -144,6 +146,7 @@ class DeploymentSpec(Spec):
     kv_cache: KVCacheSpec = KVCacheSpec()
     queue: QueueChoice = FirstCome()
     admission: Admission | None = None
+    autoscaling: Autoscaling | None = None
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.
@@ -212,6 +215,7 @@ class Scenario(Spec):
     deployment: DeploymentSpec = DeploymentSpec()
     routing: RoutingSpec = RoutingSpec()
     workload: Workload
+    faults: FaultsSpec | None = None
     slo: SLOSpec = SLOSpec()
     economics: EconomicsSpec = EconomicsSpec()
     measure: MeasureSpec = MeasureSpec()

@@ -135,7 +135,8 @@ class Autoscaler:
         self.stops += 1
         self.paid.append((k, self._since_s[k], self.env.now))
 
-    def finish(self, end_s: float) -> None:
-        """Count who is still on until the end."""
+    def finish(self, end_s: float) -> list[tuple[int, float, float]]:
+        """`paid`, with who is still on until the end."""
         for k in self._of(ON, STARTING, LEAVING):
             self.paid.append((k, self._since_s[k], max(end_s, self._since_s[k])))
+        return self.paid

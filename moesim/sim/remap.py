@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moesim.compiled import inner
 from moesim.placement.copies import MULTIPLIER
 
@@ -21,7 +23,7 @@ def _slot(condition: Any, k: int, layer: int, row: int, slot: int) -> int:
     expert = condition.expert_of_slot_LP[layer, slot]
     start = condition.copy_start_KLE1[k, layer, expert]
     copies = condition.copy_start_KLE1[k, layer, expert + 1] - start
-    choice = ((row * MULTIPLIER) & 0xFFFFFFFF) % copies
+    choice = ((np.int64(row) * MULTIPLIER) & 0xFFFFFFFF) % copies
     found: int = condition.copy_slot_KLP[k, layer, start + choice]
     return found
 
