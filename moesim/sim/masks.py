@@ -59,7 +59,7 @@ def without(
         return None
     for layer in range(layers):
         missing = np.setdiff1d(expert_of_slot_LP[layer], left_LP[layer])
-        free = {r: spare for r in survivors}
+        free = dict.fromkeys(survivors, spare)
         for expert in missing.tolist():
             r = min(survivors, key=lambda one: (free[one] == 0, loaded_R[one], one))
             if free[r] == 0:

@@ -29,7 +29,9 @@ def _slot(condition: Any, k: int, layer: int, row: int, slot: int) -> int:
 
 
 @inner
-def count_remapped(routes: Any, condition: Any, k: int, row: int, rows: int, counts_LP: Any) -> None:
+def count_remapped(
+    routes: Any, condition: Any, k: int, row: int, rows: int, counts_LP: Any
+) -> None:
     """As replay.count_rows."""
     for t in range(row, row + rows):
         for layer in range(routes.slots_TLK.shape[1]):
