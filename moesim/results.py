@@ -64,8 +64,8 @@ class Result:
     faults: a row per fault and replica that it met; both empty without. itl_s: every gap between
     two output tokens of a counted request, in order of request; rank_tokens_LR, rank_active_LR:
     token-expert pairs and distinct active experts per step, mean over steps, for each MoE layer and
-    rank of the expert-parallel group; summary: the object that ``moesim run --json`` prints; notes: what to
-    know before believing the numbers. Columns are described in docs/reference/results.md.
+    rank of the expert-parallel group; summary: the object that ``moesim run --json`` prints; notes:
+    what to know before believing the numbers. Columns are described in docs/reference/results.md.
     """
 
     scenario: Scenario

@@ -202,8 +202,8 @@ def build_routes(
     """Place a trace on slots and cut its sequences into the two streams that requests walk.
 
     `ids_TLK` are the trace's experts for the model's own MoE layers; `domain_names` are the
-    demand's domains (empty: all sequences are one domain). Behind the slots of each rank `spare_slots`
-    more are empty, which `costs` count.
+    demand's domains (empty: all sequences are one domain). Behind each rank's slots
+    `spare_slots` more are empty, which `costs` count.
     """
     # One type whatever the number of slots: another would compile the whole engine again.
     slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
