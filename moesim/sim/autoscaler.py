@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from moesim.policies.autoscaling import Autoscaling
 from moesim.sim.clock import at
@@ -88,9 +90,10 @@ class Autoscaler:
         free = rows["kv_free_bytes"] + rows["kv_idle_bytes"]
         return float((1.0 - free / capacity).mean()) if rows.size else 0.0
 
-    def _rows(self, replicas: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+    def _rows(self, replicas: list[int]) -> NDArray[Any]:
         ranks = int(self.fleet.state.rules[0]["ranks"])
-        return self.fleet.state.ranks.reshape(-1, ranks)[replicas]
+        rows: NDArray[Any] = self.fleet.state.ranks.reshape(-1, ranks)[replicas]
+        return rows
 
     def _start_one(self) -> None:
         """Who is about to leave stays; else one starts."""

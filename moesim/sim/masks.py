@@ -144,7 +144,7 @@ class Masks:
         all or nothing."""
         width = self.expert_ranks // self.ranks
         most_D = loaded_R.reshape(self.ranks, width).max(axis=1)
-        before = {}
+        before: dict[int, int] = {}
         for d in range(self.ranks):
             g = k * self.ranks + d
             row = self.state.ranks[g]
