@@ -62,6 +62,7 @@ def test_it_runs(name: str) -> None:
         ("moe-against-dense-moe", "moe-against-dense-same-active"),
         ("moe-against-dense-moe", "moe-against-dense-same-total"),
         ("placement-contiguous", "placement-eplb"),
+        ("failure-of-a-wide-ep", "failure-of-narrow-eps"),
     ],
 )
 def test_scenarios_meant_to_be_compared_meet_the_same_demand(one: str, other: str) -> None:
