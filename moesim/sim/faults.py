@@ -204,6 +204,9 @@ class Faults:
             return
         log.recovered_s = self.env.now
         self.masks.unmask(k, dead)
+        # Who found no room while memory was lent to experts may have it now.
+        self.state.replicas[k]["stopped"] += 1
+        self.fleet.go_on(k)
         for d in dead:
             self.front.over_ranks[k].open[d] = True
 
