@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moesim.policies.autoscaling import Autoscaling
@@ -144,6 +144,16 @@ def check_ended(run: Run, demand: Demand, chosen: dict[str, Any]) -> None:
         assert (ranks[name] == 0).all()
 
 
+# A request that found no room while memory was lent to experts, and was forgotten afterwards.
+STUCK = {
+    "seed": 3797514007, "policy": 2, "replicas": 2, "ranks": 4, "stages": 1, "closed": False,
+    "starved": True, "exchange": 0, "balancer": 0, "order": 2, "limited": False, "tiers": False,
+    "threaded": False, "strikes": 3, "mtbf": False, "elastic": True, "on_failure": "retry",
+    "no_replica": "lose", "max_retries": 2, "scaled": False,
+}  # fmt: skip
+
+
+@example(STUCK)
 @given(FAULTS)
 @settings(max_examples=1000, deadline=None)
 def test_every_request_completes_or_is_reported(chosen: dict[str, Any]) -> None:
