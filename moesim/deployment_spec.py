@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from moesim.policies.admission import Admission
+from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.batching import Batching
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.policies.queueing import FirstCome, QueueChoice
@@ -161,6 +162,7 @@ class DeploymentSpec(Spec):
     kv_cache: KVCacheSpec = KVCacheSpec()
     queue: QueueChoice = FirstCome()
     admission: Admission | None = None
+    autoscaling: Autoscaling | None = None
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.

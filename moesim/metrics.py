@@ -212,6 +212,7 @@ def summarise(
             "failed": int((statuses == "failed").sum()),
             "rejected": int((statuses == "rejected").sum()),
             "cancelled": int((statuses == "cancelled").sum()),
+            "lost": int((statuses == "lost").sum()),
             "warmup": int(requests["warmup"].sum()),
         },
         "duration_s": duration_s,

@@ -19,6 +19,15 @@ from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
 from moesim.fabric import build_fabric
+from moesim.outages import (
+    check_outages,
+    cold_start_s,
+    expert_bytes,
+    expert_spares,
+    is_elastic,
+    outage_notes,
+    plan_faults,
+)
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.placing import check_placement, place, placement_notes
@@ -29,12 +38,15 @@ from moesim.results import RawRun, Result
 from moesim.routing.coverage import Pool
 from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario, load_scenario
+from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.averages import average_experts
 from moesim.sim.background import start_background
-from moesim.sim.cost_tables import Costs
+from moesim.sim.cost_tables import Costs, Work
+from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.gate import Gate
+from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
 from moesim.sim.replay import Routes
 from moesim.sim.setup import (
@@ -93,8 +105,9 @@ def simulate(
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]
+    check_outages(scenario, deployment)
     wired = wire(scenario, deployment, costs, demand.domains, placement)
-    notes += wired.notes
+    notes += [*wired.notes, *outage_notes(scenario, deployment)]
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
@@ -107,7 +120,8 @@ def simulate(
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
     record = build_record(keep_times, demand, compiled_costs, most_done)
-    work = build_work(ranks, int(rules["stages"]), compiled_costs)
+    work = build_work(ranks, int(rules["stages"]), compiled_costs, replicas)
+    work, masks = _masks(scenario, deployment, wired, work, state)
     env = simpy.Environment()
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
     background_finish_s = _share_links(env, scenario, deployment, state)
@@ -136,7 +150,8 @@ def simulate(
     ]
     admission = scenario.deployment.admission
     offload = Offload(env, fleet, tiers) if tiers else None
-    FrontEnd(
+    spec, autoscaling = scenario.faults, scenario.deployment.autoscaling
+    front = FrontEnd(
         env,
         fleet,
         over_replicas,
@@ -145,7 +160,17 @@ def simulate(
         demand.concurrency,
         waits=None if demand.threads is None else Waits(demand.threads),
         gate=None if admission is None else Gate(state, admission),
+        replicas_change=spec is not None or autoscaling is not None,
+        hold=spec is None or spec.no_replica == "wait",
     )
+    faults = autoscaler = None
+    if spec is not None:
+        plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
+        faults = Faults(env, fleet, front, plan, work.condition, record, rng, offload, masks)
+    if autoscaling is not None:
+        autoscaler = Autoscaler(
+            env, fleet, front, autoscaling, cold_start_s(scenario, deployment, autoscaling)
+        )
     env.run()
     fleet.finish()
 
@@ -178,6 +203,11 @@ def simulate(
             threads=demand.threads,
             groups=demand.groups,
             tiers=None if offload is None else offload.summary(),
+            faults=None if faults is None else tuple(faults.log),
+            outages=None if faults is None else tuple(faults.outages),
+            scaling=None
+            if autoscaler is None
+            else (autoscaler.starts, autoscaler.stops, tuple(autoscaler.finish(_end_s(state)))),
         ),
         memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
@@ -206,6 +236,25 @@ def _share_links(
     return start_background(transfers, planned)
 
 
+def _end_s(state: State) -> float:
+    """When the last request ended or arrived."""
+    times = np.concatenate([state.requests["finish_s"], state.requests["arrival_s"]])
+    return float(np.nanmax(times)) if not np.isnan(times).all() else 0.0
+
+
+def _masks(
+    scenario: Scenario, deployment: Deployment, wired: Wired, work: Work, state: State
+) -> tuple[Work, Masks | None]:
+    """Where experts go when a rank is masked, in a deployment that can go on without one."""
+    if wired.placement is None or not is_elastic(scenario):
+        return work, None
+    spare = expert_spares(scenario, deployment, wired.placement)
+    condition = prepare(work.condition, wired.placement, spare, state.replicas.size)
+    ranks = wired.placement.ranks
+    masks = Masks(state, condition, ranks, spare, expert_bytes(deployment))
+    return work._replace(condition=condition), masks
+
+
 @dataclass(frozen=True)
 class Wired:
     """What steps are priced by: costs and routes in the form of compiled code."""
@@ -214,6 +263,7 @@ class Wired:
     routes: Routes
     notes: tuple[str, ...]
     pool: Pool | None = None  # of a trace that somebody gave; None where routing is generated
+    placement: Placement | None = None
 
 
 def wire(
@@ -234,12 +284,13 @@ def wire(
         placement = place(scenario, deployment, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
-    compiled_costs = build_costs(costs, placement.slots, graphs)
     given = scenario.routing.trace not in GENERATED
+    spare = expert_spares(scenario, deployment, placement)
+    compiled_costs = build_costs(costs, placement.slots + placement.ranks * spare, graphs)
     if scenario.routing.mode == "replay":
-        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains)
+        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
         pool = Pool.of(trace, domains) if given else None
-        return Wired(compiled_costs, routes, tuple(notes), pool)
+        return Wired(compiled_costs, routes, tuple(notes), pool, placement)
     ranks = deployment.sharding.attention_dp
     average = average_experts(
         place_rows(ids_TLK, placement),

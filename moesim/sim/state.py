@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # From COMPLETED on a request has ended: FAILED could never fit, REJECTED was turned away,
-# CANCELLED was never asked because one that it waits for was not completed.
-NOT_ARRIVED, WAITING, RUNNING, LOADING, COMPLETED, FAILED, REJECTED, CANCELLED = range(8)
+# CANCELLED was never asked because one that it waits for was not completed, LOST with a replica.
+NOT_ARRIVED, WAITING, RUNNING, LOADING, COMPLETED, FAILED, REJECTED, CANCELLED, LOST = range(9)
 NOBODY = -1
 
 
@@ -56,6 +56,7 @@ REQUEST = row_dtype(
         ("freed_full", "i4"),
         ("loaded_tokens", "i4"),  # of the cached tokens, those fetched from a lower memory
         ("preemptions", "i4"),
+        ("retries", "i4"),  # how often it began anew because its replica had failed
         ("priority", "i4"),  # lower is more urgent
         ("next", "i4"),
         ("rank", "i4"),
@@ -91,6 +92,8 @@ RANK = row_dtype(
         ("last_tenant", "i4"),  # whose request left the queue last
         ("loading", "i4"),  # requests set aside for blocks from a lower memory
         ("asked", "i4"),  # of these, a list of those that nobody fetches for yet
+        ("masked", "i4"),  # whether its replica goes on without it
+        ("lent_bytes", "i8"),  # of its pool, to experts of a rank that is masked
     ]
 )
 
@@ -113,6 +116,8 @@ REPLICA = row_dtype(
         # What bytes on its links take, over what they take when nobody else uses these; at least 1.
         ("up_slowdown", "f8"),
         ("out_slowdown", "f8"),
+        ("stopped", "i4"),  # reasons for it to stand still; 0 = it goes on
+        ("remapped", "i4"),  # whether tokens go to the experts of Condition.copy_slot_KLP
     ]
 )
 

@@ -44,6 +44,11 @@ SECTIONS = {
     **dict.fromkeys(("FirstCome", "ByPriority", "VirtualTokenCounter"), "deployment.queue"),
     "Admission": "deployment.admission",
     "RateLimit": "deployment.admission.rate_limit",
+    "Autoscaling": "deployment.autoscaling",
+    "FaultsSpec": "faults",
+    "FaultEvent": "faults.events",
+    "MeanTimeBetweenFailures": "faults.mtbf",
+    "Restart": "faults.restart",
     "Sessions": "workload.sessions",
     "Chains": "workload.chains",
     **dict.fromkeys(
@@ -167,7 +172,11 @@ def traffic() -> moesim.Result:
             "name": "for more keys",
             "model": "llama-3.1-8b",
             "cluster": {"gpu": "h100-sxm", "gpus_per_node": 1},
-            "deployment": {"kv_cache": {"tiers": [tier]}},
+            "deployment": {
+                "kv_cache": {"tiers": [tier]},
+                "autoscaling": {"target_queue": 1},
+            },
+            "faults": {"mtbf": {"gpu_hours": 1000}},
             "workload": {
                 "arrivals": "all_at_once",
                 "requests": 10,
@@ -190,6 +199,7 @@ def test_every_column_is_described(result: moesim.Result, traffic: moesim.Result
     assert names(described["requests"]) == set(result.requests.columns)
     assert names(described["steps"]) == set(result.steps.columns)
     assert names(described["sessions"]) == set(traffic.sessions.columns)
+    assert names(described["faults"]) == set(traffic.faults.columns)
 
 
 def leaves(value: object, path: str = "") -> set[str]:

@@ -65,6 +65,7 @@ def test_it_runs(name: str) -> None:
         ("prefill-every-step", "prefill-every-second-step"),
         ("deepseek-v3-one-node", "deepseek-v3-one-node-drafts"),
         ("deepseek-v3-two-nodes", "deepseek-v3-two-nodes-overlapped"),
+        ("failure-of-a-wide-ep", "failure-of-narrow-eps"),
     ],
 )
 def test_scenarios_meant_to_be_compared_meet_the_same_demand(one: str, other: str) -> None:
