@@ -32,6 +32,7 @@ from moesim.sim.cost_tables import (
 )
 from moesim.sim.exchange import exchange_layer
 from moesim.sim.experts import average_layers, expert_layer, part_of, route_tokens
+from moesim.sim.offload import begin_offload, offload_layer, offloads
 from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.state import COUNTED_STEPS
 
@@ -146,6 +147,16 @@ def _attention_and_dense(
 
 
 @inner
+def _front_s(s: Any, c: Any, w: Any) -> float:
+    """Of one layer: attention and dense parts, which w.stage_s holds so far."""
+    cost = c.scalars[0]
+    layers_s = 0.0
+    for stage in range(s.rules[0].stages):
+        layers_s += w.stage_s[stage]
+    return layers_s / max(1, cost.full_layers + cost.window_layers + cost.linear_layers)
+
+
+@inner
 def _head(s: Any, c: Any, w: Any, step: Any) -> float:
     """The output layer, in the last stage; its seconds."""
     rules = s.rules[0]
@@ -172,8 +183,12 @@ def _experts(
     padded: int,
     half: int,
     exchange: int,
+    front_s: float,
 ) -> None:
-    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s."""
+    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s.
+
+    `front_s`: attention and dense parts before each of them.
+    """
     ranks = s.rules[0].ranks
     layers = w.layer_s.shape[1]
     group_tokens = 0
@@ -189,6 +204,10 @@ def _experts(
             return
     else:
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
+    offloaded = offloads(s) and not averaged
+    start_s = 0.0
+    if offloaded:
+        begin_offload(s)
     for layer in range(layers):
         if not averaged:
             w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
@@ -201,6 +220,12 @@ def _experts(
         w.layer_s[half, layer, 2] = step.combine_s
         step.dispatch_s += dispatched_s
         step.combine_s += combined_s
+        if offloaded:
+            start_s += front_s + w.layer_s[half, layer, 0]
+            w.layer_s[half, layer, 1] = offload_layer(
+                s, c, w, step, k, layer, kind, group_tokens, start_s, w.layer_s[half, layer, 1]
+            )
+            start_s += w.layer_s[half, layer, 1] + w.layer_s[half, layer, 2]
     record.counters[COUNTED_STEPS] += half == 0 and not averaged
 
 
@@ -265,10 +290,11 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     layers = w.layer_s.shape[1]
     for half in range(halves):
         padded = _attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        front_s = _front_s(s, c, w)
         if half == 0:
             head_s = _head(s, c, w, step)
         if layers > 0:
-            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange)
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange, front_s)
     if policy != NO_OVERLAP:
         overlap(c, w, step, policy, halves)
     else:

@@ -14,6 +14,7 @@ from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import COSTS, LOW_LATENCY, NORMAL, Averages, Costs, Work
+from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -38,7 +39,10 @@ NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
 def build_state(
-    rules: dict[str, int | float], demand: Demand, acceptance: tuple[float, ...] = ()
+    rules: dict[str, int | float],
+    demand: Demand,
+    acceptance: tuple[float, ...] = (),
+    experts: ExpertCache | None = None,
 ) -> State:
     """Empty engines and the requests to come. Raises InputError where arrays would be absurd."""
     rule_row = _row(RULES, rules)
@@ -95,6 +99,7 @@ def build_state(
         prefix_prev=np.full(prefix, NOBODY, np.int32),
         prefix_next=np.full(prefix, NOBODY, np.int32),
         acceptance=np.array(acceptance, np.float64),
+        experts=no_cache() if experts is None else experts,
     )
 
 

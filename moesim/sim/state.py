@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.sim.expert_cache import ExpertCache
+
 NOT_ARRIVED, WAITING, RUNNING, COMPLETED, FAILED = range(5)
 NOBODY = -1
 
@@ -114,6 +116,7 @@ STEP = row_dtype(
         ("dense_s", "f8"),
         ("experts_s", "f8"),
         ("expert_imbalance_s", "f8"),
+        ("expert_miss_s", "f8"),  # beyond what experts take that are all in GPU memory
         ("dispatch_s", "f8"),
         ("combine_s", "f8"),
         ("all_reduce_s", "f8"),
@@ -124,6 +127,13 @@ STEP = row_dtype(
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
+        ("expert_hits", "i8"),  # active experts of all layers and ranks found in GPU memory, or not
+        ("expert_misses", "i8"),
+        ("cpu_experts", "i8"),  # missing ones that the CPU computed
+        ("prefetched_experts", "i8"),  # copied ahead of their layer,
+        ("prefetch_hits", "i8"),  # and missing ones among them
+        ("host_bytes", "f8"),  # of weights, copied from host memory to GPUs
+        ("store_bytes", "f8"),  # read from the store
         ("scale_up_bytes", "f8"),  # sent or received by the busiest GPU of the step
         ("scale_out_bytes", "f8"),
     ]
@@ -135,6 +145,7 @@ STEP_PARTS = (
     "dense_s",
     "experts_s",
     "expert_imbalance_s",
+    "expert_miss_s",
     "dispatch_s",
     "combine_s",
     "all_reduce_s",
@@ -208,6 +219,7 @@ class State(NamedTuple):
     prefix_prev: NDArray[np.int32]  # [G, U] list of idle blocks, least recently used first
     prefix_next: NDArray[np.int32]  # [G, U]
     acceptance: NDArray[np.float64]  # of each draft, given that those before it were accepted
+    experts: ExpertCache
 
 
 class Record(NamedTuple):
