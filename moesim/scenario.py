@@ -13,6 +13,7 @@ from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
 from moesim.policies.batching import Batching, ChunkedPrefill, InFlight, PrefillFirst, Static
+from moesim.policies.expert_offload import ExpertOffload
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.spec import Spec, by_policy
 from moesim.workload.arrivals import MAX_REQUESTS
@@ -153,6 +154,7 @@ class DeploymentSpec(Spec):
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()
+    expert_offload: ExpertOffload | None = None  # None: all experts in GPU memory
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.

@@ -18,6 +18,7 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
+from moesim.offloading import build_expert_cache
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.placing import check_placement, place, placement_notes
@@ -29,6 +30,7 @@ from moesim.routing.source import open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.averages import average_experts
 from moesim.sim.cost_tables import Costs
+from moesim.sim.expert_cache import ExpertCache
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.replay import Routes
@@ -83,7 +85,8 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
-    state = build_state(rules, demand, scenario.deployment.speculation.of_each())
+    drafts = scenario.deployment.speculation.of_each()
+    state = build_state(rules, demand, drafts, wired.experts)
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
         notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
@@ -164,6 +167,7 @@ class Wired:
     costs: Costs
     routes: Routes
     notes: tuple[str, ...]
+    experts: ExpertCache | None = None  # as a run begins with it, which then changes it
 
 
 def wire(
@@ -187,7 +191,16 @@ def wire(
     compiled_costs = build_costs(costs, placement.slots, graphs)
     if scenario.routing.mode == "replay":
         routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains)
-        return Wired(compiled_costs, routes, tuple(notes))
+        experts = None
+        if deployment.offload is not None:
+            experts = build_expert_cache(
+                deployment.offload,
+                trace,
+                routes.slots_TLK,
+                placement.slots,
+                scenario.deployment.replicas,
+            )
+        return Wired(compiled_costs, routes, tuple(notes), experts)
     ranks = deployment.sharding.attention_dp
     average = average_experts(
         place_rows(ids_TLK, placement),
