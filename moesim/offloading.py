@@ -31,7 +31,7 @@ FIELD = "deployment.expert_offload"
 POLICIES = ("lru", "lfu", "static", "belady")
 MISSES = ("transfer", "cpu", "faster")
 
-# What copies from pinned host memory reach of a PCIe link: 25 of 32 GB/s of PCIe 4 x16 (2026-11-21).
+# What copies from pinned host memory reach of PCIe: 25 of 32 GB/s of PCIe 4 x16 (2026-11-21).
 HOST_LINK_FRACTION = 25.0 / 32.0
 # A copied expert computes while the next one comes.
 STREAM_BUFFERS = 2
@@ -208,6 +208,11 @@ def _notes(spec: ExpertOffload, cluster: Cluster) -> tuple[str, ...]:
     if spec.host.bytes_per_s is None:
         rate = host_link_bytes_per_s(spec, cluster) / GB
         said.append(f"host link: assumed {rate:.0f} GB/s ({cluster.gpu.host_link_name})")
+    if spec.policy == "belady":
+        said.append(
+            "expert offload: belady looks ahead in a run with lru; a bound where batches do not "
+            "depend on how long steps take"
+        )
     if spec.prefetch == "next-layer":
         said.append("prefetch: transitions between layers counted in the same first half")
     return tuple(said)

@@ -162,8 +162,9 @@ def weight_bytes_per_gpu(
     """Weight bytes of one GPU of the heaviest pipeline stage, by part, with their `total`.
 
     The parts are those of `ParameterCount`. `slots_per_rank` counts the physical experts that an
-    expert-parallel rank holds in each MoE layer (a mean where layers differ); None means experts / expert_parallel. The
-    embedding is on the first stage, the LM head on the last; both are split over attention_tp.
+    expert-parallel rank holds in each MoE layer (a mean where layers differ); None means experts /
+    expert_parallel. The embedding is on the first stage, the LM head on the last; both are split
+    over attention_tp.
     """
     if slots_per_rank is None:
         slots_per_rank = _share(model.experts, sharding.expert_parallel)

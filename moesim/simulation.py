@@ -18,6 +18,7 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
+from moesim.errors import InputError
 from moesim.offloading import build_expert_cache
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
@@ -30,7 +31,7 @@ from moesim.routing.source import open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.averages import average_experts
 from moesim.sim.cost_tables import Costs
-from moesim.sim.expert_cache import ExpertCache
+from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.replay import Routes
@@ -42,7 +43,7 @@ from moesim.sim.setup import (
     build_work,
     no_routes,
 )
-from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP
+from moesim.sim.state import COMPLETED, COUNTED_STEPS, ROUTED_IDS, STEP, STEPS_TOTAL
 from moesim.streams import stream
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
@@ -63,6 +64,8 @@ def simulate(
     provenance: bool = True,
     leap: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[NDArray[np.int32]], None] | None = None,
+    expert_uses: NDArray[np.bool_] | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -72,15 +75,22 @@ def simulate(
     `provenance=False` leaves out the notes on measured tables, which take as long as a short run.
     `leap=False` takes every step as an event of its own: slower, same numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
+    `on_step` is called after every step with the tokens of each slot, [L, P], which it must not
+    keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
+    belady which experts the steps to come use; unless given, a run with lru finds out first.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     deployment = deploy(scenario, profile)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    offload = scenario.deployment.expert_offload
+    if offload is not None and offload.policy == "belady" and expert_uses is None:
+        choices = (batching, load_balancing, placement, demand, profile, costs)
+        expert_uses = _uses_with_lru(scenario, *choices)
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]
-    wired = wire(scenario, deployment, costs, demand.domains, placement)
+    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
     notes += wired.notes
     compiled_costs, routes = wired.costs, wired.routes
 
@@ -95,8 +105,11 @@ def simulate(
     record = build_record(keep_times, demand, compiled_costs, most_done)
     work = build_work(ranks, int(rules["stages"]), compiled_costs)
     env = simpy.Environment()
-    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
-    if progress is not None:
+    singly = on_step is not None
+    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
+    if on_step is not None:
+        fleet.on_turn = _watcher(on_step, replicas, record.counters, work.counts_LP)
+    elif progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
     prefix_count = state.prefix_refs.shape[1]
     numbers = np.arange(replicas * ranks).reshape(replicas, ranks)
@@ -176,8 +189,12 @@ def wire(
     costs: StepCosts,
     domains: tuple[str, ...],
     placement: Placement | None = None,
+    expert_uses: NDArray[np.bool_] | None = None,
 ) -> Wired:
-    """Open the routing trace and place its experts (as the scenario says, unless given)."""
+    """Open the routing trace and place its experts (as the scenario says, unless given).
+
+    `expert_uses` [S, L, P]: the future that offloaded experts' caches may look into.
+    """
     graphs = graph_tokens(costs.head_s.size - 1)
     if not deployment.model.is_moe:
         return Wired(build_costs(costs, 1, graphs), no_routes(), ())
@@ -199,6 +216,7 @@ def wire(
                 routes.slots_TLK,
                 placement.slots,
                 scenario.deployment.replicas,
+                None if expert_uses is None else next_uses(expert_uses)[None],
             )
         return Wired(compiled_costs, routes, tuple(notes), experts)
     ranks = deployment.sharding.attention_dp
@@ -241,6 +259,60 @@ def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Cal
             progress(int((requests["status"] >= COMPLETED).sum()), requests.size)
 
     return tell
+
+
+def _watcher(
+    on_step: Callable[[NDArray[np.int32]], None],
+    replicas: int,
+    counters: NDArray[np.int64],
+    counts_LP: NDArray[np.int32],
+) -> Callable[[], None]:
+    if replicas > 1:
+        raise InputError(
+            "deployment.replicas", "must be 1 where every step's experts are watched", replicas
+        )
+    seen = 0
+
+    def watch() -> None:
+        nonlocal seen
+        if counters[STEPS_TOTAL] > seen:
+            seen += 1
+            assert counters[STEPS_TOTAL] == seen
+            on_step(counts_LP)
+
+    return watch
+
+
+def _with_lru(scenario: Scenario) -> Scenario:
+    of = scenario.deployment
+    assert of.expert_offload is not None
+    changed = {"expert_offload": of.expert_offload.model_copy(update={"policy": "lru"})}
+    return scenario.model_copy(update={"deployment": of.model_copy(update=changed)})
+
+
+def _uses_with_lru(
+    scenario: Scenario,
+    batching: BatchingPolicy | None,
+    load_balancing: LoadBalancer | None,
+    placement: Placement | None,
+    demand: Demand,
+    profile: Profile | None,
+    costs: StepCosts | None,
+) -> NDArray[np.bool_]:
+    """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
+    uses: list[NDArray[np.bool_]] = []
+    simulate(
+        _with_lru(scenario),
+        batching=batching,
+        load_balancing=load_balancing,
+        placement=placement,
+        demand=demand,
+        profile=profile,
+        costs=costs,
+        provenance=False,
+        on_step=lambda counts_LP: uses.append(counts_LP > 0),
+    )
+    return np.array(uses)
 
 
 def _memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ by the CPU.
 A rank has three streams. Its GPU computes the experts that are there, then each other one as soon
 as it has come; its link copies them one after the other (behind what the layer before had
 prefetched), those in host memory first, those on the store after they were read; its share of the
-host's CPU computes the rest. The layer takes as long as the slowest of them on the slowest rank: the
+host's CPU computes the rest. The layer takes as long as the slowest stream of the slowest rank: the
 exact length of that schedule. Sources: Fiddler, arXiv 2402.07033 (who computes a missing expert);
 MoE-Infinity, arXiv 2401.14361 (prefetching by the layer before).
 
@@ -115,9 +115,9 @@ def _prefetched_s(
     while True:
         soonest = -1
         for p in range(first, stop):
-            if cache.found_P[p] == PREFETCHED and cache.ready_P[p] < np.inf:
-                if soonest < 0 or cache.ready_P[p] < cache.ready_P[soonest]:
-                    soonest = p
+            coming = cache.found_P[p] == PREFETCHED and cache.ready_P[p] < np.inf
+            if coming and (soonest < 0 or cache.ready_P[p] < cache.ready_P[soonest]):
+                soonest = p
         if soonest < 0:
             return gpu_s
         gpu_s = max(gpu_s, cache.ready_P[soonest] - start_s) + each_s
@@ -239,8 +239,8 @@ def offload_layer(
         step.experts_s += lost_s
     else:
         step.expert_miss_s += lost_s
-    last = layer + 1 == c.stage_of_layer.size
-    if cost.prefetch_experts > 0 and not last:
-        if c.stage_of_layer[layer] == c.stage_of_layer[layer + 1]:
-            _prefetch(s, c, w, step, k, layer, start_s)
+    after = min(layer + 1, c.stage_of_layer.size - 1)
+    follows = after > layer and c.stage_of_layer[after] == c.stage_of_layer[layer]
+    if follows and cost.prefetch_experts > 0:
+        _prefetch(s, c, w, step, k, layer, start_s)
     return length_s
