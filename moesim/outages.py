@@ -45,6 +45,9 @@ def check_outages(scenario: Scenario, deployment: Deployment) -> None:
             "attention_tp x attention_dp",
             "elastic",
         )
+    if deployment.offload is not None:
+        rule = "cannot be elastic where deployment.expert_offload keeps experts outside the GPUs"
+        raise InputError("faults.recovery", rule, "elastic")
     if scenario.routing.mode != "replay":
         rule = "must be replay where faults.recovery is elastic: it counts experts"
         raise InputError("routing.mode", rule, scenario.routing.mode)

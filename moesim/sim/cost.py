@@ -29,6 +29,7 @@ from moesim.sim.cost_tables import (
     UP,
 )
 from moesim.sim.exchange import exchange_layer
+from moesim.sim.expert_offload import begin_offload, offload_layer, offloads
 from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
@@ -46,6 +47,16 @@ def _exchange(s: Any, c: Any, prefill: bool) -> int:
 
 
 @inner
+def _front_s(s: Any, c: Any, w: Any) -> float:
+    """Of one layer: attention and dense parts, which w.stage_s holds so far."""
+    cost = c.scalars[0]
+    layers_s = 0.0
+    for stage in range(s.rules[0].stages):
+        layers_s += w.stage_s[stage]
+    return layers_s / max(1, cost.full_layers + cost.window_layers + cost.linear_layers)
+
+
+@inner
 def _experts(
     s: Any,
     routes: Any,
@@ -59,8 +70,12 @@ def _experts(
     padded: int,
     half: int,
     exchange: int,
+    front_s: float,
 ) -> None:
-    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s."""
+    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s.
+
+    `front_s`: attention and dense parts before each of them.
+    """
     ranks = s.rules[0].ranks
     layers = w.layer_s.shape[1]
     group_tokens = 0
@@ -77,12 +92,22 @@ def _experts(
             return
     else:
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
+    offloaded = offloads(s) and not averaged
+    start_s = 0.0
+    if offloaded:
+        begin_offload(s)
     for layer in range(layers):
         if not averaged:
             w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
         w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
             c, w, step, layer, exchange, kind, group_tokens
         )
+        if offloaded:
+            start_s += front_s + w.layer_s[half, layer, 0]
+            w.layer_s[half, layer, 1] = offload_layer(
+                s, c, w, step, k, layer, kind, group_tokens, start_s, w.layer_s[half, layer, 1]
+            )
+            start_s += w.layer_s[half, layer, 1] + w.layer_s[half, layer, 2]
     record.counters[COUNTED_STEPS] += half == 0 and not averaged
 
 
@@ -150,10 +175,11 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     layers = w.layer_s.shape[1]
     for half in range(halves):
         padded = attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        front_s = _front_s(s, c, w)
         if half == 0:
             head_s = output_layer(s, c, w, step, k)
         if layers > 0:
-            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange)
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange, front_s)
     if policy != NO_OVERLAP:
         overlap(c, w, step, policy, halves)
     else:

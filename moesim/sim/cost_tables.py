@@ -74,6 +74,16 @@ COSTS = row_dtype(
         ("overlap", "i4"),
         ("overlap_decode_tokens", "i4"),  # of every rank, from which on a batch is split
         ("overlap_prefill_tokens", "i4"),
+        # Experts outside GPU memory, as in sim/expert_offload.py: of one expert on one GPU.
+        ("cache_policy", "i4"),
+        ("miss", "i4"),
+        ("prefetch_experts", "i4"),  # that a rank considers in each layer
+        ("move_s", "f8"),  # copying its weights from host memory
+        ("read_s", "f8"),  # reading them from the store
+        ("cpu_weight_s", "f8"),  # the CPU's reading them
+        ("cpu_flop_s", "f8"),  # its computing one token
+        ("cpu_copy_s", "f8"),  # moving one token there and back
+        ("moved_bytes", "f8"),  # of one expert on all its GPUs
         ("before_share", "f8"),  # of attention's GEMMs, those before its core
         ("split_s", "f8"),  # kernels of all layers within step_s, which each half launches
     ]

@@ -129,6 +129,26 @@ def route_tokens(
 
 
 @inner
+def rank_s(
+    c: Any, active: int, pairs: int, tiles: int, tile_s: float, kind: int, group_tokens: int
+) -> float:
+    """Seconds of one rank's experts of a layer from what they add up to, kernels' fixed time aside.
+
+    `tile_s`: measured experts, summed one by one; tables are asked where there are any.
+    """
+    cost = c.scalars[0]
+    if c.expert_tile_s.size > 0:
+        # Each expert has its own corner between reading its weights and computing.
+        time_s = tile_s + (pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s)
+        ratio = c.expert_ratio[kind, group_tokens]
+        return (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
+    return max(
+        active * cost.expert_weight_s + pairs * cost.expert_pair_s,
+        (tiles << cost.tile_shift) * cost.expert_flop_s,
+    )
+
+
+@inner
 def expert_layer(
     c: Any, w: Any, record: Any, step: Any, layer: int, kind: int, group_tokens: int
 ) -> float:
@@ -138,9 +158,6 @@ def expert_layer(
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
-    ratio = 1.0
-    if measured:
-        ratio = c.expert_ratio[kind, group_tokens]
     slowest_s = 0.0
     sum_s = 0.0
     most_pairs = 0
@@ -149,27 +166,21 @@ def expert_layer(
         counts = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
         pairs = 0
         active = 0
-        time_s = 0.0
+        tiles = 0
+        tile_s = 0.0
         if measured:
             for p in range(per_rank):
                 n = counts[p]
                 pairs += n
                 active += n > 0
-                time_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
-            # Each expert has its own corner between reading its weights and computing.
-            time_s += pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s
-            time_s = (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
+                tile_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
         else:
-            tiles = 0
             for p in range(per_rank):
                 n = counts[p]
                 pairs += n
                 active += n > 0
                 tiles += (n + tile) >> cost.tile_shift
-            time_s = max(
-                active * cost.expert_weight_s + pairs * cost.expert_pair_s,
-                (tiles << cost.tile_shift) * cost.expert_flop_s,
-            )
+        time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
         time_s *= w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s

@@ -24,6 +24,7 @@ from moesim.sim.cost_tables import (
     Costs,
     Work,
 )
+from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -52,6 +53,7 @@ def build_state(
     demand: Demand,
     acceptance: tuple[float, ...] = (),
     lower_memory: bool = False,
+    experts: ExpertCache | None = None,
 ) -> State:
     """Empty engines and the requests to come. Raises InputError where arrays would be absurd.
 
@@ -121,6 +123,7 @@ def build_state(
         evicted=np.zeros((replicas * ranks, notes), np.int32),
         below=np.zeros((replicas * ranks, blocks if lower_memory else 0), np.bool_),
         service_GT=np.zeros((replicas * ranks, tenants)),
+        experts=no_cache() if experts is None else experts,
     )
 
 
