@@ -49,7 +49,7 @@ def test_it_fits_its_machines(name: str) -> None:
 def test_it_runs(name: str) -> None:
     result = simulate(load_scenario(name, ["workload.requests=30"]))
     assert result.summary["requests"]["completed"] == 30
-    assert result.notes[0].startswith("measured kernels")
+    assert any(note.startswith("measured kernels") for note in result.notes)
 
 
 @pytest.mark.parametrize(
