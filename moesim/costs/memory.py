@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moesim.errors import InputError
 from moesim.hardware import GPU
@@ -30,8 +30,7 @@ class MemoryPlan:
     kv_window_bytes_per_token: float
     window: int
     state_bytes_per_request: float = 0.0
-    # Of a GPU for FFN alone, where there are such; the rest of the plan is of attention's.
-    ffn_weights_bytes: dict[str, float] = field(default_factory=dict)
+    ffn_weights_bytes: float = 0.0  # of a GPU for FFN alone, the rest being of attention's GPUs
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -100,5 +99,5 @@ def plan_memory(
         kv_window_bytes_per_token=kv.sliding,
         window=kv.window,
         state_bytes_per_request=kv.state,
-        ffn_weights_bytes={part: size for part, size in ffn.items() if part != "total"},
+        ffn_weights_bytes=ffn.get("total", 0.0),
     )

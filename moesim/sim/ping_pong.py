@@ -128,7 +128,7 @@ def _on_path(path: Any, of: int, all_s: float) -> float:
 @inner
 def ping_pong(c: Any, w: Any, step: Any, count: int, head_s: float) -> None:
     """Put the micro-batches in parallel: add their length to w.stage_s; leave in the parts of
-    `step` what lies on the longest path, the rest of the work in hidden_s.
+    `step` what lies on the longest path, the rest in hidden_s and hidden_compute_s.
 
     Attention is taken alike in all layers; the output layer follows on the whole batch.
     """
@@ -140,12 +140,15 @@ def ping_pong(c: Any, w: Any, step: Any, count: int, head_s: float) -> None:
         attention_s += whole_s
         w.attention_J[j] = whole_s / layers
         ffn_s += w.ffn_s[j]
-    work_s = attention_s + ffn_s + step.dispatch_s + step.combine_s
     experts_s = step.experts_s + step.expert_imbalance_s + ffn_s
-    work_s += step.experts_s + step.expert_imbalance_s
-    length_s = ping_pong_s(w.attention_J, w.layer_s, w.dense_s, c.moe_of_layer, count, w.path)
-    w.stage_s[0] += length_s
-    step.hidden_s = work_s - length_s
+    w.stage_s[0] += ping_pong_s(
+        w.attention_J, w.layer_s, w.dense_s, c.moe_of_layer, count, w.path
+    )
+    path = w.path[BACK]
+    step.hidden_s = max(0.0, step.dispatch_s + step.combine_s - path[1 + THERE] - path[1 + BACK])
+    step.hidden_compute_s = max(
+        0.0, attention_s + experts_s - path[1 + ATTENTION] - path[1 + EXPERTS]
+    )
     share = _on_path(w.path, ATTENTION, attention_s)
     step.attention_s *= share
     step.attention_imbalance_s *= share

@@ -206,6 +206,11 @@ def decode(run: Run) -> Any:
     return run.steps[run.steps["prefill_tokens"] == 0][0]
 
 
+def work_s(step: Any) -> float:
+    """All that was done in a step, hidden or not."""
+    return float(step["duration_s"] + step["hidden_s"] + step["hidden_compute_s"])
+
+
 def test_a_step_by_hand() -> None:
     """Two requests on each rank, each token one copy to either expert GPU. In one piece: attention
     2 ms a layer; a sender's copies: 4 of a MoE layer (2 to each GPU), 2 of the dense one (1 each).
@@ -220,6 +225,7 @@ def test_a_step_by_hand() -> None:
     assert step["dispatch_s"] == pytest.approx(2 * 2e-3 + 1e-3)
     assert step["combine_s"] == pytest.approx(2 * 4e-3 + 2e-3)
     assert step["hidden_s"] == pytest.approx(0.0, abs=1e-15)
+    assert step["hidden_compute_s"] == pytest.approx(0.0, abs=1e-15)
     assert step["duration_s"] == pytest.approx(46e-3)
     assert step["scale_out_bytes"] == pytest.approx(2 * (4 + 4 * 2) + (2 + 2 * 2))
     assert step["scale_up_bytes"] == 0
@@ -233,7 +239,8 @@ def test_two_micro_batches_of_a_step_by_hand() -> None:
     dense = np.tile([0.5e-3, 4e-3, 1e-3], (2, 1))
     expected, parts = length(np.full(2, 1e-3), layer, dense, np.array([-1, 0, 1]))
     assert step["duration_s"] == pytest.approx(expected)
-    assert step["hidden_s"] == pytest.approx(46e-3 - expected)
+    assert work_s(step) == pytest.approx(46e-3)
+    assert step["hidden_s"] == pytest.approx(15e-3 - parts[1] - parts[3])
     assert sum(step[part] for part in STEP_PARTS) == pytest.approx(expected, rel=1e-12)
     for name, seconds in zip(("attention_s", "dispatch_s", "combine_s"), parts[[0, 1, 3]]):
         assert step[name] == pytest.approx(seconds)
@@ -277,7 +284,7 @@ def test_a_step_has_no_more_micro_batches_than_requests_or_tokens() -> None:
     assert one["duration_s"] == many["duration_s"]
     prompts = engine(5, fixed_s=1e-3).run(make_demand([2] * 2, [1] * 2)).steps[0]
     # Two tokens on each rank, two micro-batches: twice the fixed time of either MoE layer's experts.
-    assert prompts["duration_s"] + prompts["hidden_s"] == pytest.approx(46e-3 + 4e-3)
+    assert work_s(prompts) == pytest.approx(46e-3 + 4e-3)
 
 
 def test_a_fixed_time_is_paid_by_every_micro_batch() -> None:
@@ -285,7 +292,7 @@ def test_a_fixed_time_is_paid_by_every_micro_batch() -> None:
     work = []
     for count in (1, 2, 4):
         step = decode(engine(count, fixed_s=1e-3).run(demand))
-        work.append(step["duration_s"] + step["hidden_s"])
+        work.append(work_s(step))
     assert np.diff(work) == pytest.approx([2e-3, 4e-3])
 
 
@@ -295,8 +302,7 @@ def test_kernels_of_every_layer_are_launched_for_each_micro_batch() -> None:
     assert one["overhead_s"] == pytest.approx(3e-3)
     two = decode(engine(2, step_s=3e-3, split_s=2e-3).run(demand))
     plain = decode(engine(2).run(demand))
-    more = two["duration_s"] + two["hidden_s"] - plain["duration_s"] - plain["hidden_s"]
-    assert more == pytest.approx(3e-3 + 2e-3)
+    assert work_s(two) - work_s(plain) == pytest.approx(3e-3 + 2e-3)
 
 
 def test_micro_batches_route_the_same_tokens() -> None:
@@ -315,5 +321,4 @@ def test_prompts_cut_in_the_middle_attend_to_what_came_before() -> None:
     """One prompt of 10 a rank in two micro-batches of 5: 15 pairs, then 5 x 5 + 15, a layer."""
     step = engine(2, prefill_pair_s=1e-3).run(make_demand([10] * 2, [1] * 2)).steps[0]
     plain = engine(2).run(make_demand([10] * 2, [1] * 2)).steps[0]
-    more = step["duration_s"] + step["hidden_s"] - plain["duration_s"] - plain["hidden_s"]
-    assert more == pytest.approx(3 * 55e-3)
+    assert work_s(step) - work_s(plain) == pytest.approx(3 * 55e-3)
