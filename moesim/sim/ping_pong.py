@@ -141,9 +141,7 @@ def ping_pong(c: Any, w: Any, step: Any, count: int, head_s: float) -> None:
         w.attention_J[j] = whole_s / layers
         ffn_s += w.ffn_s[j]
     experts_s = step.experts_s + step.expert_imbalance_s + ffn_s
-    w.stage_s[0] += ping_pong_s(
-        w.attention_J, w.layer_s, w.dense_s, c.moe_of_layer, count, w.path
-    )
+    w.stage_s[0] += ping_pong_s(w.attention_J, w.layer_s, w.dense_s, c.moe_of_layer, count, w.path)
     path = w.path[BACK]
     step.hidden_s = max(0.0, step.dispatch_s + step.combine_s - path[1 + THERE] - path[1 + BACK])
     step.hidden_compute_s = max(

@@ -170,8 +170,7 @@ FAULTS = (
         "            _add_pair(c, w, layer, d * tp, tp, r, w.source_LX[layer, r] / tp)\n",
         "            pairs = w.source_LP[layer, c.rank_of_slot == r].sum()\n"
         "            _add_pair(c, w, layer, d * tp, tp, r, pairs / tp)\n",
-        "tests/oracles/test_ping_pong.py::"
-        "test_a_copy_goes_once_to_each_gpu_and_by_the_nearer_link",
+        "tests/oracles/test_ping_pong.py::test_a_copy_goes_once_to_each_gpu_and_by_the_nearer_link",
     ),
     Fault(
         "shared-experts-of-all-tokens",
