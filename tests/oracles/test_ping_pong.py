@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -153,9 +154,9 @@ def test_cutting_finer_is_never_slower_where_nothing_costs_a_fixed_time() -> Non
         for count in (1, 2, 4, 8):
             pieces = np.tile(layer / count, (count, 1, 1))
             lengths.append(length(np.full(count, attention / count), pieces)[0])
-        assert all(fine <= coarse * (1 + 1e-12) for coarse, fine in zip(lengths, lengths[1:]))
+        assert all(fine <= coarse * (1 + 1e-12) for coarse, fine in itertools.pairwise(lengths))
         uniform = [alike(m, 5, *(np.array([attention, *layer[0]]) / m)) for m in range(1, 8)]
-        assert all(fine <= coarse * (1 + 1e-12) for coarse, fine in zip(uniform, uniform[1:]))
+        assert all(fine <= coarse * (1 + 1e-12) for coarse, fine in itertools.pairwise(uniform))
 
 
 # --- in a step ------------------------------------------------------------------------------------
@@ -242,7 +243,8 @@ def test_two_micro_batches_of_a_step_by_hand() -> None:
     assert work_s(step) == pytest.approx(46e-3)
     assert step["hidden_s"] == pytest.approx(15e-3 - parts[1] - parts[3])
     assert sum(step[part] for part in STEP_PARTS) == pytest.approx(expected, rel=1e-12)
-    for name, seconds in zip(("attention_s", "dispatch_s", "combine_s"), parts[[0, 1, 3]]):
+    named = {"attention_s": parts[0], "dispatch_s": parts[1], "combine_s": parts[3]}
+    for name, seconds in named.items():
         assert step[name] == pytest.approx(seconds)
 
 
@@ -283,7 +285,7 @@ def test_a_step_has_no_more_micro_batches_than_requests_or_tokens() -> None:
     one, many = (decode(engine(m, fixed_s=1e-3).run(demand)) for m in (1, 5))
     assert one["duration_s"] == many["duration_s"]
     prompts = engine(5, fixed_s=1e-3).run(make_demand([2] * 2, [1] * 2)).steps[0]
-    # Two tokens on each rank, two micro-batches: twice the fixed time of either MoE layer's experts.
+    # Two tokens on each rank, two micro-batches: twice the fixed time of either layer's experts.
     assert work_s(prompts) == pytest.approx(46e-3 + 4e-3)
 
 
