@@ -11,13 +11,15 @@ import pytest
 from moesim.costs.m_to_n import FACTORS, m_to_n_numbers
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
+from moesim.explain import explain
 from moesim.hardware import SCALE_OUT, load_fabric, make_cluster
 from moesim.model import load_model
 from moesim.operators import attention_operators, ffn_operators
 from moesim.precision import make_precision
-from moesim.scenario import Scenario
+from moesim.scenario import Scenario, load_scenario
 from moesim.sharding import Sharding, ffn_bytes_per_gpu, hosting_bytes, weight_bytes_per_gpu
 from moesim.sim.cost_tables import M_TO_N, PING_PONG
+from moesim.simulation import simulate
 
 FP8, BF16 = make_precision("fp8"), make_precision("bf16")
 
@@ -216,3 +218,17 @@ def test_sharding_without_gpus_of_its_own_is_as_before() -> None:
     assert list(plain.ffn_gpus) == list(range(8))
     assert replace(plain, expert_gpus=4).gpus == 36
     assert plain.tp_of("shared") == 2
+
+
+@pytest.mark.parametrize("model", ["qwen3-235b-a22b", "deepseek-v3"])
+def test_explained_rows_add_up_to_the_step(model: str) -> None:
+    """Also those of shared experts and dense layers, for the tokens that one FFN GPU takes."""
+    sets = ["workload.requests=20", f"model={model}", "cluster.gpu=h200-sxm", "cluster.nodes=4"]
+    if model == "deepseek-v3":
+        sets.append("deployment.attention_ffn.expert_gpus=16")
+        sets.append("deployment.parallelism.expert_parallel=16")
+    for step in explain(simulate(load_scenario("attention-ffn-apart", sets))):
+        assert sum(row.total_s for row in step.rows) == pytest.approx(step.total_s, rel=1e-9)
+        names = {row.name for row in step.rows}
+        assert {"dispatch", "combine", "experts"} <= names
+        assert ({"mlp_down", "shared_down"} <= names) == (model == "deepseek-v3")
