@@ -23,10 +23,11 @@ from moesim.fabric import build_fabric
 from moesim.offloading import build_expert_cache
 from moesim.outages import (
     check_outages,
-    cold_start_s,
+    cold_start,
     expert_bytes,
     expert_spares,
     is_elastic,
+    loads_over_fabric,
     outage_notes,
     plan_faults,
 )
@@ -49,6 +50,7 @@ from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.gate import Gate
+from moesim.sim.loading import Loading
 from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
 from moesim.sim.replay import Routes
@@ -138,7 +140,10 @@ def simulate(
     env = simpy.Environment()
     singly = on_step is not None
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
-    background_finish_s = _share_links(env, scenario, deployment, state)
+    transfers = _share_links(env, scenario, deployment, state)
+    background_finish_s = np.zeros(0)
+    if transfers is not None:
+        background_finish_s = start_background(transfers, scenario.cluster.background)
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")
     if on_step is not None:
@@ -180,13 +185,15 @@ def simulate(
         hold=spec is None or spec.no_replica == "wait",
     )
     faults = autoscaler = None
+    loading = _loading(scenario, deployment, transfers)
     if spec is not None:
         plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
-        faults = Faults(env, fleet, front, plan, work.condition, record, rng, offload, masks)
-    if autoscaling is not None:
-        autoscaler = Autoscaler(
-            env, fleet, front, autoscaling, cold_start_s(scenario, deployment, autoscaling)
+        faults = Faults(
+            env, fleet, front, plan, work.condition, record, rng, offload, masks, loading
         )
+    if autoscaling is not None:
+        starts = cold_start(scenario, deployment, autoscaling, loading)
+        autoscaler = Autoscaler(env, fleet, front, autoscaling, *starts)
     env.run()
     fleet.finish()
 
@@ -238,18 +245,29 @@ def simulate(
 
 def _share_links(
     env: simpy.Environment, scenario: Scenario, deployment: Deployment, state: State
-) -> NDArray[np.float64]:
-    """Let steps contend with each other and with background transfers; when these have arrived.
+) -> Transfers | None:
+    """Let steps contend with each other and with transfers.
 
-    Where neither a topology nor such transfers are given, every replica has its links to itself.
+    None where nothing but steps is on the links, and each replica has its own to itself.
     """
-    planned = scenario.cluster.background
-    if deployment.cluster.topology is None and not planned:
-        return np.zeros(0)
+    cluster = scenario.cluster
+    if not (cluster.topology or cluster.background or loads_over_fabric(scenario)):
+        return None
     transfers = Transfers(env, build_fabric(deployment.cluster))
     all_pairs = "deepep-low-latency" in scenario.exchanges()
     stand_for_steps(transfers, state, deployment.sharding, all_pairs)
-    return start_background(transfers, planned)
+    return transfers
+
+
+def _loading(
+    scenario: Scenario, deployment: Deployment, transfers: Transfers | None
+) -> Loading | None:
+    """Weights over the fabric, where `faults.restart` says so."""
+    restart = None if scenario.faults is None else scenario.faults.restart
+    if transfers is None or restart is None or restart.load_from is None:
+        return None
+    gpus, replicas = deployment.sharding.gpus, scenario.deployment.replicas
+    return Loading(transfers, restart.load_from, replicas, gpus, restart.load_bytes_per_s)
 
 
 def _end_s(state: State) -> float:

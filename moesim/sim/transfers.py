@@ -112,6 +112,13 @@ class Transfers:
         self._arm(self.env.now)
         return transfer.arrived
 
+    def cancel(self, transfer: Transfer) -> None:
+        """End a transfer whose last byte has not left; its event never succeeds."""
+        if transfer in self.active:
+            self._move(self.env.now)
+            self.active.remove(transfer)
+            self._arm(self.env.now)
+
     def stand(self, flow: Standing) -> None:
         """Let standing traffic contend from now on."""
         if flow.port_M.size == 0:
