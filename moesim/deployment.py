@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.attention_ffn import check_attention_ffn, check_lies_alike
 from moesim.costs.exchanges import PLAIN, exchange_notes
+from moesim.costs.ffn import with_ffn_apart
 from moesim.costs.measured.exchange_ratio import measured_notes, with_measured_exchange
 from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
@@ -87,12 +89,12 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         for end in ("source", "target"):
             endpoint_of(cluster, getattr(transfer, end), f"cluster.background.{i}.{end}")
     profile, kernels, notes = _timing(scenario, cluster, profile)
-    spec = scenario.deployment.parallelism
-    sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
+    sharding = _sharding(scenario)
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0
     slots = model.experts + redundant
     check_sharding(model, sharding, slots)
     _check_cluster(scenario, sharding, cluster)
+    check_attention_ffn(scenario, sharding, cluster)
     weights, experts = native_formats(model.native_precision, model.is_moe)
     precision = make_precision(
         scenario.precision.weights or weights,
@@ -143,6 +145,12 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         offload,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
+
+
+def _sharding(scenario: Scenario) -> Sharding:
+    spec, apart = scenario.deployment.parallelism, scenario.deployment.attention_ffn
+    degrees = (spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
+    return Sharding(*degrees, expert_gpus=0 if apart is None else apart.expert_gpus)
 
 
 def _exchange_notes(scenario: Scenario, made: Deployment) -> list[str]:
@@ -205,12 +213,18 @@ def _timing(
 def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> None:
     needed = sharding.gpus * scenario.deployment.replicas
     if needed > cluster.num_gpus:
+        of_stage = "attention_tp x attention_dp"
+        if sharding.expert_gpus:
+            of_stage = f"({of_stage} + attention_ffn.expert_gpus)"
         raise InputError(
             "deployment.parallelism",
-            f"needs {needed} GPUs (attention_tp x attention_dp x pipeline x replicas) but the "
-            f"cluster has {cluster.num_gpus}",
+            f"needs {needed} GPUs ({of_stage} x pipeline x replicas) but the cluster has "
+            f"{cluster.num_gpus}",
             hint="raise cluster.nodes or lower a degree",
         )
+    if sharding.expert_gpus:
+        check_lies_alike(sharding, cluster, scenario.deployment.replicas)
+        return
     # One set of step costs serves all replicas and stages: they must lie alike on the domains.
     domain_of = cluster.domains()[:needed].reshape(-1, sharding.stage_gpus)
     shares = np.unique(np.unique(domain_of[0], return_counts=True)[1])
@@ -287,6 +301,15 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         most,
     )
     offloaded = deployment.offload.rates if deployment.offload is not None else {}
+    base = with_ffn_apart(
+        base,
+        deployment.model,
+        deployment.sharding,
+        deployment.precision,
+        deployment.cluster.gpu,
+        deployment.profile,
+        most,
+    )
     base = replace(base, rates={**base.rates, **overlap_rates(scenario), **offloaded})
     operators = deployment.operators
     if operators is None:

@@ -41,6 +41,7 @@ def _clear(step: Any) -> None:
     step.scale_up_bytes = 0.0
     step.scale_out_bytes = 0.0
     step.hidden_s = 0.0
+    step.hidden_compute_s = 0.0
     step.experts_s = 0.0
     step.expert_imbalance_s = 0.0
     step.expert_miss_s = 0.0

@@ -46,7 +46,8 @@ def count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
                 w.logits[d] += n
             else:
                 w.logits[d] += 1
-        w.cut[d] = w.tokens[d]
+        w.cut[d, 0] = 0
+        w.cut[d, 1] = w.tokens[d]
         tokens += w.tokens[d]
         requests -= w.requests[d]
     step.prefill_tokens = tokens - decoded

@@ -148,7 +148,8 @@ STEP = row_dtype(
         ("pipeline_s", "f8"),
         ("draft_s", "f8"),
         ("overhead_s", "f8"),
-        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step
+        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step; likewise:
+        ("hidden_compute_s", "f8"),  # of GPUs for attention alone or FFN alone, behind the others'
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
