@@ -53,6 +53,7 @@ class Deployment:
     max_requests: int
     notes: tuple[str, ...]
     kernels: MeasuredKernels | None = None  # of the profiles that time steps by them
+    exchanged: bool = False  # a library sends every rank the tokens of its own experts only
 
     @property
     def operators(self) -> MeasuredOperators | None:
@@ -62,7 +63,9 @@ class Deployment:
         cluster, tp = self.cluster, self.sharding.attention_tp
         within = tp <= max(cluster.gpus_per_node, cluster.scale_up_domain)
         link = None if within else cluster.scale_out
-        return MeasuredOperators(self.model, self.sharding, self.precision, self.kernels, link)
+        return MeasuredOperators(
+            self.model, self.sharding, self.precision, self.kernels, link, self.exchanged
+        )
 
 
 def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
@@ -120,7 +123,18 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
     if model.status != "published":
         notes.append(f"{model.name}: {model.status} model, {model.note}")
     made = Deployment(
-        model, precision, cluster, sharding, profile, memory, slots, budget, requests, (), kernels
+        model,
+        precision,
+        cluster,
+        sharding,
+        profile,
+        memory,
+        slots,
+        budget,
+        requests,
+        (),
+        kernels,
+        exchanged=model.is_moe and scenario.exchanges()[0] not in PLAIN,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
 
