@@ -32,6 +32,7 @@ from moesim.errors import InputError
 from moesim.fabric import endpoint_of
 from moesim.hardware import Cluster, make_cluster
 from moesim.model import MoEModel, load_model
+from moesim.offloading import OffloadPlan, plan_offload
 from moesim.precision import Precision, make_precision, native_formats
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding, check_sharding
@@ -53,6 +54,7 @@ class Deployment:
     max_requests: int
     notes: tuple[str, ...]
     kernels: MeasuredKernels | None = None  # of the profiles that time steps by them
+    offload: OffloadPlan | None = None  # of experts outside GPU memory
     exchanged: bool = False  # a library sends every rank the tokens of its own experts only
 
     @property
@@ -102,14 +104,21 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         scenario.precision.dispatch,
     )
     budget, requests = batch_limits(scenario, cluster.gpu)
+    offload = plan_offload(scenario, model, sharding, precision, cluster, slots)
+    slots_per_rank = slots / sharding.expert_parallel if model.is_moe else None
+    reserve = memory_reserve(scenario, cluster.gpu, sharding, budget, profile)
+    if offload is not None:
+        slots_per_rank = offload.slots_per_rank
+        reserve += offload.buffer_bytes
+        notes += offload.notes
     memory = plan_memory(
         model,
         sharding,
         precision,
-        slots // sharding.expert_parallel if model.is_moe else None,
+        slots_per_rank,
         cluster.gpu,
         memory_share(scenario, profile),
-        memory_reserve(scenario, cluster.gpu, sharding, budget, profile),
+        reserve,
         scenario.deployment.kv_cache.capacity_tokens,
         kv_share(scenario),
     )
@@ -134,6 +143,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         requests,
         (),
         kernels,
+        offload,
         exchanged=model.is_moe and scenario.exchanges()[0] not in PLAIN,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
@@ -280,7 +290,8 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         scenario.exchanges(),
         most,
     )
-    base = replace(base, rates={**base.rates, **overlap_rates(scenario)})
+    offloaded = deployment.offload.rates if deployment.offload is not None else {}
+    base = replace(base, rates={**base.rates, **overlap_rates(scenario), **offloaded})
     operators = deployment.operators
     if operators is None:
         return base

@@ -7,7 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from moesim.policies.admission import Admission
+from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.batching import Batching
+from moesim.policies.expert_offload import ExpertOffload
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.policies.queueing import FirstCome, QueueChoice
 from moesim.spec import Spec, broken_rule, by_policy
@@ -159,8 +161,10 @@ class DeploymentSpec(Spec):
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None
     kv_cache: KVCacheSpec = KVCacheSpec()
+    expert_offload: ExpertOffload | None = None  # None: all experts in GPU memory
     queue: QueueChoice = FirstCome()
     admission: Admission | None = None
+    autoscaling: Autoscaling | None = None
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.

@@ -84,7 +84,8 @@ class ExplainedStep:
 def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
     """The typical decode step and the typical step with prompts of a run, where it had any.
 
-    Steps are explained as they are before exchanges are hidden and without drafts. `profile`: the
+    Steps are explained as they are before exchanges are hidden, without drafts, and with every
+    active expert in GPU memory. `profile`: the
     one that the run was given in the place of its scenario's.
     """
     scenario = _plain(result.scenario)

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
+OFFLOAD_COLUMNS = (
+    "duration_s",
+    "expert_miss_s",
+    "expert_hits",
+    "expert_misses",
+    "cpu_experts",
+    "prefetched_experts",
+    "prefetch_hits",
+    "host_bytes",
+    "store_bytes",
+)
 EXCHANGE_PARTS = ("dispatch_s", "combine_s", "hidden_s", "all_reduce_s", "pipeline_s")
 
 
@@ -171,6 +182,28 @@ def utilisation(
     }
 
 
+def offload_summary(steps: pd.DataFrame) -> dict[str, float | None]:
+    """What missing experts did to the whole run; every value None where none was looked up.
+
+    `hit_rate`: active experts found in GPU memory over all of them; `prefetch_accuracy`: of those
+    copied ahead, the share that the next layer used and missed; `cpu_share`: of the missing, those
+    that the CPU computed; `miss_share`: of the steps' time, what experts took longer.
+    """
+    total = {name: float(steps[name].sum()) for name in OFFLOAD_COLUMNS}
+    looked_up = total["expert_hits"] + total["expert_misses"]
+    if not looked_up:
+        names = ("hit_rate", "prefetch_accuracy", "cpu_share", "miss_share")
+        return dict.fromkeys((*names, "host_bytes", "store_bytes"))
+    return {
+        "hit_rate": total["expert_hits"] / looked_up,
+        "prefetch_accuracy": _rate(total["prefetch_hits"], total["prefetched_experts"]),
+        "cpu_share": _rate(total["cpu_experts"], total["expert_misses"]),
+        "miss_share": _rate(total["expert_miss_s"], total["duration_s"]),
+        "host_bytes": total["host_bytes"],
+        "store_bytes": total["store_bytes"],
+    }
+
+
 def summarise(
     requests: pd.DataFrame,
     steps: pd.DataFrame,
@@ -212,6 +245,7 @@ def summarise(
             "failed": int((statuses == "failed").sum()),
             "rejected": int((statuses == "rejected").sum()),
             "cancelled": int((statuses == "cancelled").sum()),
+            "lost": int((statuses == "lost").sum()),
             "warmup": int(requests["warmup"].sum()),
         },
         "duration_s": duration_s,
@@ -230,6 +264,7 @@ def summarise(
         "expert_imbalance": {
             "max_over_mean": {"mean": imbalance["mean"], "p99": imbalance["p99"]},
         },
+        "expert_offload": offload_summary(steps),
         "utilisation": utilisation(steps, duration_s, replicas, stages),
         "cost": _cost(gpus, usd_per_gpu_hour, window_s, output_tokens, input_tokens),
         "memory": dict(memory),

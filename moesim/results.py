@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
 from moesim.scenario import Scenario
-from moesim.sim.state import CANCELLED, COMPLETED, NOBODY, REJECTED
+from moesim.sim.faults import FaultLog
+from moesim.sim.state import CANCELLED, COMPLETED, LOST, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 from moesim.workload.groups import Groups
 from moesim.workload.threads import Threads
@@ -31,7 +32,7 @@ LONG_DRAIN = 0.2
 
 
 # What became of a request, in the tables.
-_ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled"}
+_ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled", LOST: "lost"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +51,22 @@ class RawRun:
     threads: Threads | None = None
     groups: Groups | None = None
     tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
+    faults: tuple[FaultLog, ...] | None = None
+    outages: tuple[tuple[int, float, float], ...] | None = None  # (replica, from, to)
+    # Replicas started, switched off, and (replica, from, to) of all that was paid for.
+    scaling: tuple[int, int, tuple[tuple[int, float, float], ...]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """One simulated scenario.
 
-    requests: a row per request; steps: a row per engine step; sessions: a row per session or chain,
-    empty without; itl_s: every gap between two output tokens of a counted request, in order of
-    request; rank_tokens_LR, rank_active_LR: token-expert pairs and distinct active experts per
-    step, mean over steps, for each MoE layer and rank of the expert-parallel group; summary: the
-    object that ``moesim run --json`` prints; notes: what to know before believing the numbers.
-    Columns are described in docs/reference/results.md.
+    requests: a row per request; steps: a row per engine step; sessions: a row per session or chain;
+    faults: a row per fault and replica that it met; both empty without. itl_s: every gap between
+    two output tokens of a counted request, in order of request; rank_tokens_LR, rank_active_LR:
+    token-expert pairs and distinct active experts per step, mean over steps, for each MoE layer and
+    rank of the expert-parallel group; summary: the object that ``moesim run --json`` prints; notes:
+    what to know before believing the numbers. Columns are described in docs/reference/results.md.
     """
 
     scenario: Scenario
@@ -136,6 +141,7 @@ class Result:
                 "cached_tokens": raw["cached_tokens"],
                 "loaded_tokens": raw["loaded_tokens"],
                 "preemptions": raw["preemptions"],
+                "retries": raw["retries"],
                 "queue_s": raw["scheduled_s"] - raw["arrival_s"],
                 "ttft_s": ttft(raw["arrival_s"], raw["first_token_s"]),
                 "tpot_s": tpot(raw["first_token_s"], raw["finish_s"], raw["output_tokens"]),
@@ -169,6 +175,12 @@ class Result:
         from moesim.traffic import sessions_table
 
         return sessions_table(self.requests)
+
+    @cached_property
+    def faults(self) -> pd.DataFrame:
+        from moesim.availability import faults_table
+
+        return faults_table(self.raw.faults)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -276,7 +288,26 @@ class Result:
             )
         if self.raw.tiers is not None:
             found["kv_tiers"] = self.raw.tiers
+        found |= self._outages()
         return {key: plain(value) for key, value in found.items()}
+
+    def _outages(self) -> dict[str, Any]:
+        """What the summary says of faults and of replicas that come and go, if there are."""
+        from moesim.availability import faults_summary, scaling_summary
+        from moesim.traffic import limits, met_own_limits
+
+        found: dict[str, Any] = {}
+        replicas = self.scenario.deployment.replicas
+        if self.raw.faults is not None and self.raw.outages is not None:
+            within = met_own_limits(self.requests, limits(self.scenario))
+            found["faults"] = faults_summary(
+                self.requests, self.raw.faults, self.raw.outages, replicas, within
+            )
+        if self.raw.scaling is not None:
+            found["autoscaling"] = scaling_summary(
+                self.raw.scaling, self.requests, self.gpus // replicas, self.usd_per_gpu_hour
+            )
+        return found
 
     def __repr__(self) -> str:
         requests = self.summary["requests"]
@@ -301,6 +332,8 @@ class Result:
         tables = {"requests": self.requests, "steps": self.steps}
         if self.raw.threads is not None:
             tables["sessions"] = self.sessions
+        if self.raw.faults is not None:
+            tables["faults"] = self.faults
         for name, table in tables.items():
             with replace_atomically(target / f"{name}.parquet") as path:
                 table.to_parquet(path, index=False)

@@ -14,6 +14,7 @@ from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
 from moesim.policies.batching import ChunkedPrefill, InFlight, PrefillFirst, Static
+from moesim.policies.faults import FaultsSpec
 from moesim.spec import Spec
 from moesim.topology import BackgroundTransfer, Topology
 from moesim.workload.arrivals import MAX_REQUESTS
@@ -104,6 +105,7 @@ class Scenario(Spec):
     deployment: DeploymentSpec = DeploymentSpec()
     routing: RoutingSpec = RoutingSpec()
     workload: Workload
+    faults: FaultsSpec | None = None
     slo: SLOSpec = SLOSpec()
     economics: EconomicsSpec = EconomicsSpec()
     measure: MeasureSpec = MeasureSpec()

@@ -157,13 +157,14 @@ def expert_bytes(model: MoEModel, precision: Precision) -> float:
 
 
 def weight_bytes_per_gpu(
-    model: MoEModel, sharding: Sharding, precision: Precision, slots_per_rank: int | None = None
+    model: MoEModel, sharding: Sharding, precision: Precision, slots_per_rank: float | None = None
 ) -> dict[str, float]:
     """Weight bytes of one GPU of the heaviest pipeline stage, by part, with their `total`.
 
     The parts are those of `ParameterCount`. `slots_per_rank` counts the physical experts that an
-    expert-parallel rank holds in each MoE layer; None means experts / expert_parallel. The
-    embedding is on the first stage, the LM head on the last; both are split over attention_tp.
+    expert-parallel rank holds in each MoE layer (a mean where layers differ); None means experts /
+    expert_parallel. The embedding is on the first stage, the LM head on the last; both are split
+    over attention_tp.
     """
     if slots_per_rank is None:
         slots_per_rank = _share(model.experts, sharding.expert_parallel)

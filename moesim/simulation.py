@@ -18,7 +18,18 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
+from moesim.errors import InputError
 from moesim.fabric import build_fabric
+from moesim.offloading import build_expert_cache
+from moesim.outages import (
+    check_outages,
+    cold_start_s,
+    expert_bytes,
+    expert_spares,
+    is_elastic,
+    outage_notes,
+    plan_faults,
+)
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.placing import check_placement, place, placement_notes
@@ -29,12 +40,16 @@ from moesim.results import RawRun, Result
 from moesim.routing.coverage import Pool
 from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario, load_scenario
+from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.averages import average_experts
 from moesim.sim.background import start_background
-from moesim.sim.cost_tables import Costs
+from moesim.sim.cost_tables import Costs, Work
+from moesim.sim.expert_cache import ExpertCache, next_uses
+from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer, FrontEnd
 from moesim.sim.gate import Gate
+from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
 from moesim.sim.replay import Routes
 from moesim.sim.setup import (
@@ -51,6 +66,7 @@ from moesim.sim.state import (
     FAILED,
     ROUTED_IDS,
     STEP,
+    STEPS_TOTAL,
     State,
 )
 from moesim.sim.step_traffic import stand_for_steps
@@ -76,6 +92,8 @@ def simulate(
     provenance: bool = True,
     leap: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[NDArray[np.int32]], None] | None = None,
+    expert_uses: NDArray[np.bool_] | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -85,35 +103,47 @@ def simulate(
     `provenance=False` leaves out the notes on measured tables, which take as long as a short run.
     `leap=False` takes every step as an event of its own: slower, same numbers.
     `progress` is called now and then with (requests that have ended, requests in all).
+    `on_step` is called after every step with the tokens of each slot, [L, P], which it must not
+    keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
+    belady which experts the steps to come use; unless given, a run with lru finds out first.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     deployment = deploy(scenario, profile)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    cached = scenario.deployment.expert_offload
+    if cached is not None and cached.policy == "belady" and expert_uses is None:
+        choices = (batching, load_balancing, placement, demand, profile, costs)
+        expert_uses = _uses_with_lru(scenario, *choices)
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     notes = [*deployment.notes, *demand.notes]
-    wired = wire(scenario, deployment, costs, demand.domains, placement)
-    notes += wired.notes
+    check_outages(scenario, deployment)
+    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
+    notes += [*wired.notes, *outage_notes(scenario, deployment)]
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
     tiers = scenario.deployment.kv_cache.tiers
     acceptance = scenario.deployment.speculation.of_each()
-    state = build_state(rules, demand, acceptance, lower_memory=bool(tiers))
+    state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     if not keep_times:
         notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
     record = build_record(keep_times, demand, compiled_costs, most_done)
-    work = build_work(ranks, int(rules["stages"]), compiled_costs)
+    work = build_work(ranks, int(rules["stages"]), compiled_costs, replicas)
+    work, masks = _masks(scenario, deployment, wired, work, state)
     env = simpy.Environment()
-    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap)
+    singly = on_step is not None
+    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
     background_finish_s = _share_links(env, scenario, deployment, state)
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")
-    if progress is not None:
+    if on_step is not None:
+        fleet.on_turn = _watcher(on_step, replicas, record.counters, work.counts_LP)
+    elif progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
     prefix_count = state.prefix_refs.shape[1]
     numbers = np.arange(replicas * ranks).reshape(replicas, ranks)
@@ -136,7 +166,8 @@ def simulate(
     ]
     admission = scenario.deployment.admission
     offload = Offload(env, fleet, tiers) if tiers else None
-    FrontEnd(
+    spec, autoscaling = scenario.faults, scenario.deployment.autoscaling
+    front = FrontEnd(
         env,
         fleet,
         over_replicas,
@@ -145,7 +176,17 @@ def simulate(
         demand.concurrency,
         waits=None if demand.threads is None else Waits(demand.threads),
         gate=None if admission is None else Gate(state, admission),
+        replicas_change=spec is not None or autoscaling is not None,
+        hold=spec is None or spec.no_replica == "wait",
     )
+    faults = autoscaler = None
+    if spec is not None:
+        plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
+        faults = Faults(env, fleet, front, plan, work.condition, record, rng, offload, masks)
+    if autoscaling is not None:
+        autoscaler = Autoscaler(
+            env, fleet, front, autoscaling, cold_start_s(scenario, deployment, autoscaling)
+        )
     env.run()
     fleet.finish()
 
@@ -178,6 +219,11 @@ def simulate(
             threads=demand.threads,
             groups=demand.groups,
             tiers=None if offload is None else offload.summary(),
+            faults=None if faults is None else tuple(faults.log),
+            outages=None if faults is None else tuple(faults.outages),
+            scaling=None
+            if autoscaler is None
+            else (autoscaler.starts, autoscaler.stops, tuple(autoscaler.finish(_end_s(state)))),
         ),
         memory=_memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
@@ -206,6 +252,25 @@ def _share_links(
     return start_background(transfers, planned)
 
 
+def _end_s(state: State) -> float:
+    """When the last request ended or arrived."""
+    times = np.concatenate([state.requests["finish_s"], state.requests["arrival_s"]])
+    return float(np.nanmax(times)) if not np.isnan(times).all() else 0.0
+
+
+def _masks(
+    scenario: Scenario, deployment: Deployment, wired: Wired, work: Work, state: State
+) -> tuple[Work, Masks | None]:
+    """Where experts go when a rank is masked, in a deployment that can go on without one."""
+    if wired.placement is None or not is_elastic(scenario):
+        return work, None
+    spare = expert_spares(scenario, deployment, wired.placement)
+    condition = prepare(work.condition, wired.placement, spare, state.replicas.size)
+    ranks = wired.placement.ranks
+    masks = Masks(state, condition, ranks, spare, expert_bytes(deployment))
+    return work._replace(condition=condition), masks
+
+
 @dataclass(frozen=True)
 class Wired:
     """What steps are priced by: costs and routes in the form of compiled code."""
@@ -214,6 +279,8 @@ class Wired:
     routes: Routes
     notes: tuple[str, ...]
     pool: Pool | None = None  # of a trace that somebody gave; None where routing is generated
+    placement: Placement | None = None
+    experts: ExpertCache | None = None  # as a run begins with it, which then changes it
 
 
 def wire(
@@ -222,8 +289,12 @@ def wire(
     costs: StepCosts,
     domains: tuple[str, ...],
     placement: Placement | None = None,
+    expert_uses: NDArray[np.bool_] | None = None,
 ) -> Wired:
-    """Open the routing trace and place its experts (as the scenario says, unless given)."""
+    """Open the routing trace and place its experts (as the scenario says, unless given).
+
+    `expert_uses` [S, L, P]: the future that offloaded experts' caches may look into.
+    """
     graphs = graph_tokens(costs.head_s.size - 1)
     if not deployment.model.is_moe:
         return Wired(build_costs(costs, 1, graphs), no_routes(), ())
@@ -234,12 +305,23 @@ def wire(
         placement = place(scenario, deployment, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
-    compiled_costs = build_costs(costs, placement.slots, graphs)
     given = scenario.routing.trace not in GENERATED
+    spare = expert_spares(scenario, deployment, placement)
+    compiled_costs = build_costs(costs, placement.slots + placement.ranks * spare, graphs)
     if scenario.routing.mode == "replay":
-        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains)
+        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
         pool = Pool.of(trace, domains) if given else None
-        return Wired(compiled_costs, routes, tuple(notes), pool)
+        experts = None
+        if deployment.offload is not None:
+            experts = build_expert_cache(
+                deployment.offload,
+                trace,
+                routes.slots_TLK,
+                placement.slots,
+                scenario.deployment.replicas,
+                None if expert_uses is None else next_uses(expert_uses)[None],
+            )
+        return Wired(compiled_costs, routes, tuple(notes), pool, placement, experts)
     ranks = deployment.sharding.attention_dp
     average = average_experts(
         place_rows(ids_TLK, placement),
@@ -289,6 +371,60 @@ def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Cal
             progress(int((requests["status"] >= COMPLETED).sum()), requests.size)
 
     return tell
+
+
+def _watcher(
+    on_step: Callable[[NDArray[np.int32]], None],
+    replicas: int,
+    counters: NDArray[np.int64],
+    counts_LP: NDArray[np.int32],
+) -> Callable[[], None]:
+    if replicas > 1:
+        raise InputError(
+            "deployment.replicas", "must be 1 where every step's experts are watched", replicas
+        )
+    seen = 0
+
+    def watch() -> None:
+        nonlocal seen
+        if counters[STEPS_TOTAL] > seen:
+            seen += 1
+            assert counters[STEPS_TOTAL] == seen
+            on_step(counts_LP)
+
+    return watch
+
+
+def _with_lru(scenario: Scenario) -> Scenario:
+    of = scenario.deployment
+    assert of.expert_offload is not None
+    changed = {"expert_offload": of.expert_offload.model_copy(update={"policy": "lru"})}
+    return scenario.model_copy(update={"deployment": of.model_copy(update=changed)})
+
+
+def _uses_with_lru(
+    scenario: Scenario,
+    batching: BatchingPolicy | None,
+    load_balancing: LoadBalancer | None,
+    placement: Placement | None,
+    demand: Demand,
+    profile: Profile | None,
+    costs: StepCosts | None,
+) -> NDArray[np.bool_]:
+    """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
+    uses: list[NDArray[np.bool_]] = []
+    simulate(
+        _with_lru(scenario),
+        batching=batching,
+        load_balancing=load_balancing,
+        placement=placement,
+        demand=demand,
+        profile=profile,
+        costs=costs,
+        provenance=False,
+        on_step=lambda counts_LP: uses.append(counts_LP > 0),
+    )
+    return np.array(uses)
 
 
 def _memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:

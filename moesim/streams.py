@@ -21,6 +21,7 @@ STREAMS = (
     "speculation",
     "threads",
     "groups",
+    "faults",
 )
 
 

@@ -46,12 +46,19 @@ def slo_attainment(
     limits."""
     if not any(value for each in of_class.values() for value in each.values()):
         return None
-    table = requests[~requests["warmup"]]
-    within = np.zeros(len(table), np.bool_)
-    for name, each in of_class.items():
-        rows = (table["class"] == name).to_numpy()
-        within[rows] = met(table[rows], each)
+    within = met_own_limits(requests[~requests["warmup"]], of_class)
     return float(within.mean()) if within.size else None
+
+
+def met_own_limits(
+    requests: pd.DataFrame, of_class: Mapping[str, Mapping[str, float | None]]
+) -> NDArray[np.bool_]:
+    """[N] whether each request completed within all limits of its class."""
+    within = np.zeros(len(requests), np.bool_)
+    for name, each in of_class.items():
+        rows = (requests["class"] == name).to_numpy()
+        within[rows] = met(requests[rows], each)
+    return within
 
 
 def service_weights(scenario: Scenario) -> tuple[float, float]:
@@ -187,7 +194,7 @@ def service_until(
 def _group(table: pd.DataFrame) -> dict[str, Any]:
     statuses = table["status"].to_numpy()
     counted = table[counted_rows(table)]
-    outcomes = ("completed", "failed", "rejected", "cancelled")
+    outcomes = ("completed", "failed", "rejected", "cancelled", "lost")
     return {
         "submitted": len(table),
         **{outcome: int((statuses == outcome).sum()) for outcome in outcomes},

@@ -40,7 +40,7 @@ def plan_memory(
     model: MoEModel,
     sharding: Sharding,
     precision: Precision,
-    slots_per_rank: int | None,
+    slots_per_rank: float | None,
     gpu: GPU,
     utilisation: float,
     reserved_bytes: float,

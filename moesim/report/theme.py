@@ -18,6 +18,7 @@ STEP_PARTS: dict[str, tuple[str, str]] = {  # column: what it is called, colour
     "dense_s": ("dense layers, head", "#8A6BBE"),
     "experts_s": ("experts", "#D55E00"),
     "expert_imbalance_s": ("waiting for the most loaded expert rank", "#E69F00"),
+    "expert_miss_s": ("waiting for experts outside GPU memory", "#882255"),
     "dispatch_s": ("dispatch", "#009E73"),
     "combine_s": ("combine", "#7BCDB0"),
     "all_reduce_s": ("all-reduce", "#CC79A7"),

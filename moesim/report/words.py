@@ -145,6 +145,9 @@ def _served(summary: Mapping[str, Any]) -> str:
     if cancelled:
         text += f" {count(cancelled, 'request')} {_were(cancelled)} never asked, because one "
         text += "before was not completed."
+    lost = pick(summary, "requests", "lost") or 0
+    if lost:
+        text += f" {count(lost, 'request')} {_were(lost)} lost with what failed."
     if warmup:
         text += f" The first {count(warmup, 'request')} are warm-up and not part of the figures."
         if warmup > UNSETTLED * submitted:

@@ -43,6 +43,14 @@ def _clear(step: Any) -> None:
     step.hidden_s = 0.0
     step.experts_s = 0.0
     step.expert_imbalance_s = 0.0
+    step.expert_miss_s = 0.0
+    step.expert_hits = 0
+    step.expert_misses = 0
+    step.cpu_experts = 0
+    step.prefetched_experts = 0
+    step.prefetch_hits = 0
+    step.host_bytes = 0.0
+    step.store_bytes = 0.0
     step.dispatch_s = 0.0
     step.combine_s = 0.0
     step.pipeline_s = 0.0

@@ -17,14 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.attention import attend, decodes
 from moesim.sim.cost_tables import (
     ALL_GATHER,
     ALL_REDUCE,
-    ALL_REDUCED,
-    ATTENTION_LINEAR,
     DECODE,
-    DENSE,
     NO_EXCHANGE,
     NO_OVERLAP,
     OUT,
@@ -32,37 +28,12 @@ from moesim.sim.cost_tables import (
     TWO_BATCH,
     UP,
 )
-from moesim.sim.exchange import contention_s, exchange_layer
-from moesim.sim.experts import average_layers, expert_layer, part_of, route_tokens
+from moesim.sim.exchange import exchange_layer
+from moesim.sim.expert_offload import begin_offload, offload_layer, offloads
+from moesim.sim.experts import average_layers, expert_layer, route_tokens
+from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.state import COUNTED_STEPS
-
-
-@inner
-def _count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
-    """What each rank computes, of prompts and decoded, into `w` and `step`; whether any prompt."""
-    tokens = 0
-    decoded = 0
-    requests = 0
-    for d in range(s.rules[0].ranks):
-        w.requests[d] = s.batch_size[k, b, d]
-        w.logits[d] = 0
-        w.tokens[d] = 0
-        for i in range(s.batch_size[k, b, d]):
-            n = s.batch_tokens[k, b, d, i]
-            w.tokens[d] += n
-            if decodes(s.requests[s.batch_request[k, b, d, i]], n):
-                decoded += n
-                requests += 1
-                w.logits[d] += n
-            else:
-                w.logits[d] += 1
-        w.cut[d] = w.tokens[d]
-        tokens += w.tokens[d]
-        requests -= w.requests[d]
-    step.prefill_tokens = tokens - decoded
-    step.decode_tokens = decoded
-    return requests < 0
 
 
 @inner
@@ -76,89 +47,13 @@ def _exchange(s: Any, c: Any, prefill: bool) -> int:
 
 
 @inner
-def _attention_and_dense(
-    s: Any, c: Any, w: Any, step: Any, k: int, b: int, prefill: bool, half: int, policy: int
-) -> int:
-    """What every attention rank computes of a part by itself; its padded size in decode."""
-    rules = s.rules[0]
+def _front_s(s: Any, c: Any, w: Any) -> float:
+    """Of one layer: attention and dense parts, which w.stage_s holds so far."""
     cost = c.scalars[0]
-    ranks = rules.ranks
-    most_tokens = 0
-    for d in range(ranks):
-        first, stop = part_of(w, d, half)
-        attend(s, c, w, k, b, d, first, stop)
-        most_tokens = max(most_tokens, w.part_tokens[d])
-    padded = 0
-    kind = PROMPT
-    if not prefill:
-        kind = DECODE
-        # Decode replays a CUDA graph: all ranks are padded to the graph of the fullest. A static
-        # batch keeps its first size.
-        padded = c.graph_tokens[max(1, most_tokens)]
-        if policy < TWO_BATCH:
-            for d in range(ranks):
-                padded = max(padded, s.ranks[k * ranks + d].batch_size)
-    full_s = 0.0
-    window_s = 0.0
-    state_s = 0.0
-    mean_s = 0.0
-    linear_s = 0.0
-    dense_s = 0.0
-    reduce_s = 0.0
-    shared_s = 0.0
-    for d in range(ranks):
-        n = max(padded, w.part_tokens[d])
-        full_s = max(full_s, w.attention_s[d, 0])
-        window_s = max(window_s, w.attention_s[d, 1])
-        state_s = max(state_s, w.attention_s[d, 2])
-        mean_s += (
-            w.attention_s[d, 0] * cost.full_layers
-            + w.attention_s[d, 1] * cost.window_layers
-            + w.attention_s[d, 2] * cost.linear_layers
-        ) / ranks
-        linear_s = max(linear_s, c.token_s[kind, ATTENTION_LINEAR, n])
-        dense_s = max(dense_s, c.token_s[kind, DENSE, n])
-        reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
-        if policy > NO_OVERLAP:
-            shared_s = max(shared_s, c.shared_s[kind, n])
-    reduce_s += most_tokens * contention_s(c, w, cost.reduce_up_bytes, cost.reduce_out_bytes)
-    slowest_s = (
-        full_s * cost.full_layers + window_s * cost.window_layers + state_s * cost.linear_layers
-    )
-    attention_layers = cost.full_layers + cost.window_layers + cost.linear_layers
-    kernels_s = cost.attention_kernel_s * attention_layers
-    if policy == NO_OVERLAP:
-        layers_s = slowest_s + kernels_s + linear_s + dense_s + reduce_s
-        for stage in range(rules.stages):
-            w.stage_s[stage] += layers_s * c.stage_share[stage]
-    else:
-        split_s = cost.split_s if policy >= TWO_BATCH else 0.0
-        before_s = linear_s * cost.before_share
-        core_s = slowest_s + kernels_s + linear_s - before_s + dense_s - shared_s + reduce_s
-        w.front_s[half, 0] = before_s
-        w.front_s[half, 1] = core_s + split_s
-        w.front_s[half, 2] = shared_s
-        step.overhead_s += split_s
-    step.attention_s += mean_s + kernels_s + linear_s
-    step.attention_imbalance_s += slowest_s - mean_s
-    step.dense_s += dense_s
-    step.all_reduce_s += reduce_s
-    step.scale_up_bytes += cost.reduce_up_bytes * most_tokens
-    step.scale_out_bytes += cost.reduce_out_bytes * most_tokens
-    return padded
-
-
-@inner
-def _head(s: Any, c: Any, w: Any, step: Any) -> float:
-    """The output layer, in the last stage; its seconds."""
-    rules = s.rules[0]
-    most_logits = 0
-    for d in range(rules.ranks):
-        most_logits = max(most_logits, w.logits[d])
-    head_s = c.head_s[most_logits]
-    w.stage_s[rules.stages - 1] += head_s
-    step.dense_s += head_s
-    return head_s
+    layers_s = 0.0
+    for stage in range(s.rules[0].stages):
+        layers_s += w.stage_s[stage]
+    return layers_s / max(1, cost.full_layers + cost.window_layers + cost.linear_layers)
 
 
 @inner
@@ -175,14 +70,19 @@ def _experts(
     padded: int,
     half: int,
     exchange: int,
+    front_s: float,
 ) -> None:
-    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s."""
+    """Expert compute and the exchange of a part's tokens, layer by layer, into w.layer_s.
+
+    `front_s`: attention and dense parts before each of them.
+    """
     ranks = s.rules[0].ranks
     layers = w.layer_s.shape[1]
     group_tokens = 0
     tokens = 0
     for d in range(ranks):
-        group_tokens += max(padded, w.part_tokens[d])
+        if s.ranks[k * ranks + d].masked == 0:
+            group_tokens += max(padded, w.part_tokens[d])
         tokens += w.part_tokens[d]
     kind = PROMPT if prefill else DECODE
     averaged = c.average.slowest_s.shape[1] > 0
@@ -192,12 +92,22 @@ def _experts(
             return
     else:
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
+    offloaded = offloads(s) and not averaged
+    start_s = 0.0
+    if offloaded:
+        begin_offload(s)
     for layer in range(layers):
         if not averaged:
             w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
         w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
             c, w, step, layer, exchange, kind, group_tokens
         )
+        if offloaded:
+            start_s += front_s + w.layer_s[half, layer, 0]
+            w.layer_s[half, layer, 1] = offload_layer(
+                s, c, w, step, k, layer, kind, group_tokens, start_s, w.layer_s[half, layer, 1]
+            )
+            start_s += w.layer_s[half, layer, 1] + w.layer_s[half, layer, 2]
     record.counters[COUNTED_STEPS] += half == 0 and not averaged
 
 
@@ -253,9 +163,10 @@ def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> N
 @inner
 def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: int, b: int) -> None:
     """Fill `step` (one cleared STEP row) and w.stage_s for batch b of replica k."""
+    w.replica[0] = k
     w.slowdown[UP] = s.replicas[k].up_slowdown
     w.slowdown[OUT] = s.replicas[k].out_slowdown
-    prefill = _count_tokens(s, w, step, k, b)
+    prefill = count_tokens(s, w, step, k, b)
     exchange = _exchange(s, c, prefill)
     policy = choose_overlap(s, c, w, k, b, prefill, exchange)
     w.stage_s[:] = 0.0
@@ -263,11 +174,12 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     head_s = 0.0
     layers = w.layer_s.shape[1]
     for half in range(halves):
-        padded = _attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        padded = attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+        front_s = _front_s(s, c, w)
         if half == 0:
-            head_s = _head(s, c, w, step)
+            head_s = output_layer(s, c, w, step, k)
         if layers > 0:
-            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange)
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange, front_s)
     if policy != NO_OVERLAP:
         overlap(c, w, step, policy, halves)
     else:

@@ -74,6 +74,16 @@ COSTS = row_dtype(
         ("overlap", "i4"),
         ("overlap_decode_tokens", "i4"),  # of every rank, from which on a batch is split
         ("overlap_prefill_tokens", "i4"),
+        # Experts outside GPU memory, as in sim/expert_offload.py: of one expert on one GPU.
+        ("cache_policy", "i4"),
+        ("miss", "i4"),
+        ("prefetch_experts", "i4"),  # that a rank considers in each layer
+        ("move_s", "f8"),  # copying its weights from host memory
+        ("read_s", "f8"),  # reading them from the store
+        ("cpu_weight_s", "f8"),  # the CPU's reading them
+        ("cpu_flop_s", "f8"),  # its computing one token
+        ("cpu_copy_s", "f8"),  # moving one token there and back
+        ("moved_bytes", "f8"),  # of one expert on all its GPUs
         ("before_share", "f8"),  # of attention's GEMMs, those before its core
         ("split_s", "f8"),  # kernels of all layers within step_s, which each half launches
     ]
@@ -121,8 +131,27 @@ class Costs(NamedTuple):
     average: Averages  # empty where routing is replayed
 
 
+class Condition(NamedTuple):
+    """What is wrong with the GPUs of each replica; changed between steps (sim/faults.py).
+
+    Factors are at least 1. Legend: K replicas, E experts; copies of expert e in a replica that goes
+    on without a rank: copy_slot_KLP[k, l, copy_start_KLE1[k, l, e] : copy_start_KLE1[k, l, e + 1]].
+    """
+
+    attention_slow_KBD: NDArray[np.float64]  # of computing
+    expert_slow_KBR: NDArray[np.float64]
+    up_slow_KR: NDArray[np.float64]  # of bytes on the scale-up link
+    out_slow_KR: NDArray[np.float64]
+    worst_up_K: NDArray[np.float64]  # the largest of them
+    worst_out_K: NDArray[np.float64]
+    expert_of_slot_LP: NDArray[np.int32]  # of whole replicas; empty where none is remapped
+    copy_start_KLE1: NDArray[np.int32]
+    copy_slot_KLP: NDArray[np.int32]
+
+
 class Work(NamedTuple):
-    """Scratch of one step; a part is the whole of it, or one half of a batch that is split."""
+    """Scratch of one step, and the condition of the ranks that take it; a part is the whole of the
+    step, or one half of a batch that is split."""
 
     attention_s: NDArray[np.float64]  # [D, 3] per layer of the part: full, windowed, linear
     tokens: NDArray[np.int64]  # [D]
@@ -147,3 +176,5 @@ class Work(NamedTuple):
     pair_L: NDArray[np.float64]  # tokens between any two GPUs over the scale-out link, the most
     stage_s: NDArray[np.float64]  # [B]
     slowdown: NDArray[np.float64]  # [2] of bytes on the links, UP and OUT, by traffic of others
+    replica: NDArray[np.int64]  # [1] whose step it is
+    condition: Condition

@@ -68,6 +68,8 @@ def enqueue(s: Any, r: int, g: int, now: float) -> None:
 def wake(s: Any, k: int, now: float) -> None:
     """Replica k has a reason to compose a batch as soon as its first stage is free."""
     replica = s.replicas[k]
+    if replica.stopped > 0:
+        return
     if replica.in_flight < s.rules[0].stages:
         replica.schedule_s = min(replica.schedule_s, max(now, s.stage_free_s[k, 0]))
 

@@ -86,13 +86,22 @@ def _phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
     up = 0.0
     out = 0.0
     posted = 0.0
+    slowed_up = 0.0
+    slowed_out = 0.0
+    k = w.replica[0]
     for r in range(w.recv_up_LR.shape[1]):
-        up = max(up, w.recv_up_LR[row, r], w.send_up_LR[row, r])
+        most_up = max(w.recv_up_LR[row, r], w.send_up_LR[row, r])
         received = w.recv_out_LR[row, r] + law.near_out * w.recv_up_LR[row, r]
         sent = w.send_out_LR[row, r] + law.near_out * w.send_up_LR[row, r]
-        out = max(out, received, sent)
+        most_out = max(received, sent)
+        up = max(up, most_up)
+        out = max(out, most_out)
+        slowed_up = max(slowed_up, most_up * w.condition.up_slow_KR[k, r])
+        slowed_out = max(slowed_out, most_out * w.condition.out_slow_KR[k, r])
         posted = max(posted, received if back else sent)
-    byte_s = max(up * law.up_copy_s * w.slowdown[UP], out * law.out_copy_s * w.slowdown[OUT])
+    byte_s = max(
+        slowed_up * law.up_copy_s * w.slowdown[UP], slowed_out * law.out_copy_s * w.slowdown[OUT]
+    )
     step.scale_up_bytes += (1.0 - law.near_out) * up * law.copy_bytes
     step.scale_out_bytes += out * law.copy_bytes
     posted_s = w.pair_L[row] * law.pair_s + posted * law.message_s
@@ -109,6 +118,14 @@ def contention_s(c: Any, w: Any, up_bytes: float, out_bytes: float) -> float:
 
 
 @inner
+def slowest_link(w: Any, far: bool) -> float:
+    """How much slower than sound the slowest link of the replica is; `far`: across domains."""
+    k = w.replica[0]
+    slow: float = w.condition.worst_out_K[k] if far else w.condition.worst_up_K[k]
+    return slow
+
+
+@inner
 def exchange_layer(
     c: Any, w: Any, step: Any, layer: int, exchange: int, kind: int, group_tokens: int
 ) -> Any:
@@ -119,6 +136,8 @@ def exchange_layer(
         once_s = cost.gather_base_s + group_tokens * cost.gather_token_s
         if c.gather_s.size > 0:
             once_s = c.gather_s[group_tokens]
+        # A collective of all goes at the pace of its slowest link.
+        once_s *= slowest_link(w, cost.gather_out_bytes > 0.0)
         once_s += group_tokens * contention_s(c, w, cost.gather_up_bytes, cost.gather_out_bytes)
         step.dispatch_s += once_s
         step.combine_s += once_s

@@ -16,6 +16,7 @@ import numpy as np
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
+from moesim.sim.remap import count_remapped, touch_remapped
 from moesim.sim.replay import count_rows, next_rows, peek_row, touch_rows
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
@@ -27,6 +28,21 @@ def part_of(w: Any, d: int, half: int) -> Any:
     if half == 0:
         return np.int64(0), w.cut[d]
     return w.cut[d], w.tokens[d]
+
+
+@inner
+def _count(
+    s: Any, routes: Any, c: Any, w: Any, k: int, row: int, rows: int, touch: bool, into: Any
+) -> None:
+    """Count the slots of routing rows into `into`, and whom they touch into w.source_LX."""
+    if s.replicas[k].remapped > 0:
+        count_remapped(routes, w.condition, k, row, rows, into)
+        if touch:
+            touch_remapped(routes, c, w, k, row, rows)
+        return
+    count_rows(routes, row, rows, into)
+    if touch:
+        touch_rows(routes, row, rows, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X)
 
 
 @inner
@@ -72,24 +88,12 @@ def _walk(
             row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
             if counted:
-                count_rows(routes, row, rows, into)
+                _count(s, routes, c, w, k, row, rows, touch, into)
                 rows_taken += rows
-                if touch:
-                    touch_rows(
-                        routes,
-                        row,
-                        rows,
-                        c.rank_of_slot,
-                        c.domain_of_rank,
-                        w.source_LX,
-                        w.mark_X,
-                    )
         for ahead in range(max(start, stop), end):
             row = peek_row(request, ahead - max(start, request.computed - rejected))
-            count_rows(routes, row, 1, into)
+            _count(s, routes, c, w, k, row, 1, touch, into)
             rows_taken += 1
-            if touch:
-                touch_rows(routes, row, 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X)
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
 
@@ -125,6 +129,26 @@ def route_tokens(
 
 
 @inner
+def rank_s(
+    c: Any, active: int, pairs: int, tiles: int, tile_s: float, kind: int, group_tokens: int
+) -> float:
+    """Seconds of one rank's experts of a layer from what they add up to, kernels' fixed time aside.
+
+    `tile_s`: measured experts, summed one by one; tables are asked where there are any.
+    """
+    cost = c.scalars[0]
+    if c.expert_tile_s.size > 0:
+        # Each expert has its own corner between reading its weights and computing.
+        time_s = tile_s + (pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s)
+        ratio = c.expert_ratio[kind, group_tokens]
+        return (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
+    return max(
+        active * cost.expert_weight_s + pairs * cost.expert_pair_s,
+        (tiles << cost.tile_shift) * cost.expert_flop_s,
+    )
+
+
+@inner
 def expert_layer(
     c: Any, w: Any, record: Any, step: Any, layer: int, kind: int, group_tokens: int
 ) -> float:
@@ -134,9 +158,6 @@ def expert_layer(
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
-    ratio = 1.0
-    if measured:
-        ratio = c.expert_ratio[kind, group_tokens]
     slowest_s = 0.0
     sum_s = 0.0
     most_pairs = 0
@@ -145,27 +166,22 @@ def expert_layer(
         counts = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
         pairs = 0
         active = 0
-        time_s = 0.0
+        tiles = 0
+        tile_s = 0.0
         if measured:
             for p in range(per_rank):
                 n = counts[p]
                 pairs += n
                 active += n > 0
-                time_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
-            # Each expert has its own corner between reading its weights and computing.
-            time_s += pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s
-            time_s = (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
+                tile_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
         else:
-            tiles = 0
             for p in range(per_rank):
                 n = counts[p]
                 pairs += n
                 active += n > 0
                 tiles += (n + tile) >> cost.tile_shift
-            time_s = max(
-                active * cost.expert_weight_s + pairs * cost.expert_pair_s,
-                (tiles << cost.tile_shift) * cost.expert_flop_s,
-            )
+        time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
+        time_s *= w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s
         most_pairs = max(most_pairs, pairs)
@@ -184,6 +200,17 @@ def expert_layer(
 
 
 @inner
+def slowest_gpu(w: Any) -> float:
+    """How much slower than sound the slowest GPU with experts of the replica is."""
+    slow = 1.0
+    of = w.condition.expert_slow_KBR
+    for stage in range(of.shape[1]):
+        for r in range(of.shape[2]):
+            slow = max(slow, of[w.replica[0], stage, r])
+    return slow
+
+
+@inner
 def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int, half: int) -> None:
     """Add all layers' experts, and exchanges that depend on routing, for so many tokens of the
     group, averaged beforehand, to `step` and w.layer_s."""
@@ -191,13 +218,18 @@ def average_layers(c: Any, w: Any, step: Any, kind: int, tokens: int, half: int)
     layers = c.stage_of_layer.size
     slowest_s = of.slowest_s[kind, tokens]
     mean_s = of.mean_s[kind, tokens]
+    slowest_s *= slowest_gpu(w)
     dispatch_s = of.dispatch_s[kind, tokens]
     combine_s = of.combine_s[kind, tokens]
     if dispatch_s + combine_s > 0.0:
         # Bytes of all layers together: in each the slower kind of link binds, mostly the same one.
+        k = w.replica[0]
         up_s = of.scale_up_bytes[kind, tokens] * c.scalars[0].up_byte_s
         out_s = of.scale_out_bytes[kind, tokens] * c.scalars[0].out_byte_s
-        contended_s = max(up_s * w.slowdown[UP], out_s * w.slowdown[OUT])
+        contended_s = max(
+            up_s * w.slowdown[UP] * w.condition.worst_up_K[k],
+            out_s * w.slowdown[OUT] * w.condition.worst_out_K[k],
+        )
         stretch = 1.0 + (contended_s - max(up_s, out_s)) / (dispatch_s + combine_s)
         dispatch_s *= stretch
         combine_s *= stretch

@@ -41,6 +41,7 @@ from moesim.sim.state import (
     Record,
     State,
 )
+from moesim.sim.stop import cut_step, go_on, stop
 
 BROKEN_RULES = {
     NOT_HERE: "must name requests that wait or run on this rank, each once in a batch",
@@ -86,6 +87,27 @@ class Fleet:
     def rejoin(self, request: int, rank: int) -> None:
         """A request that was set aside for blocks from below has them now."""
         rejoin(self.state, rank, request, self.env.now)
+        self._arm(self.env.now)
+
+    def stop(self, k: int) -> None:
+        """Replica k stands still from now on; its steps under way end here, for nothing."""
+        replica, stages = self.state.replicas[k], int(self.state.rules[0]["stages"])
+        self.flush()
+        rows = (
+            chunk[i : i + 1]
+            for chunk in reversed(self.step_chunks)
+            for i in np.flatnonzero(chunk["replica"] == k)[::-1]
+        )
+        in_flight = int(replica["in_flight"])
+        for back, row in zip(range(in_flight - 1, -1, -1), rows, strict=False):
+            b = (int(replica["oldest"]) + back) % stages
+            lost_s = cut_step(row[0], self.env.now, float(self.state.batch_end_s[k, b]))
+            replica["busy_s"] -= lost_s / stages
+        stop(self.state, k, self.env.now)
+
+    def go_on(self, k: int) -> None:
+        """One reason for replica k to stand still is gone."""
+        go_on(self.state, k, self.env.now)
         self._arm(self.env.now)
 
     def admit_by(self, door: Door) -> None:

@@ -14,7 +14,16 @@ from moesim.sim.clock import at
 from moesim.sim.door import open_door
 from moesim.sim.fleet import Fleet
 from moesim.sim.gate import Gate
-from moesim.sim.state import CANCELLED, FAILED, IN_FLIGHT, REJECTED, STATIC, State
+from moesim.sim.state import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    IN_FLIGHT,
+    LOST,
+    REJECTED,
+    STATIC,
+    State,
+)
 from moesim.sim.waits import Waits
 
 
@@ -37,6 +46,7 @@ class Balancer:
         self.sent = np.zeros(len(ranks_nm), np.int64)
         affine = getattr(policy, "policy", "") == "prefix-affinity"
         self.seen = np.zeros((len(ranks_nm), prefix_blocks if affine else 0), np.bool_)
+        self.open = np.ones(len(ranks_nm), np.bool_)  # who may be chosen; one at least
         self.refresh()
 
     def refresh(self) -> None:
@@ -56,9 +66,10 @@ class Balancer:
 
     def choose(self, request: int) -> int:
         """The candidate for a request."""
-        n = len(self.ranks_nm)
+        here = np.flatnonzero(self.open)
+        n = here.size
         if n == 1:
-            return 0
+            return int(here[0])
         if self.policy.snapshot_interval_s == 0.0:
             self.refresh()
         row = self.fleet.state.requests[request]
@@ -67,14 +78,14 @@ class Balancer:
         ]
         matched = np.zeros(n, np.int64)
         if self.seen.size and blocks.size:
-            matched = np.logical_and.accumulate(self.seen[:, blocks], axis=1).sum(axis=1)
-        ranks = self.fleet.state.ranks[self.ranks_nm]
+            matched = np.logical_and.accumulate(self.seen[here][:, blocks], axis=1).sum(axis=1)
+        ranks = self.fleet.state.ranks[self.ranks_nm[here]]
         loads = Loads(
             number=self.number,
-            waiting=self.waiting,
-            running=self.running,
-            kv_used_fraction=self.kv_used_fraction,
-            sent=self.sent,
+            waiting=self.waiting[here],
+            running=self.running[here],
+            kv_used_fraction=self.kv_used_fraction[here],
+            sent=self.sent[here],
             in_flight=(ranks["waiting"] + ranks["inbox"] + ranks["running"]).sum(axis=1),
             prefix_blocks=matched,
             rng=self.rng,
@@ -82,15 +93,25 @@ class Balancer:
         chosen = self.policy.choose(loads)
         if not 0 <= chosen < n:
             raise InputError("load balancing", f"must choose a candidate from 0 to {n - 1}", chosen)
+        chosen = int(here[chosen])
         self.number += 1
         self.sent[chosen] += 1
         if self.seen.size and blocks.size:
             self.seen[chosen, blocks] = True
         return chosen
 
+    def close(self, candidate: int) -> None:
+        """Choose this candidate no more; what it was sent before is forgotten."""
+        self.open[candidate] = False
+        self.seen[candidate] = False
+
 
 class FrontEnd:
-    """Lets requests in at their times, or as others end, and hands each to an attention rank."""
+    """Lets requests in at their times, or as others end, and hands each to an attention rank.
+
+    `replicas_change`: replicas may come and go (sim/faults.py, sim/autoscaler.py). While there is
+    none, requests are held, or lost if `hold` is false.
+    """
 
     def __init__(
         self,
@@ -102,6 +123,8 @@ class FrontEnd:
         concurrency: int | None,
         waits: Waits | None = None,
         gate: Gate | None = None,
+        replicas_change: bool = False,
+        hold: bool = True,
     ) -> None:
         self.env = env
         self.fleet = fleet
@@ -111,13 +134,18 @@ class FrontEnd:
         self.concurrency = concurrency
         self.waits = waits
         self.gate = gate
+        self.replicas_change = replicas_change
+        self.hold = hold
+        self.held: list[int] = []
+        # Why each replica is not offered to the load balancer.
+        self.closed: list[set[str]] = [set() for _ in over_ranks]
         self.requests = fleet.state.requests
         self.fits = _fits(fleet.state)
         # Who comes by the arrivals of the workload; the others wait for somebody's end.
         self.first = np.arange(self.requests.size) if waits is None else waits.first
         self.started = 0  # of these, how many have arrived
         self.arrived = 0  # of all, how many have arrived or never will
-        nothing_else = waits is None and gate is None
+        nothing_else = waits is None and gate is None and not replicas_change
         if fleet.leap and fleet.state.ranks.size == 1 and nothing_else:  # nobody has to choose
             fleet.admit_by(open_door(self.requests, self.fits, delay_s, concurrency))
             return
@@ -184,9 +212,22 @@ class FrontEnd:
         if self.gate is not None and not self.gate.within_rate(request, self.env.now):
             self._refuse(request, REJECTED)
             return
+        self._send(request)
+
+    def _send(self, request: int) -> None:
+        """To a replica that takes it, if there is one."""
+        if not self.over_replicas.open.any():
+            if self.hold:
+                self.held.append(request)
+            else:
+                self._refuse(request, LOST)
+            return
         k = self.over_replicas.choose(request)
         if self.gate is not None:
-            if not self.gate.has_room(k):
+            # Who was let in once comes back.
+            if self.requests[request]["retries"] > 0:
+                self.gate.leave(request)
+            elif not self.gate.has_room(k):
                 self._refuse(request, REJECTED)
                 return
             self.gate.enter(request, k)
@@ -197,16 +238,57 @@ class FrontEnd:
         self.requests[request]["status"] = status
         self._ended(request, False)
 
+    def close(self, k: int, reason: str) -> None:
+        """Send nobody to replica k while there is a reason not to."""
+        self.closed[k].add(reason)
+        self.over_replicas.close(k)
+        for d in range(len(self.over_ranks[k].ranks_nm)):
+            self.over_ranks[k].seen[d] = False
+
+    def open(self, k: int, reason: str) -> None:
+        """One reason is gone; after the last, replica k gets what was held."""
+        self.closed[k].discard(reason)
+        if self.closed[k]:
+            return
+        self.over_replicas.open[k] = True
+        held, self.held = self.held, []
+        for request in held:
+            self._send(request)
+
+    def resubmit(self, requests: list[int]) -> None:
+        """Requests that were taken away from a replica come again, by way of the tokeniser."""
+        if requests:
+            self.env.process(self._again(requests))
+
+    def _again(self, requests: list[int]) -> Generator[simpy.Event, None, None]:
+        yield at(self.env, self.env.now + self.delay_s)
+        for request in requests:
+            self._send(request)
+
+    def lose(self, requests: list[int]) -> None:
+        """Requests end with their replica."""
+        for request in requests:
+            self._refuse(request, LOST)
+
+    def over(self) -> bool:
+        """Whether every request has ended."""
+        return self.arrived >= self.requests.size and bool(
+            (self.requests["status"] >= COMPLETED).all()
+        )
+
+    def _all_sent(self) -> bool:
+        return self.over() if self.replicas_change else self.arrived >= self.requests.size
+
     def _refresh(
         self, interval_s: float, balancers: list[Balancer]
     ) -> Generator[simpy.Event, None, None]:
         """Take snapshots at a fixed interval while requests still come."""
         tick = 0
-        while self.arrived < self.requests.size:
+        while not self._all_sent():
             for balancer in balancers:
                 balancer.refresh()
             tick += 1
-            jumps = self.waits is not None or not self.concurrency
+            jumps = self._by_events or not self.concurrency
             if jumps and not any(balancer.busy for balancer in balancers):
                 # Idle queues look the same until the next request, which may be days away.
                 next_s = self._next_s()
@@ -215,9 +297,14 @@ class FrontEnd:
                 tick = max(tick, int(next_s // interval_s))
             yield at(self.env, tick * interval_s)
 
+    @property
+    def _by_events(self) -> bool:
+        """Whether requests come by more than their own times."""
+        return self.waits is not None or self.replicas_change
+
     def _next_s(self) -> float:
         """No request reaches an idle queue before this."""
-        if self.waits is not None:
+        if self._by_events:
             return self.env.peek()
         return float(self.requests["arrival_s"][self.arrived]) + self.delay_s
 

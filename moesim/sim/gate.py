@@ -63,6 +63,12 @@ class Gate:
                 return False
         return True
 
+    def leave(self, request: int) -> None:
+        """A request was taken away from where it had been let in."""
+        for held in self.without_token.values():
+            if request in held:
+                held.remove(request)
+
     def enter(self, request: int, replica: int) -> None:
         """A request was let in to a replica."""
         if self.limits.max_queued_tokens is not None:

@@ -53,6 +53,7 @@ class Offload:
         self.held: list[list[dict[int, None]]] = [[{} for _ in tiers] for _ in range(ranks)]
         self.free_s = np.zeros((ranks, len(tiers)))
         self.coming: list[dict[int, float]] = [{} for _ in range(ranks)]
+        self.restarts = np.zeros(ranks, np.int64)
         self.loaded_blocks = np.zeros(len(tiers), np.int64)
         self.busy_s = np.zeros(len(tiers))
         fleet.on_evictions = self.collect
@@ -72,9 +73,21 @@ class Offload:
                 ready_s, fetched = self.fetch(request, g, now_s)
                 there = at(self.env, ready_s)
                 assert there.callbacks is not None
-                there.callbacks.append(partial(self._arrive, request, g, fetched))
+                came = partial(self._arrive, request, g, fetched, int(self.restarts[g]))
+                there.callbacks.append(came)
 
-    def _arrive(self, request: int, g: int, fetched: list[int], there: simpy.Event) -> None:
+    def forget(self, g: int) -> None:
+        """The engine of rank g has died, and its memories with it."""
+        self.restarts[g] += 1
+        self.held[g] = [{} for _ in self.tiers]
+        self.coming[g] = {}
+        self.free_s[g] = self.env.now
+
+    def _arrive(
+        self, request: int, g: int, fetched: list[int], restarts: int, there: simpy.Event
+    ) -> None:
+        if self.restarts[g] != restarts:
+            return
         self.land(request, g, fetched)
         self.fleet.rejoin(request, g)
 

@@ -42,7 +42,7 @@ def choose_overlap(s: Any, c: Any, w: Any, k: int, b: int, prefill: bool, exchan
         return SHARED_EXPERTS
     least = cost.overlap_prefill_tokens if prefill else cost.overlap_decode_tokens
     for d in range(s.rules[0].ranks):
-        if w.tokens[d] < max(2, least):
+        if s.ranks[k * s.rules[0].ranks + d].masked == 0 and w.tokens[d] < max(2, least):
             return NO_OVERLAP
     for d in range(s.rules[0].ranks):
         w.cut[d] //= 2

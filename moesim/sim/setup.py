@@ -14,7 +14,17 @@ from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
 from moesim.routing.coverage import usable_sequences
 from moesim.routing.trace import RoutingTrace
-from moesim.sim.cost_tables import COSTS, LAYERED, LOW_LATENCY, NORMAL, Averages, Costs, Work
+from moesim.sim.cost_tables import (
+    COSTS,
+    LAYERED,
+    LOW_LATENCY,
+    NORMAL,
+    Averages,
+    Condition,
+    Costs,
+    Work,
+)
+from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
@@ -43,6 +53,7 @@ def build_state(
     demand: Demand,
     acceptance: tuple[float, ...] = (),
     lower_memory: bool = False,
+    experts: ExpertCache | None = None,
 ) -> State:
     """Empty engines and the requests to come. Raises InputError where arrays would be absurd.
 
@@ -82,14 +93,6 @@ def build_state(
             f"would track {blocks} prefix blocks on {replicas * ranks} ranks",
             hint="switch it off or replay a shorter trace",
         )
-    rank_rows = np.zeros(replicas * ranks, RANK)
-    rank_rows["kv_free_bytes"] = rules["kv_capacity_bytes"]
-    rank_rows["freed_blocks"] = rules["kv_capacity_bytes"] // max(1, rules.get("block_bytes", 1))
-    rank_rows["new_token_ratio"] = rules.get("ratio_start", 0.0)
-    for name in ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail"):
-        rank_rows[name] = NOBODY
-    rank_rows["last_tenant"] = NOBODY
-    rank_rows["asked"] = NOBODY
     tenants = max(1, len(demand.groups.tenants)) if demand.groups is not None else 1
     # Collected after every step, which evicts a block once; twice where a request that had taken
     # it on leaves again.
@@ -104,7 +107,7 @@ def build_state(
     return State(
         rules=rule_row,
         requests=requests,
-        ranks=rank_rows,
+        ranks=empty_ranks(rule_row, replicas * ranks),
         replicas=replica_rows,
         running=np.zeros((replicas * ranks, most + 1), np.int32),
         batch_request=np.zeros(batch, np.int32),
@@ -120,7 +123,20 @@ def build_state(
         evicted=np.zeros((replicas * ranks, notes), np.int32),
         below=np.zeros((replicas * ranks, blocks if lower_memory else 0), np.bool_),
         service_GT=np.zeros((replicas * ranks, tenants)),
+        experts=no_cache() if experts is None else experts,
     )
+
+
+def empty_ranks(rules: NDArray[np.void], count: int) -> NDArray[np.void]:
+    """RANK rows of `count` attention ranks that have just started."""
+    rows = np.zeros(count, RANK)
+    rows["kv_free_bytes"] = rules["kv_capacity_bytes"]
+    rows["freed_blocks"] = rules["kv_capacity_bytes"] // np.maximum(1, rules["block_bytes"])
+    rows["new_token_ratio"] = rules["ratio_start"]
+    lists = ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail")
+    for name in (*lists, "last_tenant", "asked"):
+        rows[name] = NOBODY
+    return rows
 
 
 def build_costs(
@@ -153,8 +169,8 @@ def build_costs(
     )
 
 
-def build_work(ranks: int, stages: int, costs: Costs) -> Work:
-    """Scratch arrays for one step."""
+def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work:
+    """Scratch arrays for one step, and sound replicas."""
     layers, slots = costs.stage_of_layer.size, costs.rank_of_slot.size
     expert_ranks = costs.domain_of_rank.size
     width = expert_ranks + _domains(costs)
@@ -182,6 +198,18 @@ def build_work(ranks: int, stages: int, costs: Costs) -> Work:
         pair_L=np.zeros(rows),
         stage_s=np.zeros(stages),
         slowdown=np.ones(2),
+        replica=np.zeros(1, np.int64),
+        condition=Condition(
+            attention_slow_KBD=np.ones((replicas, stages, ranks)),
+            expert_slow_KBR=np.ones((replicas, stages, expert_ranks)),
+            up_slow_KR=np.ones((replicas, expert_ranks)),
+            out_slow_KR=np.ones((replicas, expert_ranks)),
+            worst_up_K=np.ones(replicas),
+            worst_out_K=np.ones(replicas),
+            expert_of_slot_LP=np.zeros((0, 0), np.int32),
+            copy_start_KLE1=np.zeros((0, 0, 0), np.int32),
+            copy_slot_KLP=np.zeros((0, 0, 0), np.int32),
+        ),
     )
 
 
@@ -205,16 +233,20 @@ def build_routes(
     placement: Placement,
     costs: Costs,
     domain_names: tuple[str, ...],
+    spare_slots: int = 0,
 ) -> Routes:
     """Place a trace on slots and cut its sequences into the two streams that requests walk.
 
     `ids_TLK` are the trace's experts for the model's own MoE layers; `domain_names` are the
-    demand's domains (empty: all sequences are one domain).
+    demand's domains (empty: all sequences are one domain). Behind each rank's slots
+    `spare_slots` more are empty, which `costs` count.
     """
     # One type whatever the number of slots: another would compile the whole engine again.
     slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
+    if spare_slots:
+        slots_TLK += slots_TLK // np.uint16(placement.slots_per_rank) * np.uint16(spare_slots)
     blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
-    layers, slots = placement.slot_expert_LP.shape
+    layers, slots = placement.layers, costs.rank_of_slot.size
     counts = np.zeros((0, layers, slots), np.uint32)
     if blocks * layers * slots * 4 <= MOST_RUNNING_SUM_BYTES:
         counts = running_counts(slots_TLK, slots)

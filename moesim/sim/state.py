@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.sim.expert_cache import ExpertCache
+
 # From COMPLETED on a request has ended: FAILED could never fit, REJECTED was turned away,
-# CANCELLED was never asked because one that it waits for was not completed.
-NOT_ARRIVED, WAITING, RUNNING, LOADING, COMPLETED, FAILED, REJECTED, CANCELLED = range(8)
+# CANCELLED was never asked because one that it waits for was not completed, LOST with a replica.
+NOT_ARRIVED, WAITING, RUNNING, LOADING, COMPLETED, FAILED, REJECTED, CANCELLED, LOST = range(9)
 NOBODY = -1
 
 
@@ -56,6 +58,7 @@ REQUEST = row_dtype(
         ("freed_full", "i4"),
         ("loaded_tokens", "i4"),  # of the cached tokens, those fetched from a lower memory
         ("preemptions", "i4"),
+        ("retries", "i4"),  # how often it began anew because its replica had failed
         ("priority", "i4"),  # lower is more urgent
         ("next", "i4"),
         ("rank", "i4"),
@@ -91,6 +94,8 @@ RANK = row_dtype(
         ("last_tenant", "i4"),  # whose request left the queue last
         ("loading", "i4"),  # requests set aside for blocks from a lower memory
         ("asked", "i4"),  # of these, a list of those that nobody fetches for yet
+        ("masked", "i4"),  # whether its replica goes on without it
+        ("lent_bytes", "i8"),  # of its pool, to experts of a rank that is masked
     ]
 )
 
@@ -113,6 +118,8 @@ REPLICA = row_dtype(
         # What bytes on its links take, over what they take when nobody else uses these; at least 1.
         ("up_slowdown", "f8"),
         ("out_slowdown", "f8"),
+        ("stopped", "i4"),  # reasons for it to stand still; 0 = it goes on
+        ("remapped", "i4"),  # whether tokens go to the experts of Condition.copy_slot_KLP
     ]
 )
 
@@ -134,6 +141,7 @@ STEP = row_dtype(
         ("dense_s", "f8"),
         ("experts_s", "f8"),
         ("expert_imbalance_s", "f8"),
+        ("expert_miss_s", "f8"),  # beyond what experts take that are all in GPU memory
         ("dispatch_s", "f8"),
         ("combine_s", "f8"),
         ("all_reduce_s", "f8"),
@@ -144,6 +152,13 @@ STEP = row_dtype(
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
+        ("expert_hits", "i8"),  # active experts of all layers and ranks found in GPU memory, or not
+        ("expert_misses", "i8"),
+        ("cpu_experts", "i8"),  # missing ones that the CPU computed
+        ("prefetched_experts", "i8"),  # copied ahead of their layer,
+        ("prefetch_hits", "i8"),  # and missing ones among them
+        ("host_bytes", "f8"),  # of weights, copied from host memory to GPUs
+        ("store_bytes", "f8"),  # read from the store
         ("scale_up_bytes", "f8"),  # sent or received by the busiest GPU of the step
         ("scale_out_bytes", "f8"),
     ]
@@ -155,6 +170,7 @@ STEP_PARTS = (
     "dense_s",
     "experts_s",
     "expert_imbalance_s",
+    "expert_miss_s",
     "dispatch_s",
     "combine_s",
     "all_reduce_s",
@@ -238,6 +254,7 @@ class State(NamedTuple):
     evicted: NDArray[np.int32]  # [G, V] prefix blocks in order of eviction; V 0: not noted
     below: NDArray[np.bool_]  # [G, U] blocks that a lower memory has; U 0: there is none
     service_GT: NDArray[np.float64]  # weighted tokens that each rank has given to each tenant
+    experts: ExpertCache
 
 
 class Record(NamedTuple):

@@ -44,6 +44,11 @@ SECTIONS = {
     **dict.fromkeys(("FirstCome", "ByPriority", "VirtualTokenCounter"), "deployment.queue"),
     "Admission": "deployment.admission",
     "RateLimit": "deployment.admission.rate_limit",
+    "Autoscaling": "deployment.autoscaling",
+    "FaultsSpec": "faults",
+    "FaultEvent": "faults.events",
+    "MeanTimeBetweenFailures": "faults.mtbf",
+    "Restart": "faults.restart",
     "Sessions": "workload.sessions",
     "Chains": "workload.chains",
     **dict.fromkeys(
@@ -52,6 +57,9 @@ SECTIONS = {
     "RequestClass": "workload.classes",
     "ClassLimits": "workload.classes.slo",
     "Tenant": "workload.tenants",
+    "ExpertOffload": "deployment.expert_offload",
+    "OffloadHost": "deployment.expert_offload.host",
+    "OffloadStore": "deployment.expert_offload.store",
     "RoutingSpec": "routing",
     "Workload": "workload",
     **dict.fromkeys(
@@ -118,7 +126,7 @@ def test_every_field_of_a_scenario_is_described(record: type[BaseModel]) -> None
         described = [row for row in rows if f"`{name}`" in row]
         assert described, f"{record.__name__}.{name}"
         expected = written(info)
-        if name == "policy" and record.__name__ != "OverlapSpec":
+        if name == "policy" and record.__name__ not in ("OverlapSpec", "ExpertOffload"):
             expected = "required"  # its default only says which choice it is
             assert any(row[0] == f"`{info.default}`" for row in rows), info.default
         defaults = {cell for row in described for cell in row if cell}
@@ -167,7 +175,11 @@ def traffic() -> moesim.Result:
             "name": "for more keys",
             "model": "llama-3.1-8b",
             "cluster": {"gpu": "h100-sxm", "gpus_per_node": 1},
-            "deployment": {"kv_cache": {"tiers": [tier]}},
+            "deployment": {
+                "kv_cache": {"tiers": [tier]},
+                "autoscaling": {"target_queue": 1},
+            },
+            "faults": {"mtbf": {"gpu_hours": 1000}},
             "workload": {
                 "arrivals": "all_at_once",
                 "requests": 10,
@@ -190,6 +202,7 @@ def test_every_column_is_described(result: moesim.Result, traffic: moesim.Result
     assert names(described["requests"]) == set(result.requests.columns)
     assert names(described["steps"]) == set(result.steps.columns)
     assert names(described["sessions"]) == set(traffic.sessions.columns)
+    assert names(described["faults"]) == set(traffic.faults.columns)
 
 
 def leaves(value: object, path: str = "") -> set[str]:

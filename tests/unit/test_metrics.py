@@ -39,7 +39,8 @@ def request_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def step_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    whole = {"replica": 0, "dummy": False, "overhead_s": 0.0, **dict.fromkeys(PARTS, 0.0)}
+    zeros = dict.fromkeys((*PARTS, *metrics.OFFLOAD_COLUMNS[1:]), 0.0)
+    whole = {"replica": 0, "dummy": False, "overhead_s": 0.0, **zeros}
     columns = ["start_s", "duration_s", "imbalance", *whole]
     return pd.DataFrame([{**whole, **row} for row in rows], columns=columns)
 

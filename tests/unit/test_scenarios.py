@@ -42,14 +42,17 @@ def test_it_opens_with_the_question_it_answers(name: str) -> None:
 @pytest.mark.parametrize("name", scenario_names())
 def test_it_fits_its_machines(name: str) -> None:
     deployment = deploy(load_scenario(name))
-    assert deployment.memory.kv_capacity_tokens > 100_000
+    least = 10_000 if deployment.offload else 100_000
+    assert deployment.memory.kv_capacity_tokens > least
 
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_it_runs(name: str) -> None:
     result = simulate(load_scenario(name, ["workload.requests=30"]))
     assert result.summary["requests"]["completed"] == 30
-    assert result.notes[0].startswith("measured kernels")
+    offloaded = result.scenario.deployment.expert_offload is not None  # on a card nobody measured
+    begins = "datasheet" if offloaded else "measured kernels"
+    assert any(note.startswith(begins) for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,7 @@ def test_it_runs(name: str) -> None:
         ("prefill-every-step", "prefill-every-second-step"),
         ("deepseek-v3-one-node", "deepseek-v3-one-node-drafts"),
         ("deepseek-v3-two-nodes", "deepseek-v3-two-nodes-overlapped"),
+        ("failure-of-a-wide-ep", "failure-of-narrow-eps"),
     ],
 )
 def test_scenarios_meant_to_be_compared_meet_the_same_demand(one: str, other: str) -> None:

@@ -1,0 +1,284 @@
+"""Faults: what fails in simulated time, and how the deployment gets over it.
+
+Each fault is a process: it changes arrays between steps, and the next step is priced by them. A
+replica whose GPU dies stands still at once, is noticed to after `detect_s`, and then either starts
+anew as a whole or goes on without the dead rank (sim/masks.py) until that has come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from moesim.policies.faults import FOREVER_S, FaultPlan, Strike
+from moesim.sim.clock import at
+from moesim.sim.cost_tables import Condition
+from moesim.sim.fleet import Fleet
+from moesim.sim.frontend import FrontEnd
+from moesim.sim.masks import Masks
+from moesim.sim.offload import Offload
+from moesim.sim.state import Record
+from moesim.sim.stop import forget_progress, requeue_prompts, take_requests
+
+Process = Generator[simpy.Event, None, None]
+
+
+@dataclass
+class FaultLog:
+    """What came of a fault on one replica; times are NaN where there is none."""
+
+    fault: int
+    kind: str
+    replica: int
+    rank: int  # GPU of the replica; the first of several
+    node: int
+    at_s: float
+    answer: str  # restart, elastic, slow, drain, or none where it met nobody
+    detected_s: float = np.nan
+    recovered_s: float = np.nan
+    retried: int = 0
+    lost: int = 0
+    recomputed_tokens: int = 0
+
+
+class Faults:
+    """Carries a plan out; `log` and `outages` say what happened.
+
+    outages: (replica, from, to) of all times in which a replica stood still.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        fleet: Fleet,
+        front: FrontEnd,
+        plan: FaultPlan,
+        condition: Condition,
+        record: Record,
+        rng: np.random.Generator,
+        offload: Offload | None = None,
+        masks: Masks | None = None,
+    ) -> None:
+        self.env = env
+        self.fleet = fleet
+        self.front = front
+        self.plan = plan
+        self.condition = condition
+        self.record = record
+        self.offload = offload
+        self.masks = masks
+        self.state = fleet.state
+        replicas = fleet.state.replicas.size
+        self.replicas = replicas
+        self.ranks = int(fleet.state.rules[0]["ranks"])
+        self.log: list[FaultLog] = []
+        self.outages: list[tuple[int, float, float]] = []
+        self._restarts = [0] * replicas  # a repair under way ends when another takes over
+        self._down = [False] * replicas  # whether it starts anew, or is away
+        self._stopped_s = [np.nan] * replicas
+        self._slow: list[Strike] = []
+        self._faults = 1 + max((strike.fault for strike in plan.strikes), default=-1)
+        for strike in plan.strikes:
+            env.process(self._script(strike))
+        nodes = -(-replicas * plan.replica_gpus // plan.gpus_per_node)
+        if plan.gpu_mtbf_s is not None:
+            mean_s = plan.gpu_mtbf_s / (replicas * plan.replica_gpus)
+            env.process(self._draw(mean_s, rng.spawn(1)[0], replicas * plan.replica_gpus, "gpu"))
+        if plan.node_mtbf_s is not None:
+            env.process(self._draw(plan.node_mtbf_s / nodes, rng.spawn(1)[0], nodes, "node"))
+
+    def _script(self, strike: Strike) -> Process:
+        yield at(self.env, strike.at_s)
+        if not self.front.over():
+            yield from self._strike(strike)
+
+    def _draw(self, mean_s: float, rng: np.random.Generator, things: int, what: str) -> Process:
+        """Failures at exponential intervals, each of a thing chosen alike, while requests last."""
+        while True:
+            yield at(self.env, self.env.now + rng.exponential(mean_s))
+            thing = int(rng.integers(things))
+            if self.front.over():
+                return
+            fault, self._faults = self._faults, self._faults + 1
+            for strike in self._strikes(fault, thing, what):
+                self.env.process(self._strike(strike))
+
+    def _strikes(self, fault: int, thing: int, what: str) -> Sequence[Strike]:
+        if what == "node":
+            return self.plan.strike_node(fault, self.env.now, thing, self.replicas)
+        k, gpu = divmod(thing, self.plan.replica_gpus)
+        return (Strike(fault, self.env.now, "rank-failure", k, (gpu,)),)
+
+    def _strike(self, strike: Strike) -> Process:
+        log = FaultLog(
+            strike.fault,
+            strike.kind,
+            strike.replica,
+            strike.gpus[0],
+            strike.node,
+            self.env.now,
+            answer="none",
+        )
+        self.log.append(log)
+        if strike.kind == "rank-failure":
+            yield from self._fail(strike, log)
+        elif strike.kind == "node-drain":
+            yield from self._drain(strike, log)
+        else:
+            yield from self._slow_down(strike, log)
+
+    def _fail(self, strike: Strike, log: FaultLog) -> Process:
+        """A GPU dies: its whole group stands still until somebody has noticed."""
+        k = strike.replica
+        lost_ranks = {self._attention_rank(gpu) for gpu in strike.gpus}
+        if self._down[k] or "off" in self.front.closed[k] or self._masks_all(k, lost_ranks):
+            return
+        self._stop(k)
+        restarts = self._restarts[k]
+        yield at(self.env, self.env.now + self.plan.detect_s)
+        if self._restarts[k] != restarts:  # a restart has done away with it
+            return
+        log.detected_s = self.env.now
+        if self.masks is not None and self.masks.mask(k, lost_ranks):
+            yield from self._go_on_without(k, lost_ranks, restarts, log)
+        else:
+            yield from self._start_anew(k, self.plan.restart_s, log)
+
+    def _attention_rank(self, gpu: int) -> int:
+        return gpu % self.plan.stage_gpus // self.plan.attention_tp
+
+    def _masks_all(self, k: int, ranks: set[int]) -> bool:
+        return self.masks is not None and ranks <= self.masks.masked[k]
+
+    def _stop(self, k: int) -> None:
+        self.fleet.stop(k)
+        if np.isnan(self._stopped_s[k]):
+            self._stopped_s[k] = self.env.now
+
+    def _go_on(self, k: int) -> None:
+        self.fleet.go_on(k)
+        if self.state.replicas[k]["stopped"] == 0:
+            self.outages.append((k, self._stopped_s[k], self.env.now))
+            self._stopped_s[k] = np.nan
+
+    def _start_anew(self, k: int, takes_s: float, log: FaultLog) -> Process:
+        """All of replica k is lost but its GPUs' places; it serves again when it has started."""
+        log.answer = "restart"
+        self._restarts[k] += 1
+        restarts = self._restarts[k]
+        self._down[k] = True
+        self.front.close(k, "fault")
+        if self.masks is not None:
+            self.masks.unmask_all(k)
+        for d in range(self.ranks):
+            self.front.over_ranks[k].open[d] = True
+        self._give_up(k, range(self.ranks), log)
+        yield at(self.env, self.env.now + takes_s)
+        if self._restarts[k] != restarts:
+            return
+        log.recovered_s = self.env.now
+        self._down[k] = False
+        self.state.replicas[k]["stopped"] = 1
+        self._go_on(k)
+        self.front.open(k, "fault")
+
+    def _go_on_without(self, k: int, dead: set[int], restarts: int, log: FaultLog) -> Process:
+        """The other ranks go on after a while; the dead one joins them when it has started."""
+        assert self.masks is not None
+        log.answer = "elastic"
+        for d in sorted(dead):
+            self.front.over_ranks[k].close(d)
+        self._give_up(k, sorted(dead), log)
+        fetched_s = self.masks.fetched_bytes(k, dead) / self.plan.load_bytes_per_s
+        yield at(self.env, self.env.now + self.plan.mask_s + fetched_s)
+        if self._restarts[k] != restarts:
+            return
+        requeue_prompts(self.state, k)
+        self._go_on(k)
+        back_s = max(self.env.now, log.detected_s + self.plan.restart_s)
+        yield at(self.env, back_s)
+        if self._restarts[k] != restarts:
+            return
+        log.recovered_s = self.env.now
+        self.masks.unmask(k, dead)
+        # Who found no room while memory was lent to experts may have it now.
+        self.state.replicas[k]["stopped"] += 1
+        self.fleet.go_on(k)
+        for d in dead:
+            self.front.over_ranks[k].open[d] = True
+
+    def _drain(self, strike: Strike, log: FaultLog) -> Process:
+        """No new requests; after `drain_s` the rest moves, and the replica is away for a while."""
+        k = strike.replica
+        if "drain" in self.front.closed[k] or "off" in self.front.closed[k]:
+            return
+        log.detected_s = self.env.now
+        self.front.close(k, "drain")
+        yield at(self.env, self.env.now + strike.drain_s)
+        if not self._down[k]:
+            self._stop(k)
+        yield from self._start_anew(k, strike.duration_s + self.plan.restart_s, log)
+        log.answer = "drain"
+        self.front.open(k, "drain")
+
+    def _slow_down(self, strike: Strike, log: FaultLog) -> Process:
+        log.answer = "slow"
+        self._slow.append(strike)
+        self._set_factors(strike.replica)
+        if strike.duration_s >= FOREVER_S:
+            return
+        yield at(self.env, self.env.now + strike.duration_s)
+        log.recovered_s = self.env.now
+        self._slow.remove(strike)
+        self._set_factors(strike.replica)
+
+    def _set_factors(self, k: int) -> None:
+        """Factors of replica k from what slows it down now."""
+        condition, plan = self.condition, self.plan
+        for table in condition[:6]:
+            table[k] = 1.0
+        for strike in self._slow:
+            if strike.replica != k:
+                continue
+            for gpu in strike.gpus:
+                stage, place = divmod(gpu, plan.stage_gpus)
+                r = place // plan.moe_tp
+                if strike.kind == "slow-rank":
+                    d = place // plan.attention_tp
+                    attention = condition.attention_slow_KBD[k, stage]
+                    attention[d] = max(attention[d], strike.factor)
+                    experts = condition.expert_slow_KBR[k, stage]
+                    experts[r] = max(experts[r], strike.factor)
+                    continue
+                out = strike.link == "scale-out"
+                link = (condition.out_slow_KR if out else condition.up_slow_KR)[k]
+                link[r] = max(link[r], strike.factor)
+        condition.up_slow_KR[k].max(out=condition.worst_up_K[k : k + 1], axis=0, keepdims=True)
+        condition.out_slow_KR[k].max(out=condition.worst_out_K[k : k + 1], axis=0, keepdims=True)
+
+    def _give_up(self, k: int, ranks: Sequence[int], log: FaultLog) -> None:
+        """Take the requests away from attention ranks of replica k: ask again, or lose them."""
+        found: list[int] = []
+        for d in ranks:
+            g = k * self.ranks + d
+            found += take_requests(self.state, g)
+            if self.offload is not None:
+                self.offload.forget(g)
+        again, lost = [], []
+        for request in sorted(found):
+            moved = log.kind == "node-drain"
+            tries = int(self.state.requests[request]["retries"])
+            retry = self.plan.on_failure == "retry" and tries < self.plan.max_retries
+            if not (retry or moved):
+                lost.append(request)
+                continue
+            log.recomputed_tokens += forget_progress(self.state, self.record, request)
+            self.state.requests[request]["retries"] += 1
+            again.append(request)
+        log.retried += len(again)
+        log.lost += len(lost)
+        self.front.resubmit(again)
+        self.front.lose(lost)
