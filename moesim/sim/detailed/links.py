@@ -1,0 +1,153 @@
+"""What carries the bytes of a step's exchanges and collectives.
+
+`OwnLinks`: every port of every GPU is busy for as long as the law of the library has it, and a
+replica has its links to itself; traffic of others is a factor (up_slowdown, out_slowdown).
+`SharedLinks`: bytes flow over the ports of the fabric beside everything else that is there, as one
+flow for each phase and kind of link. Its ports keep pace with the hottest, which is what an
+exchange needs that ends with its last byte; alone it takes as long as the law says.
+
+Legend: G GPUs of a pipeline stage, P ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.fabric import gpu
+from moesim.sharding import Sharding
+from moesim.sim.cost_tables import Condition
+from moesim.sim.detailed.traffic import Move
+from moesim.sim.state import State
+from moesim.sim.transfers import Transfers
+
+Events = Generator[simpy.Event, object, None]
+Tell = Callable[[str, int, float, float], None]  # row, GPU of the stage, start, end
+
+
+class Collective(NamedTuple):
+    """An all-gather, reduce-scatter or all-reduce among equal groups of neighbours: what it takes
+    alone, and the bytes that a GPU sends on its links of each kind meanwhile."""
+
+    seconds: float
+    up_bytes: float
+    out_bytes: float
+    gpus: Sequence[int]
+
+
+class Links(Protocol):
+    """Carries phases; processes end when all is there. `tell`: of ports that were busy."""
+
+    def move(self, k: int, stage: int, move: Move, tell: Tell) -> Events: ...
+
+    def collect(self, k: int, stage: int, what: Collective, tell: Tell) -> Events: ...
+
+
+def ports_s(
+    env: simpy.Environment, rows: Sequence[tuple[str, NDArray[np.float64]]], tell: Tell
+) -> list[simpy.Event]:
+    """Busy ports: of each row a port of every GPU with its seconds."""
+    events: list[simpy.Event] = []
+    now = env.now
+    for row, seconds_G in rows:
+        for g, seconds in enumerate(seconds_G.tolist()):
+            if seconds > 0.0:
+                events.append(env.timeout(seconds))
+                tell(row, g, now, now + seconds)
+    return events
+
+
+class OwnLinks:
+    """Links that a replica has to itself."""
+
+    def __init__(
+        self, env: simpy.Environment, state: State, condition: Condition, byte_s: tuple[float, float]
+    ) -> None:
+        self.env = env
+        self._state = state
+        self._condition = condition
+        self._byte_s = byte_s  # up, out
+
+    def _slowdown(self, k: int) -> tuple[float, float]:
+        row = self._state.replicas[k]
+        return float(row["up_slowdown"]), float(row["out_slowdown"])
+
+    def move(self, k: int, stage: int, move: Move, tell: Tell) -> Events:
+        up, out = self._slowdown(k)
+        up_G = self._condition.up_slow_KR[k] * (up * float(move.law["up_copy_s"]) * move.ratio)
+        out_G = self._condition.out_slow_KR[k] * (out * float(move.law["out_copy_s"]) * move.ratio)
+        rows = [
+            ("scale-up out", move.up_GG.sum(axis=1) * up_G),
+            ("scale-up in", move.up_GG.sum(axis=0) * up_G),
+            ("network out", move.nic_GG.sum(axis=1) * out_G),
+            ("network in", move.nic_GG.sum(axis=0) * out_G),
+        ]
+        yield simpy.AllOf(self.env, ports_s(self.env, rows, tell))
+
+    def collect(self, k: int, stage: int, what: Collective, tell: Tell) -> Events:
+        up, out = self._slowdown(k)
+        worst = self._condition.worst_out_K if what.out_bytes > 0.0 else self._condition.worst_up_K
+        seconds = what.seconds * float(worst[k])
+        seconds += what.up_bytes * self._byte_s[0] * (up - 1.0)
+        seconds += what.out_bytes * self._byte_s[1] * (out - 1.0)
+        start_s = self.env.now
+        yield self.env.timeout(seconds)
+        for row, size in (("scale-up", what.up_bytes), ("network", what.out_bytes)):
+            for g in what.gpus if size > 0.0 else ():
+                tell(f"{row} out", g, start_s, self.env.now)
+                tell(f"{row} in", g, start_s, self.env.now)
+
+
+class SharedLinks:
+    """Links of a fabric that others use as well."""
+
+    def __init__(self, transfers: Transfers, sharding: Sharding, byte_s: tuple[float, float]):
+        self.env = transfers.env
+        self._transfers = transfers
+        self._sharding = sharding
+        self._byte_s = byte_s
+        self._paths: dict[tuple[int, int], NDArray[np.float64]] = {}
+
+    def _ports_GGP(self, k: int, stage: int) -> NDArray[np.float64]:
+        """[from, to, P] 1 on the ports between any two GPUs of a stage."""
+        found = self._paths.get((k, stage))
+        if found is None:
+            fabric, gpus = self._transfers.fabric, self._sharding.stage_gpus
+            first = k * self._sharding.gpus + stage * gpus
+            found = np.zeros((gpus, gpus, len(fabric.ports)))
+            for i in range(gpus):
+                for j in range(gpus):
+                    found[i, j, list(fabric.path(gpu(first + i), gpu(first + j)))] = 1.0
+            self._paths[k, stage] = found
+        return found
+
+    def _pour(
+        self, k: int, stage: int, bytes_GG: NDArray[np.float64], cap: float, row: str, tell: Tell
+    ) -> list[simpy.Event]:
+        """Start the flow of a matrix of bytes; told by those of its hottest GPU."""
+        hottest = float(max(bytes_GG.sum(axis=0).max(), bytes_GG.sum(axis=1).max()))
+        if hottest <= 0.0:
+            return []
+        weight_P = np.tensordot(bytes_GG, self._ports_GGP(k, stage), axes=2) / hottest
+        ports = np.flatnonzero(weight_P)
+        poured = self._transfers.pour(ports, weight_P[ports], hottest, cap)
+        start_s, busy = self.env.now, bytes_GG.sum(axis=1), 
+        return [poured]
+
+    def move(self, k: int, stage: int, move: Move, tell: Tell) -> Events:
+        size = float(move.law["copy_bytes"])
+        flows: list[simpy.Event] = []
+        for copies_GG, copy_s, row in (
+            (move.up_GG, float(move.law["up_copy_s"]) * move.ratio, "scale-up"),
+            (move.nic_GG, float(move.law["out_copy_s"]) * move.ratio, "network"),
+        ):
+            if copy_s > 0.0:
+                flows += self._pour(k, stage, copies_GG * size, size / copy_s, row, tell)
+        yield simpy.AllOf(self.env, flows)
+
+    def collect(self, k: int, stage: int, what: Collective, tell: Tell) -> Events:
+        raise NotImplementedError
