@@ -33,7 +33,8 @@ ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 COSTS = row_dtype(
     [
         ("attention_tp", "i4"),
-        ("full_layers", "i4"),
+        ("layers", "i4"),
+        ("full_layers", "i4"),  # with full attention; a sparse layer is one with a window as well
         ("window_layers", "i4"),
         ("window", "i4"),
         ("prefill_pair_s", "f8"),  # per query-key pair and layer

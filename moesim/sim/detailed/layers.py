@@ -34,7 +34,7 @@ def even_layers(costs: Costs) -> list[list[Layer]]:
     stages = []
     for stage, share in enumerate(costs.stage_share.tolist()):
         moe = np.flatnonzero(costs.stage_of_layer == stage).tolist()
-        size = max(1.0 * len(moe), sum(kinds) * share)
+        size = max(1.0 * len(moe), float(cost["layers"]) * share)
         without = size - len(moe)
         weights = [1.0] * int(without) + [without % 1.0] * (without % 1.0 > 0.0)
         layers = [_even("dense layer", share * weight / size, kinds) for weight in weights]

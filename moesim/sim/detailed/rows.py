@@ -116,8 +116,3 @@ class RowWalk:
             rows = of.decode_rows_Q if output else of.prompt_rows_Q
             found = self._streams[r, output] = Stream(seed, r, first, rows, pieces)
         return found
-
-    def forget(self, r: int) -> None:
-        """A request has ended: its streams are not needed any more."""
-        self._streams.pop((r, False), None)
-        self._streams.pop((r, True), None)
