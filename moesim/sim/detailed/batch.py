@@ -1,4 +1,4 @@
-"""What a composed batch asks of each attention rank: read from the engine's arrays, in plain Python.
+"""What a composed batch asks of each attention rank: the engine's arrays, read in plain Python.
 
 Legend: D attention ranks of a replica.
 """

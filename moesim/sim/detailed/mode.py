@@ -1,4 +1,4 @@
-"""The detailed mode of a run: the fleet's batches, timed by processes instead of compiled pricing."""
+"""The detailed mode of a run: processes time the batches of the fleet, not compiled pricing."""
 
 from __future__ import annotations
 
