@@ -195,9 +195,9 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); COMPOSED where it is, in the detailed mode, and waits to be timed; FETCH where requests of the replica wait for blocks from below, after its launch;
-    EVICTED where the last step evicted blocks that a memory below is to take in; otherwise the time
-    of the next boundary.
+    EXTERNAL); COMPOSED where it is, and the detailed mode is to time it; FETCH where requests of
+    the replica wait for blocks from below, after its launch; EVICTED where the last step evicted
+    blocks that a memory below is to take in; otherwise the time of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1

@@ -158,7 +158,7 @@ def expert_layer(
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
-    slowest_s = 0.0
+    slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
     most_pairs = 0
     all_pairs = 0

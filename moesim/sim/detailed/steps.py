@@ -186,13 +186,11 @@ class StepTimer:
         if issue.meetings:
             ends += [self.env.process(one.communicate(issue.meetings)) for one in streams]
         yield simpy.AllOf(self.env, ends)
-        took_s = self.env.now - start_s
+        for one in streams:
+            one.idle()
         for part in STEP_PARTS:
-            mean_s = sum(one.spent.get(part, 0.0) for one in streams) / len(streams)
-            step.count(part, mean_s)
-        waited_s = took_s - sum(sum(one.spent.values()) for one in streams) / len(streams)
-        step.count("attention_imbalance_s", waited_s)
-        step.layers_s += took_s
+            step.count(part, sum(one.spent.get(part, 0.0) for one in streams) / len(streams))
+        step.layers_s += self.env.now - start_s
         step.exchanged_s += sum(one.end_s - one.start_s for one in issue.meetings)
 
     def _site(self, step: Step, stage: int) -> Site:
@@ -254,6 +252,7 @@ class StepTimer:
         step.count(part, self.env.now - start_s)
         for g, d in enumerate(self._rank_G):
             tell(COMPUTE, g, name, start_s, start_s + seconds_D[d])
+            tell(COMPUTE, g, "wait for other GPUs", start_s + seconds_D[d], self.env.now)
 
 
 def _nobody(row: str, g: int, name: str, start_s: float, end_s: float) -> None:

@@ -112,6 +112,7 @@ class Streams:
         self.env = env
         self.g = g
         self.spent: dict[str, float] = {}
+        self.end_s = 0.0
         self._tell = tell
         self._left_s: dict[int, float] = {}  # of hidden work, by the meeting that ends it
 
@@ -129,6 +130,12 @@ class Streams:
                     item.meeting.post(self.g)
                     item.meeting.join()
                 yield from self._wait(item.meeting)
+        self.end_s = self.env.now
+
+    def idle(self) -> None:
+        """The computing stream has had nothing to do since its end: others of the stage had."""
+        self._count("attention_imbalance_s", self.env.now - self.end_s)
+        self._tell(COMPUTE, self.g, "wait for other GPUs", self.end_s, self.env.now)
 
     def communicate(self, meetings: Iterable[Meeting]) -> Events:
         """The communicating stream."""
