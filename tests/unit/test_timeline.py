@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_streams_are_busy_or_wait_for_the_whole_step(overlap: int) -> None:
     computing, step_us = [], 1e6 * run.steps["duration_s"].sum()
     for (pid, tid), slices in rows.items():
         slices.sort(key=lambda e: e["ts"])
-        for one, after in zip(slices, slices[1:], strict=False):
+        for one, after in pairwise(slices):
             assert one["ts"] + one["dur"] <= after["ts"] + 1e-6
         process, row = names["process_name", pid, 0], names["thread_name", pid, tid]
         if row in ("compute", "host"):

@@ -145,12 +145,17 @@ class SharedLinks:
     def _pour(
         self, k: int, stage: int, bytes_GG: NDArray[np.float64], cap: float, row: str, tell: Tell
     ) -> list[simpy.Event]:
-        """Start the flow of a matrix of bytes at most at `cap`, the rate of its hottest GPU."""
+        """Start the flow of a matrix of bytes at most at `cap`, the rate of its hottest GPU.
+
+        A library may reach more of a link than others do: it fills the port, and no more.
+        """
         sent_G, received_G = bytes_GG.sum(axis=1), bytes_GG.sum(axis=0)
         hottest = float(max(sent_G.max(), received_G.max()))
         if hottest <= 0.0:
             return []
         weight_P = np.tensordot(bytes_GG, self._ports_GGP(k, stage), axes=2) / hottest
+        link = 1.0 / self._byte_s[0 if row == "scale-up" else 1]
+        weight_P *= min(1.0, link / cap)
         ports = np.flatnonzero(weight_P)
         poured = self._transfers.pour(ports, weight_P[ports], hottest, cap)
         start_s = self.env.now
