@@ -16,6 +16,7 @@ from moesim.costs.memory import MemoryPlan
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
+from moesim.detailing import check_detailed, detail
 from moesim.economics import gpu_hour_price
 from moesim.engine import graph_tokens, rank_balancing
 from moesim.errors import InputError
@@ -45,6 +46,7 @@ from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.averages import average_experts
 from moesim.sim.background import start_background
 from moesim.sim.cost_tables import Costs, Work
+from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
@@ -96,6 +98,8 @@ def simulate(
     progress: Callable[[int, int], None] | None = None,
     on_step: Callable[[NDArray[np.int32]], None] | None = None,
     expert_uses: NDArray[np.bool_] | None = None,
+    detailed: bool = False,
+    timeline: Timeline | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -108,10 +112,14 @@ def simulate(
     `on_step` is called after every step with the tokens of each slot, [L, P], which it must not
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
+    `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
+    detailed-mode.md), and fills `timeline`.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     deployment = deploy(scenario, profile)
+    if detailed:
+        check_detailed(scenario, deployment)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
@@ -126,6 +134,7 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
+    rules["detailed"] = int(detailed)
     tiers = scenario.deployment.kv_cache.tiers
     acceptance = scenario.deployment.speculation.of_each()
     state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
@@ -138,9 +147,16 @@ def simulate(
     work = build_work(ranks, int(rules["stages"]), compiled_costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
     env = simpy.Environment()
-    singly = on_step is not None
+    singly = on_step is not None or detailed
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
-    transfers = _share_links(env, scenario, deployment, state)
+    transfers = _shared_fabric(env, scenario, deployment)
+    if detailed:
+        priced = (deployment, state, routes, compiled_costs, record, work.condition)
+        detail(env, fleet, *priced, transfers, timeline)
+        notes.append("steps simulated layer by layer (the detailed mode)")
+    elif transfers is not None:
+        all_pairs = "deepep-low-latency" in scenario.exchanges()
+        stand_for_steps(transfers, state, deployment.sharding, all_pairs)
     background_finish_s = np.zeros(0)
     if transfers is not None:
         background_finish_s = start_background(transfers, scenario.cluster.background)
@@ -243,20 +259,17 @@ def simulate(
     )
 
 
-def _share_links(
-    env: simpy.Environment, scenario: Scenario, deployment: Deployment, state: State
+def _shared_fabric(
+    env: simpy.Environment, scenario: Scenario, deployment: Deployment
 ) -> Transfers | None:
-    """Let steps contend with each other and with transfers.
+    """The links that steps share with each other and with transfers.
 
-    None where nothing but steps is on the links, and each replica has its own to itself.
+    None where nothing but steps is on them, and every replica has its own to itself.
     """
     cluster = scenario.cluster
     if not (cluster.topology or cluster.background or loads_over_fabric(scenario)):
         return None
-    transfers = Transfers(env, build_fabric(deployment.cluster))
-    all_pairs = "deepep-low-latency" in scenario.exchanges()
-    stand_for_steps(transfers, state, deployment.sharding, all_pairs)
-    return transfers
+    return Transfers(env, build_fabric(deployment.cluster))
 
 
 def _loading(
