@@ -57,6 +57,7 @@ class Deployment:
     notes: tuple[str, ...]
     kernels: MeasuredKernels | None = None  # of the profiles that time steps by them
     offload: OffloadPlan | None = None  # of experts outside GPU memory
+    exchanged: bool = False  # a library sends every rank the tokens of its own experts only
 
     @property
     def operators(self) -> MeasuredOperators | None:
@@ -66,7 +67,9 @@ class Deployment:
         cluster, tp = self.cluster, self.sharding.attention_tp
         within = tp <= max(cluster.gpus_per_node, cluster.scale_up_domain)
         link = None if within else cluster.scale_out
-        return MeasuredOperators(self.model, self.sharding, self.precision, self.kernels, link)
+        return MeasuredOperators(
+            self.model, self.sharding, self.precision, self.kernels, link, self.exchanged
+        )
 
 
 def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
@@ -143,6 +146,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
         (),
         kernels,
         offload,
+        exchanged=model.is_moe and scenario.exchanges()[0] not in PLAIN,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
 

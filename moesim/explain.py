@@ -93,7 +93,8 @@ def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedSt
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
     ranks = deployment.sharding.attention_dp
-    batches = typical_batches(result.raw.steps, result.raw.requests, ranks)
+    most_tokens = costs.head_s.size - 1
+    batches = typical_batches(result.raw.steps, result.raw.requests, ranks, most_tokens)
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
 
 

@@ -120,6 +120,7 @@ def build_step_costs(
     )
     rates: dict[str, float | int] = {
         "attention_tp": sharding.attention_tp,
+        "layers": model.layers,
         "full_layers": attention.layers_full,
         "window_layers": attention.layers_sliding,
         "window": attention.window,

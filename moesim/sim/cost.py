@@ -57,7 +57,7 @@ def _front_s(s: Any, c: Any, w: Any) -> float:
     layers_s = 0.0
     for stage in range(s.rules[0].stages):
         layers_s += w.stage_s[stage]
-    return layers_s / max(1, cost.full_layers + cost.window_layers + cost.linear_layers)
+    return layers_s / max(1, cost.layers)
 
 
 @inner
@@ -158,7 +158,7 @@ def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> N
     most_requests = 0
     for d in range(s.rules[0].ranks):
         most_requests = max(most_requests, w.requests[d])
-    once_s = layers_s / (cost.full_layers + cost.window_layers + cost.linear_layers)
+    once_s = layers_s / cost.layers
     passes = 1 if prefill else s.rules[0].drafts
     step.draft_s = passes * (once_s + c.head_s[most_requests])
     w.stage_s[last] += step.draft_s

@@ -37,7 +37,8 @@ SHARED_FFN, DENSE_FFN = range(2)
 COSTS = row_dtype(
     [
         ("attention_tp", "i4"),
-        ("full_layers", "i4"),
+        ("layers", "i4"),
+        ("full_layers", "i4"),  # with full attention; a sparse layer is one with a window as well
         ("window_layers", "i4"),
         ("window", "i4"),
         ("prefill_pair_s", "f8"),  # per query-key pair and layer

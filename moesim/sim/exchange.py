@@ -34,10 +34,11 @@ def add_low_latency(c: Any, w: Any, d: int) -> None:
                 w.pair_L[row] = max(w.pair_L[row], count / tp)
                 far += count
                 continue
-            if r // tp == d:
-                count -= count / tp  # what a GPU sends to itself does not travel
-            w.recv_up_LR[row, r] += count
             near += count
+            if r // tp == d:  # what a GPU sends to itself does not travel
+                w.send_up_LR[row, r] -= count / tp
+                count -= count / tp
+            w.recv_up_LR[row, r] += count
         for t in range(tp):
             w.send_up_LR[row, d * tp + t] += near / tp
             w.send_out_LR[row, d * tp + t] += far / tp

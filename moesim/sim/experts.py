@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moesim.compiled import inner
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_m_to_n, add_normal, clear_traffic
@@ -162,7 +164,7 @@ def expert_layer(
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
-    slowest_s = 0.0
+    slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
     most_pairs = 0
     all_pairs = 0

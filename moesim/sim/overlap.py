@@ -136,7 +136,7 @@ def overlap(c: Any, w: Any, step: Any, policy: int, halves: int) -> None:
     Layers are taken alike but for their experts and exchanges.
     """
     cost = c.scalars[0]
-    layers = cost.full_layers + cost.window_layers + cost.linear_layers
+    layers = cost.layers
     moe_layers = c.stage_of_layer.size
     exchange_s = 0.0
     exposed_s = 0.0

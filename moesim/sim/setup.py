@@ -148,8 +148,10 @@ def build_costs(
 ) -> Costs:
     """The tables of moesim.costs.step in the form that compiled code reads."""
     ranks = max(1, costs.domain_of_rank.size)
+    kinds = ("full_layers", "window_layers", "linear_layers")
+    layers = {"layers": sum(int(costs.rates.get(kind, 0)) for kind in kinds)}
     return Costs(
-        scalars=_row(COSTS, costs.rates),
+        scalars=_row(COSTS, layers | costs.rates),
         token_s=np.ascontiguousarray(costs.token_s),
         head_s=np.ascontiguousarray(costs.head_s),
         shared_s=np.ascontiguousarray(costs.shared_s),

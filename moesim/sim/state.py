@@ -230,6 +230,7 @@ RULES = row_dtype(
         ("drafts", "i4"),  # tokens that go with every decoded one to be verified
         ("draft_seed", "u8"),
         ("expand_drafts", "i4"),  # every draft attends as a request of its own
+        ("detailed", "i4"),  # batches are timed outside, by the detailed mode
     ]
 )
 

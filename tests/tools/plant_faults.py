@@ -145,8 +145,8 @@ FAULTS = (
     Fault(
         "sends-to-itself",
         "moesim/sim/exchange.py",
-        "            if r // tp == d:\n",
-        "            if r < 0:\n",
+        "            if r // tp == d:  # what",
+        "            if r < 0:  # what",
         "tests/oracles/test_exchange.py::test_low_latency_mode_sends_every_token_to_every_expert",
     ),
     Fault(

@@ -19,7 +19,7 @@ from moesim.costs.measured.dense import (
 )
 from moesim.costs.measured.exchange import all_reduce_s
 from moesim.costs.measured.expert_work import ExpertShape
-from moesim.costs.measured.experts import ExpertAnchor, expert_anchor
+from moesim.costs.measured.experts import ExpertAnchor, exchanged_anchor, expert_anchor
 from moesim.costs.measured.kernels import MeasuredKernels, version_key
 from moesim.costs.measured.light import TABLE_FORMATS, Floats
 from moesim.costs.measured.linear_attention import (
@@ -75,7 +75,8 @@ def rank_heads(model: MoEModel, sharding: Sharding) -> tuple[int, int]:
 class MeasuredOperators:
     """One deployment's operators; `kernels` are those of its GPU and engine.
 
-    `scale_out` joins the GPUs of a tensor-parallel group that leaves its node.
+    `scale_out` joins the GPUs of a tensor-parallel group that leaves its node. `exchanged`: a
+    library sends every rank the tokens of its own experts; else each has all tokens of the group.
     """
 
     model: MoEModel
@@ -83,6 +84,7 @@ class MeasuredOperators:
     precision: Precision
     kernels: MeasuredKernels
     scale_out: Link | None = None
+    exchanged: bool = False
 
     def linears(self, decode: bool) -> tuple[Linear, ...]:
         """Matrix multiplications that are timed by themselves.
@@ -213,18 +215,14 @@ class MeasuredOperators:
             return None
         return all_reduce_s(self.kernels, self.sharding.attention_tp, [NORM_BYTES])
 
-    def experts(self, group_tokens: Floats) -> ExpertAnchor:
+    def experts(self, group_tokens: Floats, prompts: bool = False) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""
-        model = self.model
+        model, ep = self.model, self.sharding.expert_parallel
         shape = ExpertShape(model.hidden, model.expert_width, model.top_k, model.experts)
-        return expert_anchor(
-            self.kernels,
-            shape,
-            self.table_format(self.precision.experts, "moe"),
-            group_tokens,
-            self.sharding.expert_parallel,
-            self.sharding.moe_tp,
-        )
+        dtype = self.table_format(self.precision.experts, "moe")
+        if self.exchanged:
+            return exchanged_anchor(self.kernels, shape, dtype, group_tokens, ep, prompts)
+        return expert_anchor(self.kernels, shape, dtype, group_tokens, ep, self.sharding.moe_tp)
 
     def layers_of(self, kind: int) -> int:
         """How many layers of the replica attend in this way; a sparse one counts as full."""

@@ -16,7 +16,7 @@ from moesim.costs.ffn import most_ffn_tokens
 from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
 from moesim.costs.hosts import host_launch_s
 from moesim.costs.measured.expert_work import Counts, parts
-from moesim.costs.measured.experts import ExpertAnchor
+from moesim.costs.measured.experts import ExpertAnchor, balanced_timing
 from moesim.costs.measured.light import FORMATS, Floats
 from moesim.costs.measured.operators import FULL, KINDS, LINEAR, WINDOW, MeasuredOperators
 from moesim.costs.profile import Profile
@@ -141,10 +141,15 @@ def _with_experts(
     costs: StepCosts, operators: MeasuredOperators, group: Floats, prefill_ratio: float
 ) -> StepCosts:
     """Experts' formula as tables: an expert by its tiles, the rest as rates, and the ratio of the
-    measured time of balanced tokens to the formula."""
+    measured time of balanced tokens to the formula, which is that of decode's kernels."""
     points = points_of(group.size - 1)
-    anchor = operators.experts(np.maximum(points, 1.0))
-    ratio = np.interp(group, points, anchor.ratio_T)
+    tokens, ep = np.maximum(points, 1.0), operators.sharding.expert_parallel
+    anchor, prompts = operators.experts(tokens), operators.experts(tokens, prompts=True)
+    ratio = prompt_ratio = np.interp(group, points, anchor.ratio_T)
+    if prompts.fit != anchor.fit:
+        times = (balanced_timing(operators.kernels, each, ep) for each in (prompts, anchor))
+        prompt_s, decode_s = (timing.seconds for timing in times)
+        prompt_ratio = np.interp(group, points, anchor.ratio_T * prompt_s / decode_s)
     tile_s, pair_s, token_s = expert_rates(anchor, operators.kernels.gpu, group.size - 1)
     rates = {
         **costs.rates,
@@ -157,7 +162,7 @@ def _with_experts(
         costs,
         rates=rates,
         expert_tile_s=tile_s,
-        expert_ratio=np.stack([ratio * prefill_ratio, ratio]),
+        expert_ratio=np.stack([prompt_ratio * prefill_ratio, ratio]),
     )
 
 
