@@ -89,6 +89,17 @@ def test_what_it_does_not_simulate_is_refused(change: dict[str, Any], field: str
     assert raised.value.field == field
 
 
+def test_attention_and_ffn_apart_are_refused() -> None:
+    data = scenario()
+    data["deployment"] |= {
+        "parallelism": {"attention_dp": 4, "expert_parallel": 4},
+        "attention_ffn": {"expert_gpus": 4},
+    }
+    with pytest.raises(InputError) as raised:
+        simulate(data, detailed=True)
+    assert raised.value.field == "deployment.attention_ffn"
+
+
 def test_a_slow_gpu_is_slow_in_both_modes() -> None:
     events = [{"at_s": 0, "kind": "slow-rank", "replica": 0, "rank": 3, "factor": 1.5}]
     data = scenario("deepep", faults={"events": events})
