@@ -205,7 +205,7 @@ def test_low_latency_mode_with_two_gpus_to_an_attention_rank() -> None:
     run = one_step("ac", LOW_LATENCY, attention_tp=2)
     # a: 1, 1 near (half of each stays), 3, 1 far. c: 2, 1 far, 2, 1 near (half stays).
     assert run.work.recv_up_LR[0].tolist() == [0.5, 0.5, 1, 0.5]
-    assert run.work.send_up_LR[0].tolist() == [0.5, 0.5, 0.75, 0.75]
+    assert run.work.send_up_LR[0].tolist() == [0.5, 0.5, 0.5, 1]
     assert run.work.recv_out_LR[0].tolist() == [2, 1, 3, 1]
     assert run.work.send_out_LR[0].tolist() == [2, 2, 1.5, 1.5]
     assert run.steps[0]["combine_s"] == pytest.approx(BASE_S + 3 * 14336 / 40e9, rel=1e-12)

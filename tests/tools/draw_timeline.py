@@ -1,4 +1,4 @@
-"""Draw a small timeline of the detailed mode: `python tests/tools/draw_timeline.py IN OUT.png`.
+"""Draw a small timeline: `python tests/tools/draw_timeline.py trace.json out.png`.
 
 Rows as in Perfetto, one colour for each kind of work; a picture for the documentation.
 """
