@@ -15,15 +15,17 @@ import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import InputError
 from moesim.presets import read_preset
-from moesim.topology import Topology, check_topology
 from moesim.units import GB, GBIT_PER_S, MIB, TB, TERA, US
+
+if TYPE_CHECKING:
+    from moesim.topology import Topology
 
 T = TypeVar("T")
 
@@ -195,7 +197,7 @@ def make_cluster(
     network = fabric if isinstance(fabric, Link) else load_fabric(fabric or card.fabric_name)
     shares = oversubscription
     if topology is not None:
-        check_topology(topology, nodes, gpus_per_node, oversubscription)
+        topology.check(nodes, gpus_per_node, oversubscription)
         shares = gpus_per_node / (topology.nics_per_node or gpus_per_node)
     if scale_up is None:
         own = load_fabric(card.scale_up_name, "cluster.scale_up", "scale-up")

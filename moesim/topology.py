@@ -31,21 +31,20 @@ class Topology(Spec):
     # Of a node's storage, each way; one NVMe drive on PCIe 4 x4. Assumed, 2026-11-22.
     storage_bytes_per_s: float = Field(7e9, gt=0.0, le=1e13)
 
-
-def check_topology(topology: Topology, nodes: int, gpus: int, oversubscription: float) -> None:
-    """Refuse a topology that `nodes` nodes of `gpus` GPUs cannot have; raises InputError."""
-    nics = topology.nics_per_node or gpus
-    if gpus % nics:
-        field = "cluster.topology.nics_per_node"
-        raise InputError(field, f"must divide gpus_per_node ({gpus})", nics)
-    one_leaf = (topology.nodes_per_leaf or nodes) >= nodes
-    if oversubscription > 1.0 and one_leaf and not (topology.rail_optimised and nics > 1):
-        raise InputError(
-            "cluster.oversubscription",
-            "must be 1 where a topology has a single leaf, and so no links to a spine",
-            oversubscription,
-            "set cluster.topology.nodes_per_leaf",
-        )
+    def check(self, nodes: int, gpus_per_node: int, oversubscription: float) -> None:
+        """Raises InputError where so many nodes cannot be joined so."""
+        nics = self.nics_per_node or gpus_per_node
+        if gpus_per_node % nics:
+            field = "cluster.topology.nics_per_node"
+            raise InputError(field, f"must divide gpus_per_node ({gpus_per_node})", nics)
+        one_leaf = (self.nodes_per_leaf or nodes) >= nodes
+        if oversubscription > 1.0 and one_leaf and not (self.rail_optimised and nics > 1):
+            raise InputError(
+                "cluster.oversubscription",
+                "must be 1 where a topology has a single leaf, and so no links to a spine",
+                oversubscription,
+                "set cluster.topology.nodes_per_leaf",
+            )
 
 
 ENDPOINT = re.compile(r"(gpu|host|store)(0|[1-9][0-9]{0,5})")

@@ -63,6 +63,9 @@ def _pace(s: Any, c: Any, w: Any, k: int, stage: int, kind: int, padded: int) ->
     """
     cost = c.scalars[0]
     ranks = s.rules[0].ranks
+    first, stop = stage, stage + 1
+    if stage == ANY_STAGE:
+        first, stop = 0, s.rules[0].stages
     live = 0
     for d in range(ranks):
         live += s.ranks[k * ranks + d].masked == 0
@@ -77,9 +80,8 @@ def _pace(s: Any, c: Any, w: Any, k: int, stage: int, kind: int, padded: int) ->
     for d in range(ranks):
         n = max(padded, w.part_tokens[d])
         slow = 1.0
-        for of in range(s.rules[0].stages):
-            if stage in (of, ANY_STAGE):
-                slow = max(slow, w.condition.attention_slow_KBD[k, of, d])
+        for of in range(first, stop):
+            slow = max(slow, w.condition.attention_slow_KBD[k, of, d])
         slowest = max(slowest, slow)
         full_s = max(full_s, w.attention_s[d, 0] * slow)
         window_s = max(window_s, w.attention_s[d, 1] * slow)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moesim.costs import nccl
 from moesim.costs.measured.exchange import all_reduce_s
 from moesim.costs.measured.kernels import MeasuredKernels, load_kernels
 from moesim.costs.measured.operators import SGLANG_FUSES, MeasuredOperators
@@ -99,15 +100,17 @@ def test_another_engines_kernel_is_no_stand_in(tmp_path: Path) -> None:
 
 
 def test_a_group_beyond_its_node_is_not_fused(tmp_path: Path) -> None:
-    """It is the engine's own all-reduce in each node and one across."""
+    """It is NCCL's, by its own model: no engine has a kernel across nodes."""
+    gpu = load_gpu("h100-sxm")
+    link = load_fabric(gpu.fabric_name)
+    up = load_fabric(gpu.scale_up_name, "cluster.scale_up", "scale-up")
+    up = replace(up, bytes_per_s=gpu.scale_up_bytes_per_s)
     kernels = made(tmp_path)
-    link = load_fabric(load_gpu("h100-sxm").fabric_name)
     of = replace(operators(kernels, tp=16), scale_out=link)
     assert not of.fuses_reduce
     timed = of.reduce(np.array(BYTES), eager=False)
-    inside = all_reduce_s(kernels, 8, [*BYTES, 1.0]).seconds
-    across = np.array(BYTES) / 8 / link.effective_bytes_per_s + link.latency_s
-    assert timed.seconds == pytest.approx(inside[:4] + inside[4] + across, rel=1e-12)
+    by_nccl = nccl.all_reduce_s(nccl.Ring(16, 2, up, link), BYTES)
+    assert timed.seconds == pytest.approx(by_nccl, rel=1e-12)
     asked = all_reduce_s(kernels, 16, BYTES, scale_out=link, fused=True)
     assert asked.seconds.tolist() == timed.seconds.tolist()
 

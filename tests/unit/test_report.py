@@ -213,7 +213,7 @@ def test_durations_in_words(seconds: float | None, shown: str) -> None:
 
 
 def test_times_that_are_compared_share_a_unit() -> None:
-    assert words.durations(0.42, 2.1) == ("0.42 s", "2.1 s")
+    assert words.durations(0.42, 2.1) == ("0.420 s", "2.10 s")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def test_it_runs(name: str) -> None:
     result = simulate(load_scenario(name, ["workload.requests=30"]))
     assert result.summary["requests"]["completed"] == 30
     offloaded = result.scenario.deployment.expert_offload is not None  # on a card nobody measured
-    assert result.notes[0].startswith("datasheet" if offloaded else "measured kernels")
+    begins = "datasheet" if offloaded else "measured kernels"
+    assert any(note.startswith(begins) for note in result.notes)
 
 
 @pytest.mark.parametrize(
