@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MEMORY = ("weights_bytes_per_gpu", "kv_capacity_tokens")
+
+
 class PoolLike(Protocol):
     """A pool of a run (moesim.results.PoolRun)."""
 
@@ -77,7 +80,7 @@ def pools_summary(
             **utilisation(own, duration_s, pool.replicas, pool.stages),
             "queue_s": distribution(counted[queues[pool.name]]),
             "kv_used_fraction": _mean_over_time(own),
-            "memory": dict(pool.memory),
+            **{name: pool.memory[name] for name in MEMORY},
         }
     moved = requests["kv_bytes"].to_numpy(np.float64)
     found["kv_transfer"] = {
