@@ -1,4 +1,4 @@
-"""Two pools under random demand: every request ends, nothing precedes its cause, nothing is lost."""
+"""Two pools under random demand: all end, nothing precedes its cause, no byte is lost."""
 
 from __future__ import annotations
 
