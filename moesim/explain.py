@@ -110,7 +110,8 @@ def _explain(
     scenario = _plain(scenario)
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
-    batches = typical_batches(steps, requests, deployment.sharding.attention_dp)
+    most = costs.token_s.shape[2] - 1
+    batches = typical_batches(steps, requests, deployment.sharding.attention_dp, most)
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
 
 

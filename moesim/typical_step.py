@@ -39,9 +39,12 @@ class Batch(NamedTuple):
         return StepSize(most, max(requests), chunks, decoding, kv, sum(tokens))
 
 
-def typical_batches(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> Iterator[Batch]:
+def typical_batches(
+    steps: NDArray[Any], requests: NDArray[Any], ranks: int, most: int
+) -> Iterator[Batch]:
     """The median decode step, decodes spread evenly over the ranks; and the median step with
-    prompts, each of the median chunk, dealt to the ranks in turn."""
+    prompts, each of the median chunk, dealt to the ranks in turn, or where a rank would compute
+    more than `most` tokens, cut so that all have as many."""
     kv = context_tokens(requests, 0.5)
     decode, prefill = decode_steps(steps), prefill_steps(steps)
     if decode.size:
@@ -52,6 +55,8 @@ def typical_batches(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> 
         riding = int(np.median(prefill["decode_tokens"])) // ranks
         prompt = max(1, int(np.median(requests["prompt_tokens"])))
         count = max(1, round(new / prompt))
+        if -(-count // ranks) * -(-new // count) + riding > most:
+            count = ranks
         chunks = [(len(each), 0) for each in np.array_split(np.arange(new), count)]
         dealt = tuple(tuple(chunks[d::ranks]) for d in range(ranks))
         yield Batch(dealt, (riding,) * ranks, kv)

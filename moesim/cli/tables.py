@@ -141,7 +141,7 @@ def _pool_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         waits = f", {duration(queue)} in its queue at p99" if queue is not None else ""
         yield (
             f"{name.capitalize()} pool",
-            f"{pool['gpus']} GPUs in {pool['replicas']} replicas, "
+            f"{pool['gpus']} GPUs in {pool['replicas']} replica{'s' * (pool['replicas'] > 1)}, "
             f"{percent(pool['gpu_busy'] or 0.0)} of the time in a step{waits}",
         )
     moved = pools["kv_transfer"]
