@@ -40,11 +40,10 @@ class Batch(NamedTuple):
 
 
 def typical_batches(
-    steps: NDArray[Any], requests: NDArray[Any], ranks: int, most: int
+    steps: NDArray[Any], requests: NDArray[Any], ranks: int, most_tokens: int
 ) -> Iterator[Batch]:
     """The median decode step, decodes spread evenly over the ranks; and the median step with
-    prompts, each of the median chunk, dealt to the ranks in turn, or where a rank would compute
-    more than `most` tokens, cut so that all have as many."""
+    prompts, each of the median chunk, dealt to the ranks in turn: `most_tokens` each at most."""
     kv = context_tokens(requests, 0.5)
     decode, prefill = decode_steps(steps), prefill_steps(steps)
     if decode.size:
@@ -55,8 +54,8 @@ def typical_batches(
         riding = int(np.median(prefill["decode_tokens"])) // ranks
         prompt = max(1, int(np.median(requests["prompt_tokens"])))
         count = max(1, round(new / prompt))
-        if -(-count // ranks) * -(-new // count) + riding > most:
-            count = ranks
+        if -(-count // ranks) * -(-new // count) + riding > most_tokens:
+            count = -(-count // ranks) * ranks
         chunks = [(len(each), 0) for each in np.array_split(np.arange(new), count)]
         dealt = tuple(tuple(chunks[d::ranks]) for d in range(ranks))
         yield Batch(dealt, (riding,) * ranks, kv)

@@ -145,8 +145,8 @@ FAULTS = (
     Fault(
         "sends-to-itself",
         "moesim/sim/exchange.py",
-        "            if r // tp == d:\n",
-        "            if r < 0:\n",
+        "            if r // tp == d:  # what",
+        "            if r < 0:  # what",
         "tests/oracles/test_exchange.py::test_low_latency_mode_sends_every_token_to_every_expert",
     ),
     Fault(
@@ -156,6 +156,28 @@ FAULTS = (
         "    combine_s = _phase_s(w, step, c.exchange[kind, 0], back, True)\n",
         "tests/oracles/test_exchange.py::"
         "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
+    ),
+    Fault(
+        "ffn-before-its-tokens",
+        "moesim/sim/ping_pong.py",
+        "    if path[MICRO_BATCH + j, 0] > path[of, 0]:\n",
+        "    if path[MICRO_BATCH + j, 0] > path[of, 0] and of != EXPERTS:\n",
+        "tests/oracles/test_ping_pong.py::test_two_micro_batches_take_turns",
+    ),
+    Fault(
+        "a-copy-for-each-expert",
+        "moesim/sim/exchange.py",
+        "            _add_pair(c, w, layer, d * tp, tp, r, w.source_LX[layer, r] / tp)\n",
+        "            pairs = w.source_LP[layer, c.rank_of_slot == r].sum()\n"
+        "            _add_pair(c, w, layer, d * tp, tp, r, pairs / tp)\n",
+        "tests/oracles/test_ping_pong.py::test_a_copy_goes_once_to_each_gpu_and_by_the_nearer_link",
+    ),
+    Fault(
+        "shared-experts-of-all-tokens",
+        "moesim/sim/ping_pong.py",
+        "    each = -(-tokens // gpus)\n",
+        "    each = tokens\n",
+        "tests/oracles/test_ping_pong.py::test_a_step_by_hand",
     ),
     Fault(
         "other-experts-when-computed-again",

@@ -14,7 +14,13 @@ from moesim.costs.measured.curves import Curves, decode_log, encode, tile_log
 from moesim.costs.measured.dense import context_attention_s, gemm_s, generation_attention_s
 from moesim.costs.measured.exchange import all_reduce_s, exchange_s
 from moesim.costs.measured.expert_work import ExpertFit, ExpertShape, balanced_counts
-from moesim.costs.measured.experts import expert_anchor, moe_s, moe_time_from_counts
+from moesim.costs.measured.experts import (
+    balanced_timing,
+    exchanged_anchor,
+    expert_anchor,
+    moe_s,
+    moe_time_from_counts,
+)
 from moesim.costs.measured.kernels import MeasuredKernels, load_kernels, version_key
 from moesim.costs.measured.light import Roof, gemm_work
 from moesim.costs.measured.profile import open_profile, write_profile
@@ -139,6 +145,21 @@ def test_another_shape_is_scaled_and_flagged(kernels: MeasuredKernels) -> None:
     anchor = expert_anchor(kernels, ExpertShape(7168, 2048, 8, 256), "bfloat16", [16, 4096], 8)
     assert (anchor.origin_T == FITTED).all()
     assert anchor.ratio_T == pytest.approx(1.0, rel=2e-3)
+
+
+@pytest.mark.parametrize("prompts", [True, False])
+def test_behind_an_exchange_no_rank_walks_over_pairs_of_others(
+    kernels: MeasuredKernels, prompts: bool
+) -> None:
+    anchor = exchanged_anchor(kernels, SHAPE, "bfloat16", TOKENS, 8, prompts)
+    timed = balanced_timing(kernels, anchor, 8)
+    counts = balanced_counts(SHAPE, TOKENS.astype(int), 8, 64)
+    alone = replace(FIT, others_fraction=np.inf).seconds(SHAPE, "bfloat16", 1, counts, GPU)
+    assert timed.seconds == pytest.approx(alone, rel=1e-3)
+    held = moe_s(kernels, SHAPE, "bfloat16", TOKENS, 8).seconds
+    others_s = TOKENS * 8 * (4096 + 1536) * 0.2 / (10.0 * GPU.memory_bytes_per_s)
+    assert held - timed.seconds == pytest.approx(others_s, rel=0.1)
+    assert others_s[-1] > 1e-6
 
 
 def test_all_reduce_prefers_graphs_and_flags_larger_groups(kernels: MeasuredKernels) -> None:

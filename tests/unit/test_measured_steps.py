@@ -16,7 +16,12 @@ from moesim.costs.measured.curves import Curves
 from moesim.costs.measured.dense import UNFUSED, gemm_s
 from moesim.costs.measured.expert_kernels import choose, family
 from moesim.costs.measured.expert_work import ExpertShape
-from moesim.costs.measured.experts import moe_time_from_counts
+from moesim.costs.measured.experts import (
+    balanced_timing,
+    exchanged_anchor,
+    expert_anchor,
+    moe_time_from_counts,
+)
 from moesim.costs.measured.kernels import MeasuredKernels, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
 from moesim.costs.measured.profile import profile_names, write_profile
@@ -250,6 +255,59 @@ def _operators(gpu: str, engine: str, model: str, tp: int) -> MeasuredOperators:
     of = load_model(model)
     precision = make_precision(*native_formats(of.native_precision, of.is_moe), "bf16", None)
     return MeasuredOperators(of, Sharding(tp), precision, load_kernels(gpu, engine))
+
+
+V3 = ExpertShape(7168, 2048, 8, 256)
+
+
+@pytest.mark.parametrize("gpu", ["h100-sxm", "h200-sxm", "gb200-nvl72"])
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("ep", [8, 32, 72, 144])
+def test_experts_behind_deepep_take_no_longer_with_more_ranks(
+    gpu: str, engine: str, ep: int
+) -> None:
+    """128 tokens a GPU: within a factor of 5 of reading the rank's experts (small kernels included:
+    two experts of 44 MB are read in 11 us), where kernels that hold all tokens take over 600 us."""
+    kernels = load_kernels(gpu, engine)
+    at = np.array([128.0 * ep])
+    decode = balanced_timing(kernels, exchanged_anchor(kernels, V3, "fp8_block", at, ep, False), ep)
+    assert 0.19 < float(decode.light_fraction[0]) <= 1.0
+    held = balanced_timing(kernels, expert_anchor(kernels, V3, "fp8_block", at, ep), ep)
+    if ep >= 72:
+        assert held.seconds[0] > 10 * decode.seconds[0]
+
+
+def test_experts_behind_deepep_are_those_that_were_measured_there() -> None:
+    """H200, EP64, 32 tokens a GPU: 68 us in sglang 0.5.10's table."""
+    kernels = load_kernels("h200-sxm", "sglang")
+    decode = exchanged_anchor(kernels, V3, "fp8_block", [2048], 64, prompts=False)
+    assert "deepep_generation_moe" in decode.source
+    assert balanced_timing(kernels, decode, 64).seconds[0] == pytest.approx(68e-6, rel=0.03)
+    prompts = exchanged_anchor(kernels, V3, "fp8_block", [2048], 64, prompts=True)
+    assert "deepep_context_moe" in prompts.source
+    other = load_kernels("h200-sxm", "trtllm")
+    assert " trtllm " in exchanged_anchor(other, V3, "fp8_block", [2048], 64, prompts=False).source
+
+
+def test_prompts_and_decode_of_a_wide_deployment_have_their_own_tables() -> None:
+    asked = scenario("deepseek-v3", engine="sglang", attention_dp=32, expert_parallel=32)
+    of = deploy(asked)
+    costs = step_costs(asked, of)
+    assert of.operators is not None
+    assert of.operators.exchanged
+    assert costs.rates["expert_token_s"] == 0.0
+    ratio = costs.expert_ratio[PROMPT] / costs.expert_ratio[DECODE]
+    at = np.array([4096.0])
+    prompts, decode = (
+        balanced_timing(of.operators.kernels, of.operators.experts(at, prompts=p), 32).seconds[0]
+        for p in (True, False)
+    )
+    expected = of.profile.overhead.prefill_ratio * prompts / decode
+    assert ratio[4096] == pytest.approx(expected, rel=1e-6)
+    plain = scenario("deepseek-v3", engine="vllm", attention_dp=32, expert_parallel=32)
+    gathered = deploy(plain).operators
+    assert gathered is not None
+    assert not gathered.exchanged
 
 
 RUNS: tuple[tuple[dict[str, Any], dict[str, int]], ...] = (

@@ -5,11 +5,15 @@ The tables time perfectly spread tokens. Any other routing or placement is timed
     measured(balanced cell) x physical(counts of the rank) / physical(balanced counts),
 
 with the formula of `expert_work` fitted, within the hardware's rates, to the balanced rows.
+
+Engines' general kernels (table `moe`) were timed as they run without an exchange: every rank holds
+all tokens of the group and walks over all their pairs, also those of other ranks' experts. Behind a
+library that sends a rank the tokens of its own experts only, they have nothing else to walk over.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,11 @@ from moesim.costs.measured.expert_work import (
 from moesim.costs.measured.kernels import Found, MeasuredKernels
 from moesim.costs.measured.light import Floats
 from moesim.costs.measured.timing import ROOFLINE, Timing, origin_of, ratio_to_roof
+
+# What was timed behind DeepEP, in steps with prompts and without: DeepGEMM over contiguous rows and
+# over masked ones; and the engines that run it there.
+BEHIND_EXCHANGE = {True: "deepep_context_moe", False: "deepep_generation_moe"}
+DEEPGEMM = ("sglang", "vllm")
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,35 @@ def expert_anchor(
     )
 
 
+def exchanged_anchor(
+    kernels: MeasuredKernels,
+    shape: ExpertShape,
+    dtype: str,
+    tokens: ArrayLike,
+    ep: int,
+    prompts: bool,
+) -> ExpertAnchor:
+    """`expert_anchor` where a library sends every rank the tokens of its own experts only.
+
+    By the kernels that were timed behind DeepEP where they were for this very shape; else by the
+    general ones. Both less what they take for other ranks' pairs, which the tables' runs also held.
+    """
+    named = dict(zip(SHAPE, shape[:4], strict=True))
+    table = BEHIND_EXCHANGE[prompts]
+    runs = kernels.engine in DEEPGEMM and not kernels.find_own("moe", dtype=dtype, **named)
+    if runs and kernels.find_anywhere(table, dtype=dtype, **named):
+        anchor = expert_anchor(kernels, shape, dtype, tokens, ep, table=table)
+    else:
+        anchor = expert_anchor(kernels, shape, dtype, tokens, ep)
+    return replace(anchor, fit=replace(anchor.fit, others_fraction=np.inf))
+
+
+def balanced_timing(kernels: MeasuredKernels, anchor: ExpertAnchor, ep: int) -> Timing:
+    """Perfectly spread tokens at each of the anchor's numbers of tokens."""
+    counts = _balanced_at(anchor.shape, anchor.tokens_T, ep, anchor.fit.tile)
+    return _timing(kernels, anchor, counts)
+
+
 def moe_s(
     kernels: MeasuredKernels,
     shape: ExpertShape,
@@ -105,8 +143,7 @@ def moe_s(
 ) -> Timing:
     """One layer's experts on a rank for perfectly spread tokens of the whole EP group."""
     anchor = expert_anchor(kernels, shape, dtype, tokens, ep, tp, table)
-    counts = _balanced_at(anchor.shape, anchor.tokens_T, ep, anchor.fit.tile)
-    return _timing(kernels, anchor, counts)
+    return balanced_timing(kernels, anchor, ep)
 
 
 def moe_time_from_counts(

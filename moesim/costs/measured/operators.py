@@ -19,7 +19,7 @@ from moesim.costs.measured.dense import (
 )
 from moesim.costs.measured.exchange import all_reduce_s
 from moesim.costs.measured.expert_work import ExpertShape
-from moesim.costs.measured.experts import ExpertAnchor, expert_anchor
+from moesim.costs.measured.experts import ExpertAnchor, exchanged_anchor, expert_anchor
 from moesim.costs.measured.kernels import MeasuredKernels, version_key
 from moesim.costs.measured.light import TABLE_FORMATS, Floats
 from moesim.costs.measured.linear_attention import (
@@ -75,7 +75,8 @@ def rank_heads(model: MoEModel, sharding: Sharding) -> tuple[int, int]:
 class MeasuredOperators:
     """One deployment's operators; `kernels` are those of its GPU and engine.
 
-    `scale_out` joins the GPUs of a tensor-parallel group that leaves its node.
+    `scale_out` joins the GPUs of a tensor-parallel group that leaves its node. `exchanged`: a
+    library sends every rank the tokens of its own experts; else each has all tokens of the group.
     """
 
     model: MoEModel
@@ -83,6 +84,7 @@ class MeasuredOperators:
     precision: Precision
     kernels: MeasuredKernels
     scale_out: Link | None = None
+    exchanged: bool = False
 
     def linears(self, decode: bool) -> tuple[Linear, ...]:
         """Matrix multiplications that are timed by themselves.
@@ -184,10 +186,13 @@ class MeasuredOperators:
     @property
     def reduces(self) -> int:
         """All-reduces of a step: one behind attention, one behind the MLP or the experts, but
-        none behind experts that tokens of data-parallel attention are exchanged with."""
+        none behind experts that tokens of data-parallel attention are exchanged with, or that have
+        GPUs of their own."""
         model, sharding = self.model, self.sharding
         if sharding.attention_tp == 1:
             return 0
+        if sharding.expert_gpus:
+            return model.layers
         routed = len(model.moe_layers)
         return 2 * model.layers - (routed if sharding.attention_dp > 1 else 0)
 
@@ -210,18 +215,14 @@ class MeasuredOperators:
             return None
         return all_reduce_s(self.kernels, self.sharding.attention_tp, [NORM_BYTES])
 
-    def experts(self, group_tokens: Floats) -> ExpertAnchor:
+    def experts(self, group_tokens: Floats, prompts: bool = False) -> ExpertAnchor:
         """The routed experts of one rank, for each number of tokens of the expert group."""
-        model = self.model
+        model, ep = self.model, self.sharding.expert_parallel
         shape = ExpertShape(model.hidden, model.expert_width, model.top_k, model.experts)
-        return expert_anchor(
-            self.kernels,
-            shape,
-            self.table_format(self.precision.experts, "moe"),
-            group_tokens,
-            self.sharding.expert_parallel,
-            self.sharding.moe_tp,
-        )
+        dtype = self.table_format(self.precision.experts, "moe")
+        if self.exchanged:
+            return exchanged_anchor(self.kernels, shape, dtype, group_tokens, ep, prompts)
+        return expert_anchor(self.kernels, shape, dtype, group_tokens, ep, self.sharding.moe_tp)
 
     def layers_of(self, kind: int) -> int:
         """How many layers of the replica attend in this way; a sparse one counts as full."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.measured.expert_work import balanced_counts, light_s
+from moesim.costs.measured.experts import balanced_timing
 from moesim.costs.measured.operators import KINDS, MeasuredOperators
 from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, total
 
@@ -69,7 +69,7 @@ def operator_times(operators: MeasuredOperators, size: StepSize) -> Iterator[Ope
         timing = operators.reduce(message, eager=bool(size.chunks))
         yield OperatorTime("all-reduce", ALL_REDUCE, operators.reduces, timing)
     if operators.model.is_moe:
-        timing = _experts(operators, size.group_tokens)
+        timing = _experts(operators, size)
         yield OperatorTime("experts", EXPERTS, len(operators.model.moe_layers), timing)
 
 
@@ -114,14 +114,10 @@ def _attention(operators: MeasuredOperators, kind: int, size: StepSize) -> Timin
     return total(*parts)
 
 
-def _experts(operators: MeasuredOperators, group_tokens: int) -> Timing:
-    anchor = operators.experts(np.array([max(1.0, group_tokens)]))
-    tokens = np.array([max(1, group_tokens)])
-    ep = np.int64(operators.sharding.expert_parallel)
-    counts = balanced_counts(anchor.shape, tokens, ep, anchor.fit.tile)
-    how = anchor.shape, anchor.dtype, anchor.tp, counts, operators.kernels.gpu
-    seconds = anchor.fit.seconds(*how) * anchor.ratio_T
-    return Timing(seconds, anchor.origin_T, light_s(*how), anchor.source)
+def _experts(operators: MeasuredOperators, size: StepSize) -> Timing:
+    tokens = np.array([max(1.0, size.group_tokens)])
+    anchor = operators.experts(tokens, prompts=bool(size.chunks))
+    return balanced_timing(operators.kernels, anchor, operators.sharding.expert_parallel)
 
 
 def _why(operators: MeasuredOperators, group: str, times: list[OperatorTime]) -> str:
