@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.costs.exchanges import M_TO_N, PLAIN
 from moesim.costs.libraries import load_law
@@ -33,11 +34,12 @@ from moesim.deployment import Deployment, deploy, step_costs
 from moesim.deployment_spec import OverlapSpec, SpeculationSpec
 from moesim.engine import graph_tokens
 from moesim.operators import Linear, ffn_operators, linear_operators
+from moesim.pools import plan_pools
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
-from moesim.simulation import Wired, wire
 from moesim.typical_step import Batch, price, typical_batches
+from moesim.wiring import Wired, wire
 
 LEAST_S = 1e-12  # what is left of a part below this is rounding
 
@@ -84,17 +86,33 @@ class ExplainedStep:
 def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
     """The typical decode step and the typical step with prompts of a run, where it had any.
 
-    Steps are explained as they are before exchanges are hidden, without drafts, in one micro-batch,
-    and with every active expert in GPU memory. `profile`: the one that the run was given in the
-    place of its scenario's.
+    Of a run in pools, those of each pool. Steps are explained as they are before exchanges are
+    hidden, without drafts, in one micro-batch, and with every active expert in GPU memory.
+    `profile`: the one that the run was given in the place of its scenario's.
     """
-    scenario = _plain(result.scenario)
-    deployment = deploy(scenario, profile)
+    if not result.raw.pools:
+        deployment = deploy(_plain(result.scenario), profile)
+        return _explain(result.scenario, deployment, result.raw.steps, result.raw.requests)
+    explained: list[ExplainedStep] = []
+    first = 0
+    for plan, pool in zip(plan_pools(result.scenario, profile), result.raw.pools, strict=True):
+        replica = result.raw.steps["replica"]
+        steps = result.raw.steps[(replica >= first) & (replica < first + pool.replicas)]
+        first += pool.replicas
+        of_pool = _explain(plan.scenario, plan.deployment, steps, result.raw.requests)
+        explained += [replace(step, batch=f"{plan.name} pool: {step.batch}") for step in of_pool]
+    return tuple(explained)
+
+
+def _explain(
+    scenario: Scenario, deployment: Deployment, steps: NDArray[Any], requests: NDArray[Any]
+) -> tuple[ExplainedStep, ...]:
+    scenario = _plain(scenario)
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
-    ranks = deployment.sharding.attention_dp
     most_tokens = costs.head_s.size - 1
-    batches = typical_batches(result.raw.steps, result.raw.requests, ranks, most_tokens)
+    ranks = deployment.sharding.attention_dp
+    batches = typical_batches(steps, requests, ranks, most_tokens)
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
 
 

@@ -197,8 +197,9 @@ def fleet(
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
     EXTERNAL); COMPOSED where it is, and the detailed mode is to time it; FETCH where requests of
-    the replica wait for blocks from below, after its launch; EVICTED where the last step evicted
-    blocks that a memory below is to take in; otherwise the time of the next boundary.
+    the replica wait for blocks from elsewhere, after its launch, and after every launch where the
+    rules say so; EVICTED where the last step evicted blocks that a memory below is to take in;
+    otherwise the time of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1
@@ -232,5 +233,5 @@ def fleet(
             if rules.detailed > 0:
                 return COMPOSED, k, t
             launch(s, routes, c, w, record, k, t, requests)
-            if asks(s, k):
+            if rules.tells_launches > 0 or asks(s, k):
                 return FETCH, k, t

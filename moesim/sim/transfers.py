@@ -96,6 +96,16 @@ class Transfers:
 
         `rate_cap` limits its rate, in bytes/s, however free the ports are.
         """
+        return self.begin(source, target, size_bytes, rate_cap).arrived
+
+    def begin(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        size_bytes: float,
+        rate_cap: float | None = None,
+    ) -> Transfer:
+        """As `send`, but the Transfer itself, for who wants to change its cap."""
         path = self.fabric.path(source, target)
         transfer = Transfer(
             source=source,
@@ -122,7 +132,7 @@ class Transfers:
 
         It puts weight_M x size_bytes on port_M, each port at most once, and ends without latency.
         """
-        return self._start(
+        poured = self._start(
             Transfer(
                 source=None,
                 target=None,
@@ -136,12 +146,19 @@ class Transfers:
                 left_bytes=size_bytes,
             )
         )
+        return poured.arrived
 
-    def _start(self, transfer: Transfer) -> simpy.Event:
+    def _start(self, transfer: Transfer) -> Transfer:
         self._move(self.env.now)
         self.active.append(transfer)
         self._arm(self.env.now)
-        return transfer.arrived
+        return transfer
+
+    def cap(self, transfer: Transfer, rate_cap: float | None) -> None:
+        """Limit a transfer's rate from now on to `rate_cap` bytes/s, or no more (None)."""
+        self._move(self.env.now)
+        transfer.cap_bytes_per_s = np.inf if rate_cap is None else rate_cap
+        self._arm(self.env.now)
 
     def cancel(self, transfer: Transfer) -> None:
         """End a transfer whose last byte has not left; its event never succeeds."""

@@ -320,6 +320,43 @@ FAULTS = (
         "    u = min(1.0, x - i)\n",
         "tests/unit/test_grids.py::test_powers_are_exact_between_points_and_beyond_the_table",
     ),
+    Fault(
+        "kv-freed-before-it-is-sent",
+        "moesim/sim/commit.py",
+        """                if rules.keeps_kv == 0:
+                    release(s, g, r)
+""",
+        "                release(s, g, r)\n",
+        "tests/oracles/test_disaggregation.py::test_a_full_decode_pool_holds_up_prefill",
+    ),
+    Fault(
+        "no-room-for-output-to-come",
+        "moesim/sim/remote_kv.py",
+        "        if spare_bytes(s, g, r, found, tokens) < margin:\n",
+        "        if spare_bytes(s, g, r, found, tokens) < 0:\n",
+        "tests/oracles/test_disaggregation.py::test_room_is_left_for_output_to_come",
+    ),
+    Fault(
+        "layers-sent-before-they-are-computed",
+        "moesim/sim/kv_sending.py",
+        "source, target, size, made if cap is None else min(made, cap)",
+        "source, target, size, cap",
+        "tests/oracles/test_disaggregation.py::test_layer_by_layer_only_the_last_layer_remains",
+    ),
+    Fault(
+        "decodes-before-the-last-byte",
+        "moesim/sim/kv_sending.py",
+        "        return moving is not None and moving.all_sent and moving.parts == 0\n",
+        "        return moving is not None and moving.all_sent\n",
+        "tests/oracles/test_disaggregation.py::test_one_request",
+    ),
+    Fault(
+        "every-rank-sends-every-head",
+        "moesim/kv_layout.py",
+        "sum(_holder(heads, tp_s, head) + t % copies == s for head in",
+        "sum(True for head in",
+        "tests/unit/test_kv_layout.py::test_heads_are_gathered_and_split",
+    ),
 )
 
 
