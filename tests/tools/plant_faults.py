@@ -152,8 +152,8 @@ FAULTS = (
     Fault(
         "combine-as-small-as-dispatch",
         "moesim/sim/exchange.py",
-        "    combine_s = _phase_s(w, step, c.exchange[kind, 1], back, True)\n",
-        "    combine_s = _phase_s(w, step, c.exchange[kind, 0], back, True)\n",
+        "    combine_s = phase_s(w, step, c.exchange[kind, 1], back, True)\n",
+        "    combine_s = phase_s(w, step, c.exchange[kind, 0], back, True)\n",
         "tests/oracles/test_exchange.py::"
         "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
     ),
@@ -300,8 +300,8 @@ FAULTS = (
     Fault(
         "averages-without-exchange",
         "moesim/sim/averages.py",
-        "        if exchange in (NORMAL, LOW_LATENCY, LAYERED):\n",
-        "        if exchange < 0:\n",
+        "        add_traffic(c, w, d, exchange)\n",
+        "        add_traffic(c, w, d, -1)\n",
         "tests/oracles/test_measured_attention.py::"
         "test_averages_of_equal_tokens_are_what_replaying_them_takes",
     ),
