@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.deployment import deploy
 from moesim.errors import InputError
+from moesim.pools import check
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
@@ -137,7 +137,7 @@ def compare(scenarios: Sequence[Scenario | Mapping[str, object] | str | Path]) -
     if len(checked) < 2:
         raise InputError("compare", "needs at least two scenarios", len(checked))
     for scenario in checked:
-        deploy(scenario)
+        check(scenario)
     return Comparison(tuple(simulate(scenario) for scenario in checked))
 
 

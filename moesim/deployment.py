@@ -70,11 +70,20 @@ class Deployment:
         )
 
 
-def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
+def deploy(
+    scenario: Scenario, profile: Profile | None = None, first_gpu: int | None = None
+) -> Deployment:
     """Check that the model, so sharded, fits the machines; everything before routing and demand.
 
-    `profile` takes the place of the one that the scenario names.
+    `profile` takes the place of the one that the scenario names. `first_gpu`: of a pool, which
+    shares the cluster with another (moesim.pools).
     """
+    if scenario.deployment.disaggregation is not None:
+        raise InputError(
+            "deployment.disaggregation",
+            "must be left out here, where one deployment is looked at",
+            hint="look at each pool as a scenario of its own",
+        )
     _check_queue(scenario)
     model = load_model(scenario.model)
     cluster = make_cluster(
@@ -95,7 +104,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0
     slots = model.experts + redundant
     check_sharding(model, sharding, slots)
-    _check_cluster(scenario, sharding, cluster)
+    _check_cluster(scenario, sharding, cluster, first_gpu or 0)
     weights, experts = native_formats(model.native_precision, model.is_moe)
     precision = make_precision(
         scenario.precision.weights or weights,
@@ -127,7 +136,7 @@ def deploy(scenario: Scenario, profile: Profile | None = None) -> Deployment:
     # A static batch computes its prompts whole: its budget is what they can add up to.
     budget = budget or most_step_tokens(scenario, budget, requests, model.max_context)
     used = sharding.gpus * scenario.deployment.replicas
-    if used < cluster.num_gpus:
+    if used < cluster.num_gpus and first_gpu is None:
         notes.append(f"{used} of the cluster's {cluster.num_gpus} GPUs are used and paid for")
     if model.status != "published":
         notes.append(f"{model.name}: {model.status} model, {model.note}")
@@ -206,18 +215,23 @@ def _timing(
     return profile, kernels, notes
 
 
-def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> None:
-    needed = sharding.gpus * scenario.deployment.replicas
+def _check_cluster(
+    scenario: Scenario, sharding: Sharding, cluster: Cluster, first_gpu: int
+) -> None:
+    needed = first_gpu + sharding.gpus * scenario.deployment.replicas
     if needed > cluster.num_gpus:
         raise InputError(
             "deployment.parallelism",
-            f"needs {needed} GPUs (attention_tp x attention_dp x pipeline x replicas) but the "
-            f"cluster has {cluster.num_gpus}",
+            f"needs {needed - first_gpu} GPUs (attention_tp x attention_dp x pipeline x replicas) "
+            f"but the cluster has {cluster.num_gpus}"
+            + (f", of which {first_gpu} are the prefill pool's" if first_gpu else ""),
             hint="raise cluster.nodes or lower a degree",
         )
     # One set of step costs serves all replicas and stages: they must lie alike on the domains.
-    domain_of = cluster.domains()[:needed].reshape(-1, sharding.stage_gpus)
-    shares = np.unique(np.unique(domain_of[0], return_counts=True)[1])
+    domains = cluster.domains()
+    domain_of = domains[first_gpu:needed].reshape(-1, sharding.stage_gpus)
+    first = domains[: sharding.stage_gpus]
+    shares = np.unique(np.unique(first, return_counts=True)[1])
     if shares.size > 1:
         raise InputError(
             "deployment.parallelism",
@@ -225,7 +239,7 @@ def _check_cluster(scenario: Scenario, sharding: Sharding, cluster: Cluster) -> 
             f"{cluster.scale_up_domain} GPUs; a stage has",
             sharding.stage_gpus,
         )
-    if (domain_of - domain_of[:, :1] != domain_of[0] - domain_of[0, 0]).any():
+    if (domain_of - domain_of[:, :1] != first - first[0]).any():
         raise InputError(
             "deployment.parallelism",
             f"must not let a stage straddle scale-up domains of {cluster.scale_up_domain} GPUs "

@@ -147,6 +147,62 @@ class SpeculationSpec(Spec):
         return (self.acceptance,) * self.drafts
 
 
+class PoolSpec(Spec):
+    """What a pool has of its own; None: as the deployment."""
+
+    replicas: Count | None = None
+    parallelism: ParallelismSpec | None = None
+    batching: Batching | None = None
+    placement: PlacementChoice | None = None
+    exchange: Exchange | None = None
+    overlap: OverlapSpec | None = None
+    speculation: SpeculationSpec | None = None
+    load_balancing: LoadBalancing | None = None
+    rank_balancing: LoadBalancing | None = None
+    kv_cache: KVCacheSpec | None = None
+
+    def own(self) -> dict[str, object]:
+        """The fields of DeploymentSpec that it sets."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class KVTransferSpec(Spec):
+    """How keys and values go from the prefill pool to the decode pool; None: as the engine does.
+
+    `direction`: `pull`, the decode pool takes its blocks and fetches when the prompt has been
+    computed (vLLM, TensorRT-LLM); `push`, it takes its blocks before prefill begins (SGLang).
+    `granularity`: a `request` at a time (vLLM, TensorRT-LLM), every `chunk` of a prompt when it is
+    computed (SGLang) or every `layer` of it; the last two need push.
+    `first_token`: who hands out the first output token: `prefill` as soon as it is computed,
+    `transfer` the decode pool when it has come with the keys and values (SGLang, TensorRT-LLM),
+    `decode` when that pool has computed the last prompt token again (vLLM).
+    `reserved_decode_tokens`: output tokens of every request of a decode rank that another leaves
+    room for when it takes its blocks (SGLang's --num-reserved-decode-tokens, 512; others 0).
+    `preempted`: what a request of the decode pool does that loses its blocks: `recompute` its
+    prompt there (vLLM), or `reload` them from host memory (SGLang).
+    """
+
+    direction: Literal["pull", "push"] | None = None
+    granularity: Literal["request", "chunk", "layer"] | None = None
+    first_token: Literal["prefill", "transfer", "decode"] | None = None
+    setup_s: float | None = Field(None, ge=0.0, le=60.0)  # None: the profile's
+    rate_cap_bytes_per_s: float | None = Field(None, gt=0.0, le=1e15)  # between two GPUs
+    reserved_decode_tokens: int | None = Field(None, ge=0, le=1_000_000)
+    preempted: Literal["recompute", "reload"] | None = None
+
+
+class DisaggregationSpec(Spec):
+    """Prefill and decode in pools of their own: the decode pool's GPUs follow the prefill's."""
+
+    prefill: PoolSpec = PoolSpec()
+    decode: PoolSpec = PoolSpec()
+    kv_transfer: KVTransferSpec = KVTransferSpec()
+
+    def pools(self) -> dict[str, PoolSpec]:
+        return {"prefill": self.prefill, "decode": self.decode}
+
+
 class DeploymentSpec(Spec):
     """The serving software and how the model lies on the machines."""
 
@@ -165,6 +221,7 @@ class DeploymentSpec(Spec):
     queue: QueueChoice = FirstCome()
     admission: Admission | None = None
     autoscaling: Autoscaling | None = None
+    disaggregation: DisaggregationSpec | None = None  # None: every replica does both
     # auto: measured kernels where there are any of this GPU and engine, else assumed rates.
     profile: str = "auto"
     # A file written by `moesim calibrate kernels`: asked before the shipped kernels.

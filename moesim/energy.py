@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,29 +18,31 @@ JOULES_PER_KWH = 1000.0 * HOUR
 
 def energy_summary(
     requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    steps: Sequence[pd.DataFrame],
     *,
-    gpus: int,
-    replicas: int,
-    stages: int,
+    shapes: Sequence[tuple[int, int, int]],
     power_w: float,
     power: PowerProfile,
 ) -> dict[str, float | None]:
-    """Energy of all `gpus` from the first arrival to the end of the last step, and per token.
+    """Energy of all GPUs from the first arrival to the end of the last step, and per token.
 
     A step with prompts draws `prefill_fraction` of `power_w` on every GPU of its stage, any other
     step (dummies too) `decode_fraction`; while the GPUs wait for the engine's own work, and at all
     other times, they draw `idle_fraction`. So kwh = prefill_kwh + decode_kwh + idle_kwh.
+    `steps` and (GPUs, replicas, stages) are those of each pool, or of the one deployment.
     Per token: prefill energy over prompt tokens that were computed or found, decode energy and the
     whole over output tokens, of completed requests; the whole over completed requests.
     """
-    stage_gpus = gpus / (replicas * stages)
-    # A pipeline step's duration is the sum over its stages, each on GPUs of its own.
-    busy_s = (steps["duration_s"] - steps["overhead_s"]).to_numpy(np.float64)
-    prompts = steps["prefill_tokens"].to_numpy() > 0
-    prefill_s = float(busy_s[prompts].sum()) * stage_gpus
-    decode_s = float(busy_s[~prompts].sum()) * stage_gpus
-    idle_s = max(0.0, _span_s(requests, steps) * gpus - prefill_s - decode_s)
+    prefill_s = decode_s = 0.0
+    for own, (gpus, replicas, stages) in zip(steps, shapes, strict=True):
+        stage_gpus = gpus / (replicas * stages)
+        # A pipeline step's duration is the sum over its stages, each on GPUs of its own.
+        busy_s = (own["duration_s"] - own["overhead_s"]).to_numpy(np.float64)
+        prompts = own["prefill_tokens"].to_numpy() > 0
+        prefill_s += float(busy_s[prompts].sum()) * stage_gpus
+        decode_s += float(busy_s[~prompts].sum()) * stage_gpus
+    all_gpus = sum(gpus for gpus, *_ in shapes)
+    idle_s = max(0.0, _span_s(requests, steps) * all_gpus - prefill_s - decode_s)
     parts = {
         "prefill": prefill_s * power.prefill_fraction * power_w,
         "decode": decode_s * power.decode_fraction * power_w,
@@ -65,12 +68,11 @@ def energy_summary(
     }
 
 
-def _span_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def _span_s(requests: pd.DataFrame, steps: Sequence[pd.DataFrame]) -> float:
     """From the first arrival to the end of the last step."""
-    if steps.empty:
+    ends_s = [(own["start_s"] + own["duration_s"]).max() for own in steps if len(own)]
+    if not ends_s:
         return 0.0
-    end_s = (steps["start_s"] + steps["duration_s"]).to_numpy(np.float64).max()
     finish_s = requests["finish_s"].to_numpy(np.float64)
-    finish_s = finish_s[~np.isnan(finish_s)]
-    last_s = max(float(end_s), float(finish_s.max()) if finish_s.size else 0.0)
+    last_s = float(np.nanmax([*ends_s, *finish_s]))
     return last_s - float(np.nanmin(requests["arrival_s"].to_numpy(np.float64)))

@@ -36,8 +36,8 @@ from moesim.operators import Linear, linear_operators
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
-from moesim.simulation import Wired, wire
 from moesim.typical_step import Batch, price, typical_batches
+from moesim.wiring import Wired, wire
 
 LEAST_S = 1e-12  # what is left of a part below this is rounding
 

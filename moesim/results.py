@@ -36,6 +36,18 @@ _ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled", 
 
 
 @dataclass(frozen=True, eq=False)
+class PoolRun:
+    """A pool of a run with disaggregation: its GPUs, and the shape of its replicas."""
+
+    name: str
+    gpus: int
+    replicas: int
+    ranks: int  # attention ranks of a replica
+    stages: int
+    memory: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
 class RawRun:
     """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times."""
 
@@ -55,6 +67,9 @@ class RawRun:
     outages: tuple[tuple[int, float, float], ...] | None = None  # (replica, from, to)
     # Replicas started, switched off, and (replica, from, to) of all that was paid for.
     scaling: tuple[int, int, tuple[tuple[int, float, float], ...]] | None = None
+    pools: tuple[PoolRun, ...] = ()  # prefill, decode; empty where every replica does both
+    handed: NDArray[Any] | None = None  # HANDED rows of their requests
+    decode_start_s: NDArray[np.float64] | None = None  # first step in the decode pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +167,20 @@ class Result:
                 "tenant": "" if groups is None else _names(groups.tenants, groups.tenant_N),
             }
         )
+        if self.raw.handed is not None:
+            self._add_pools(table, self.raw.handed)
         table["warmup"] = self._warmup(table)
         return table
+
+    def _add_pools(self, table: pd.DataFrame, handed: NDArray[Any]) -> None:
+        """What pools do with requests; replicas are numbered through the pools."""
+        from moesim.pool_figures import request_columns
+
+        pools, decode_start_s = self.raw.pools, self.raw.decode_start_s
+        assert decode_start_s is not None
+        table.loc[table["replica"] >= 0, "replica"] += pools[0].replicas
+        for name, column in request_columns(pools, handed, decode_start_s).items():
+            table[name] = column
 
     def _warmup(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         from moesim.metrics import warmup_mask
@@ -190,6 +217,10 @@ class Result:
         assert raw.dtype.names is not None
         table = pd.DataFrame({name: raw[name] for name in raw.dtype.names})
         table["dummy"] = table["dummy"].astype(bool)
+        if self.raw.pools:
+            from moesim.pool_figures import pool_of_replica
+
+            table["pool"] = pool_of_replica(self.raw.pools)[table["replica"].to_numpy()]
         return table
 
     @cached_property
@@ -217,7 +248,8 @@ class Result:
             return np.zeros(0)
         counted = counted_rows(self.requests)
         rows = self.raw.requests
-        least = 0.0 if self.scenario.deployment.speculation.drafts else -1.0
+        drafts = [of.deployment.speculation.drafts for _, of in self.scenario.pools()]
+        least = 0.0 if any(drafts) else -1.0
         if not counted.all():
             keep = np.repeat(counted, rows["output_tokens"])
             times = self.raw.token_s[keep]
@@ -237,7 +269,7 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        from moesim.metrics import summarise
+        from moesim.metrics import plain, summarise
         from moesim.traffic import limits, slo_attainment
 
         summary = summarise(
@@ -253,6 +285,12 @@ class Result:
         )
         summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
         summary["energy"] = self._energy()
+        if self.raw.pools:
+            from moesim.pool_figures import pools_summary, pools_utilisation
+
+            given = self.steps, summary["duration_s"]
+            summary["utilisation"] = pools_utilisation(self.raw.pools, *given)
+            summary["pools"] = plain(pools_summary(self.raw.pools, self.requests, *given))
         summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
@@ -260,14 +298,12 @@ class Result:
     def _energy(self) -> dict[str, float | None]:
         from moesim.energy import energy_summary
 
+        deployment, pools = self.scenario.deployment, self.raw.pools
+        shapes = [(self.gpus, deployment.replicas, deployment.parallelism.pipeline)]
+        shapes = [(pool.gpus, pool.replicas, pool.stages) for pool in pools] or shapes
+        steps = [self.steps[self.steps["pool"] == pool.name] for pool in pools] or [self.steps]
         return energy_summary(
-            self.requests,
-            self.steps,
-            gpus=self.gpus,
-            replicas=self.scenario.deployment.replicas,
-            stages=self.scenario.deployment.parallelism.pipeline,
-            power_w=self.gpu_power_w,
-            power=self.power,
+            self.requests, steps, shapes=shapes, power_w=self.gpu_power_w, power=self.power
         )
 
     def _traffic(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from moesim.costs.exchanges import PLAIN
-from moesim.deployment_spec import Count, DeploymentSpec
+from moesim.deployment_spec import Count, DeploymentSpec, PoolSpec
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
@@ -120,6 +120,17 @@ class Scenario(Spec):
             return InFlight()
         return ChunkedPrefill() if self.deployment.engine == "vllm" else PrefillFirst()
 
+    def pools(self) -> tuple[tuple[str, Scenario], ...]:
+        """(name, scenario of its own) of each pool: prefill, then decode; ("", self) without."""
+        split = self.deployment.disaggregation
+        if split is None:
+            return (("", self),)
+        return tuple((name, self._pool(pool)) for name, pool in split.pools().items())
+
+    def _pool(self, pool: PoolSpec) -> Scenario:
+        own = {**pool.own(), "disaggregation": None}
+        return self.model_copy(update={"deployment": self.deployment.model_copy(update=own)})
+
     def exchanges(self) -> tuple[str, str]:
         """How tokens reach their experts in steps (with prefill, of decode only)."""
         parallel, choice = self.deployment.parallelism, self.deployment.exchange
@@ -208,6 +219,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         ("workload", "trace"),
         ("workload", "trace", "file"),
         ("deployment", "placement", "file"),
+        ("deployment", "disaggregation", "prefill", "placement", "file"),
+        ("deployment", "disaggregation", "decode", "placement", "file"),
         ("deployment", "profile"),
         ("deployment", "kernels"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,13 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from moesim.costs.memory import MemoryPlan
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
+from moesim.disaggregated import simulate_pools
 from moesim.economics import gpu_hour_price
-from moesim.engine import graph_tokens, rank_balancing
 from moesim.errors import InputError
 from moesim.fabric import build_fabric
-from moesim.offloading import build_expert_cache
 from moesim.outages import (
     check_outages,
     cold_start_s,
@@ -30,42 +28,31 @@ from moesim.outages import (
     outage_notes,
     plan_faults,
 )
-from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
-from moesim.placing import check_placement, place, placement_notes
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.provenance import run_notes
 from moesim.results import RawRun, Result
-from moesim.routing.coverage import Pool
-from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.autoscaler import Autoscaler
-from moesim.sim.averages import average_experts
 from moesim.sim.background import start_background
-from moesim.sim.cost_tables import Costs, Work
-from moesim.sim.expert_cache import ExpertCache, next_uses
+from moesim.sim.cost_tables import Work
 from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
-from moesim.sim.frontend import Balancer, FrontEnd
+from moesim.sim.frontend import FrontEnd
 from moesim.sim.gate import Gate
 from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
-from moesim.sim.replay import Routes
 from moesim.sim.setup import (
-    build_costs,
     build_record,
-    build_routes,
     build_state,
     build_work,
-    no_routes,
 )
 from moesim.sim.state import (
     COMPLETED,
     COUNTED_STEPS,
     FAILED,
     ROUTED_IDS,
-    STEP,
     STEPS_TOTAL,
     State,
 )
@@ -73,10 +60,18 @@ from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
 from moesim.streams import stream
+from moesim.wiring import (
+    MOST_TOKEN_TIMES,
+    Wired,
+    all_steps,
+    balancers,
+    failure_notes,
+    memory_summary,
+    most_in_flight,
+    wire,
+)
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
-# Token times are kept exactly up to this many output tokens (8 bytes each).
-MOST_TOKEN_TIMES = 100_000_000
 PROGRESS_INTERVAL_S = 0.1  # of real time
 
 
@@ -109,6 +104,9 @@ def simulate(
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
+    if scenario.deployment.disaggregation is not None:
+        own = (batching, load_balancing, placement, costs, on_step, expert_uses)
+        return _simulate_pools(scenario, own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
@@ -145,25 +143,7 @@ def simulate(
         fleet.on_turn = _watcher(on_step, replicas, record.counters, work.counts_LP)
     elif progress is not None:
         fleet.on_turn = _teller(progress, state.requests)
-    prefix_count = state.prefix_refs.shape[1]
-    numbers = np.arange(replicas * ranks).reshape(replicas, ranks)
-    over_replicas = Balancer(
-        load_balancing or scenario.deployment.load_balancing,
-        fleet,
-        numbers,
-        prefix_count,
-        stream(scenario.seed, "replica choice"),
-    )
-    over_ranks = [
-        Balancer(
-            rank_balancing(scenario),
-            fleet,
-            row[:, None],
-            prefix_count,
-            stream(scenario.seed, "rank choice"),
-        )
-        for row in numbers
-    ]
+    over_replicas, over_ranks = balancers(scenario, fleet, load_balancing)
     admission = scenario.deployment.admission
     offload = Offload(env, fleet, tiers) if tiers else None
     spec, autoscaling = scenario.faults, scenario.deployment.autoscaling
@@ -192,15 +172,10 @@ def simulate(
 
     if wired.pool is not None:
         routed = int((demand.prompt_tokens.astype(np.int64) + demand.output_tokens).sum())
-        notes += wired.pool.notes(routed, _most_in_flight(state.requests))
+        notes += wired.pool.notes(routed, most_in_flight(state.requests))
     failed = int((state.requests["status"] == FAILED).sum())
-    if failed:
-        notes.append(
-            f"{failed} requests failed: longer than the model's context "
-            f"({deployment.model.max_context} tokens){_whole_prompts(scenario, rules)} or than a "
-            "rank's KV cache holds"
-        )
-    steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
+    notes += failure_notes(failed, deployment, scenario, rules)
+    steps = all_steps(fleet)
     operators = deployment.operators
     if operators is not None and not own_costs and provenance:
         notes += run_notes(operators, steps, state.requests, ranks)
@@ -225,7 +200,7 @@ def simulate(
             if autoscaler is None
             else (autoscaler.starts, autoscaler.stops, tuple(autoscaler.finish(_end_s(state)))),
         ),
-        memory=_memory_summary(deployment.memory, ranks),
+        memory=memory_summary(deployment.memory, ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
         usd_per_gpu_hour=gpu_hour_price(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
@@ -234,6 +209,26 @@ def simulate(
         gpu_power_w=deployment.cluster.gpu.power_w,
         power=deployment.profile.power,
     )
+
+
+def _simulate_pools(
+    scenario: Scenario,
+    own: tuple[object, ...],
+    profile: Profile | None,
+    demand: Demand | None,
+    provenance: bool,
+    leap: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Result:
+    """As simulate, in pools. What is somebody's `own` would have to say for which pool it is."""
+    if any(each is not None for each in own):
+        raise InputError(
+            "deployment.disaggregation",
+            "must be left out where simulate() is given a policy, a placement or costs of its own",
+        )
+    demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
+    tell = None if progress is None else partial(_teller, progress)
+    return simulate_pools(scenario, demand, profile, provenance, leap, tell)
 
 
 def _share_links(
@@ -271,70 +266,6 @@ def _masks(
     return work._replace(condition=condition), masks
 
 
-@dataclass(frozen=True)
-class Wired:
-    """What steps are priced by: costs and routes in the form of compiled code."""
-
-    costs: Costs
-    routes: Routes
-    notes: tuple[str, ...]
-    pool: Pool | None = None  # of a trace that somebody gave; None where routing is generated
-    placement: Placement | None = None
-    experts: ExpertCache | None = None  # as a run begins with it, which then changes it
-
-
-def wire(
-    scenario: Scenario,
-    deployment: Deployment,
-    costs: StepCosts,
-    domains: tuple[str, ...],
-    placement: Placement | None = None,
-    expert_uses: NDArray[np.bool_] | None = None,
-) -> Wired:
-    """Open the routing trace and place its experts (as the scenario says, unless given).
-
-    `expert_uses` [S, L, P]: the future that offloaded experts' caches may look into.
-    """
-    graphs = graph_tokens(costs.head_s.size - 1)
-    if not deployment.model.is_moe:
-        return Wired(build_costs(costs, 1, graphs), no_routes(), ())
-    trace, ids_TLK, notes = open_routing(
-        scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
-    )
-    if placement is None:
-        placement = place(scenario, deployment, trace, ids_TLK)
-        notes = (*notes, *placement_notes(scenario))
-    check_placement(placement, deployment)
-    given = scenario.routing.trace not in GENERATED
-    spare = expert_spares(scenario, deployment, placement)
-    compiled_costs = build_costs(costs, placement.slots + placement.ranks * spare, graphs)
-    if scenario.routing.mode == "replay":
-        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
-        pool = Pool.of(trace, domains) if given else None
-        experts = None
-        if deployment.offload is not None:
-            experts = build_expert_cache(
-                deployment.offload,
-                trace,
-                routes.slots_TLK,
-                placement.slots,
-                scenario.deployment.replicas,
-                None if expert_uses is None else next_uses(expert_uses)[None],
-            )
-        return Wired(compiled_costs, routes, tuple(notes), pool, placement, experts)
-    ranks = deployment.sharding.attention_dp
-    average = average_experts(
-        place_rows(ids_TLK, placement),
-        compiled_costs,
-        ranks,
-        (graphs.size - 1) * ranks,
-        stream(scenario.seed, "averaged routing"),
-    )
-    said = "routing: averaged over batches of each size, no variance from it"
-    pool = Pool.of(trace) if given else None
-    return Wired(compiled_costs._replace(average=average), no_routes(), (*notes, said), pool)
-
-
 def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scenario:
     """The scenario itself, or read from plain data, a file or the name of a shipped one."""
     if isinstance(scenario, Scenario):
@@ -342,22 +273,6 @@ def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scena
     if isinstance(scenario, Mapping):
         return Scenario.parse(dict(scenario))
     return load_scenario(scenario)
-
-
-def _most_in_flight(requests: NDArray[Any]) -> int:
-    """The most requests between their first step and their end at one moment."""
-    start_s, finish_s = (np.sort(requests[name]) for name in ("scheduled_s", "finish_s"))
-    start_s = start_s[~np.isnan(start_s)]
-    begun = np.arange(1, start_s.size + 1)
-    return int((begun - np.searchsorted(finish_s, start_s, side="right")).max(initial=0))
-
-
-def _whole_prompts(scenario: Scenario, rules: Mapping[str, int | float]) -> str:
-    """What else may have made a request fail, where prompts are computed in one step."""
-    batching = scenario.batching
-    if batching.policy != "in-flight" or batching.chunked_prefill:
-        return ""
-    return f", with a prompt longer than a step ({rules['token_budget']} tokens)"
 
 
 def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Callable[[], None]:
@@ -425,15 +340,3 @@ def _uses_with_lru(
         on_step=lambda counts_LP: uses.append(counts_LP > 0),
     )
     return np.array(uses)
-
-
-def _memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:
-    """Bytes of the fullest GPU by use; KV tokens of all `ranks` of a replica."""
-    return {
-        "weights_bytes_per_gpu": sum(memory.weights_bytes.values()),
-        "kv_capacity_tokens": memory.kv_capacity_tokens * ranks,
-        **{f"weights_{part}_bytes": size for part, size in memory.weights_bytes.items()},
-        "reserved_bytes": memory.reserved_bytes,
-        "kv_bytes": memory.kv_bytes,
-        "gpu_bytes": memory.total_bytes,
-    }

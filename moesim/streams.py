@@ -22,6 +22,8 @@ STREAMS = (
     "threads",
     "groups",
     "faults",
+    "decode replica choice",
+    "decode rank choice",
 )
 
 

@@ -16,7 +16,7 @@ from moesim.sim.advance import launch
 from moesim.sim.cost_tables import Work
 from moesim.sim.setup import build_record, build_state, build_work
 from moesim.sim.state import State
-from moesim.simulation import Wired
+from moesim.wiring import Wired
 from moesim.workload.demand import Demand
 
 

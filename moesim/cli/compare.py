@@ -27,7 +27,7 @@ def compare(
     report: ReportOption = None,
 ) -> None:
     """Simulate several deployments under the same demand and set them side by side."""
-    from moesim.deployment import deploy
+    from moesim.pools import check
     from moesim.scenario import load_scenario
 
     chosen = [load_scenario(name, changes or ()) for name in scenarios]
@@ -36,7 +36,7 @@ def compare(
     if report is not None and len(chosen) > MOST_REPORTED:
         raise InputError("--report", f"holds at most {MOST_REPORTED} deployments", len(chosen))
     for scenario in chosen:
-        deploy(scenario)
+        check(scenario)
     check_file(report, "--report")
 
     from moesim.comparison import Comparison

@@ -51,11 +51,11 @@ def run(
     ] = ChartFormat.PNG,
 ) -> None:
     """Simulate a scenario: latency, throughput, cost, and where the time goes."""
-    from moesim.deployment import deploy
+    from moesim.pools import check
     from moesim.scenario import load_scenario
 
     chosen = load_scenario(scenario, changes or ())
-    deploy(chosen)
+    check(chosen)
     check_folder(out, "--out")
     check_file(report, "--report")
     check_folder(charts, "--charts")

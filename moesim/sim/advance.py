@@ -180,7 +180,8 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); FETCH where requests of the replica wait for blocks from below, after its launch;
+    EXTERNAL); FETCH where requests of the replica wait for blocks from elsewhere, after its launch,
+    and after every launch where the rules say so;
     EVICTED where the last step evicted blocks that a memory below is to take in; otherwise the time
     of the next boundary.
     """
@@ -213,5 +214,5 @@ def fleet(
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
             launch(s, routes, c, w, record, k, t, schedule(s, k, b))
-            if asks(s, k):
+            if rules.tells_launches > 0 or asks(s, k):
                 return FETCH, k, t

@@ -30,7 +30,8 @@ def decodes(request: Any, tokens: int) -> bool:
     """Whether the last `tokens` tokens of a request in a batch are its newest output token, alone
     or with drafts."""
     if tokens == 1:
-        return bool(request.computed > request.prompt_tokens)
+        # The last prompt token of one whose keys and values came from afar is a batch of decode's.
+        return bool(request.computed > request.prompt_tokens - request.landed)
     newest = request.prompt_tokens + request.generated - 1
     return bool(request.generated > 0 and request.computed - tokens == newest)
 

@@ -44,7 +44,8 @@ def commit(s: Any, record: Any, k: int) -> int:
             if request.generated == request.output_tokens:
                 request.finish_s = now
                 request.status = COMPLETED
-                release(s, g, r)
+                if rules.keeps_kv == 0:
+                    release(s, g, r)
                 record.done[record.counters[DONE_FILLED]] = r
                 record.counters[DONE_FILLED] += 1
                 finished += 1

@@ -54,7 +54,8 @@ def set_aside(s: Any, g: int) -> None:
 def asks(s: Any, k: int) -> bool:
     """Whether a request of replica k was set aside."""
     ranks = s.rules[0].ranks
-    for d in range(ranks if s.below.shape[1] > 0 else 0):
+    sets_aside = s.below.shape[1] > 0 or s.rules[0].remote_kv > 0
+    for d in range(ranks if sets_aside else 0):  # noqa: SIM110 (numba knows no generators here)
         if s.ranks[k * ranks + d].asked != NOBODY:
             return True
     return False

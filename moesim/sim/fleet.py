@@ -25,6 +25,7 @@ from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
 from moesim.sim.fetch import rejoin
 from moesim.sim.kvcache import bytes_of
+from moesim.sim.remote_kv import end_at_landing, land, let_go
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import (
     NO_TOKENS,
@@ -64,15 +65,18 @@ class Fleet:
         record: Record,
         policy: BatchingPolicy | None = None,
         leap: bool = True,
+        priority: int = LOW,
     ) -> None:
         self.env = env
         self.state = state
         self.policy = policy
         self.leap = leap
+        self.priority = priority  # of its boundaries among what happens at the same instant
         self.step_chunks: list[NDArray[Any]] = []
         self.on_completion: Callable[[list[int]], None] | None = None
         self.on_evictions: Callable[[], None] | None = None  # empties `evicted`
         self.on_fetch: Callable[[int, float], None] | None = None  # of a replica, at a time
+        self.on_launch: Callable[[int, float], None] | None = None  # likewise, if the rules say so
         self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
         self._parts = (state, routes, costs, work, record)
         self._door = shut_door()
@@ -87,6 +91,22 @@ class Fleet:
     def rejoin(self, request: int, rank: int) -> None:
         """A request that was set aside for blocks from below has them now."""
         rejoin(self.state, rank, request, self.env.now)
+        self._arm(self.env.now)
+
+    def land(self, request: int, rank: int) -> None:
+        """A request that took its blocks has its keys and values from another pool now."""
+        land(self.state, rank, request, self.env.now)
+        self._arm(self.env.now)
+
+    def end_at_landing(self, request: int, rank: int) -> None:
+        """A request ends with what has come from another pool."""
+        end_at_landing(self.state, rank, request, self.env.now)
+        self._arm(self.env.now)
+
+    def let_go(self, request: int) -> None:
+        """A finished request that kept its blocks gives them back."""
+        rank = int(self.state.requests[request]["rank"])
+        let_go(self.state, rank, request, self.env.now)
         self._arm(self.env.now)
 
     def stop(self, k: int) -> None:
@@ -120,7 +140,7 @@ class Fleet:
     def _arm(self, time_s: float) -> None:
         if time_s < self._armed_s:
             self._armed_s = time_s
-            timer = at(self.env, time_s, LOW)
+            timer = at(self.env, time_s, self.priority)
             assert timer.callbacks is not None
             timer.callbacks.append(self._turn)
 
@@ -145,8 +165,9 @@ class Fleet:
                 assert self.on_evictions is not None
                 self.on_evictions()
             elif reason == FETCH:
-                assert self.on_fetch is not None
-                self.on_fetch(replica, time_s)
+                for look in (self.on_fetch, self.on_launch):
+                    if look is not None:
+                        look(replica, time_s)
                 horizon = self.env.peek() if self.leap else -np.inf
             else:
                 break

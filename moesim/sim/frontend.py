@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import numpy as np
 import simpy
@@ -54,7 +55,7 @@ class Balancer:
         ranks = self.fleet.state.ranks[self.ranks_nm]
         capacity = float(self.fleet.state.rules[0]["kv_capacity_bytes"]) * self.ranks_nm.shape[1]
         free = (ranks["kv_free_bytes"] + ranks["kv_idle_bytes"]).sum(axis=1)
-        self.waiting = (ranks["waiting"] + ranks["inbox"]).sum(axis=1).astype(np.int64)
+        self.waiting = _waiting(ranks).astype(np.int64)
         self.running = ranks["running"].sum(axis=1).astype(np.int64)
         self.kv_used_fraction = 1.0 - free / capacity
         self.sent[:] = 0
@@ -86,7 +87,7 @@ class Balancer:
             running=self.running[here],
             kv_used_fraction=self.kv_used_fraction[here],
             sent=self.sent[here],
-            in_flight=(ranks["waiting"] + ranks["inbox"] + ranks["running"]).sum(axis=1),
+            in_flight=_waiting(ranks) + ranks["running"].sum(axis=1),
             prefix_blocks=matched,
             rng=self.rng,
         )
@@ -106,9 +107,17 @@ class Balancer:
         self.seen[candidate] = False
 
 
+def _waiting(ranks: NDArray[Any]) -> NDArray[Any]:
+    """Requests that have come to each row of ranks and do not run yet."""
+    places = ("waiting", "inbox", "coming", "landed")
+    return np.sum([ranks[name].sum(axis=1) for name in places], axis=0)
+
+
 class FrontEnd:
     """Lets requests in at their times, or as others end, and hands each to an attention rank.
 
+    `deliver` takes a request and its rank where the fleet itself does not; who does so calls
+    `completed` with those that end, and may have load balancers of its own, `others`.
     `replicas_change`: replicas may come and go (sim/faults.py, sim/autoscaler.py). While there is
     none, requests are held, or lost if `hold` is false.
     """
@@ -125,6 +134,8 @@ class FrontEnd:
         gate: Gate | None = None,
         replicas_change: bool = False,
         hold: bool = True,
+        deliver: Callable[[int, int], None] | None = None,
+        others: Sequence[Balancer] = (),
     ) -> None:
         self.env = env
         self.fleet = fleet
@@ -136,26 +147,33 @@ class FrontEnd:
         self.gate = gate
         self.replicas_change = replicas_change
         self.hold = hold
+        self.deliver = deliver or fleet.enqueue
+        self.goes_on = deliver is not None  # requests are not over when the fleet is done with them
         self.held: list[int] = []
         # Why each replica is not offered to the load balancer.
         self.closed: list[set[str]] = [set() for _ in over_ranks]
         self.requests = fleet.state.requests
-        self.fits = _fits(fleet.state)
+        self.fits = fits(fleet.state)
         # Who comes by the arrivals of the workload; the others wait for somebody's end.
         self.first = np.arange(self.requests.size) if waits is None else waits.first
         self.started = 0  # of these, how many have arrived
         self.arrived = 0  # of all, how many have arrived or never will
-        nothing_else = waits is None and gate is None and not replicas_change
+        nothing_else = not (waits or gate or replicas_change or deliver)
         if fleet.leap and fleet.state.ranks.size == 1 and nothing_else:  # nobody has to choose
             fleet.admit_by(open_door(self.requests, self.fits, delay_s, concurrency))
             return
-        if concurrency or waits is not None:
-            fleet.on_completion = self._completed
+        if self.listens and not self.goes_on:
+            fleet.on_completion = self.completed
         env.process(self._fill(concurrency) if concurrency else self.run())
-        choosing = [b for b in (over_replicas, *over_ranks) if len(b.ranks_nm) > 1]
+        choosing = [b for b in (over_replicas, *over_ranks, *others) if len(b.ranks_nm) > 1]
         for interval_s in sorted({b.policy.snapshot_interval_s for b in choosing} - {0.0}):
             looking = [b for b in choosing if b.policy.snapshot_interval_s == interval_s]
             env.process(self._refresh(interval_s, looking))
+
+    @property
+    def listens(self) -> bool:
+        """Whether the end of a request lets another one come."""
+        return bool(self.concurrency) or self.waits is not None
 
     def run(self) -> Generator[simpy.Event, None, None]:
         """Wait for each request's arrival, tokenise it, hand it on; until none is left."""
@@ -172,7 +190,8 @@ class FrontEnd:
             self._start_next()
         yield at(self.env, self.env.now)
 
-    def _completed(self, done: list[int]) -> None:
+    def completed(self, done: list[int]) -> None:
+        """Requests have been completed."""
         for request in done:
             self._ended(request, True)
 
@@ -232,7 +251,7 @@ class FrontEnd:
                 return
             self.gate.enter(request, k)
         d = self.over_ranks[k].choose(request)
-        self.fleet.enqueue(request, int(self.over_ranks[k].ranks_nm[d, 0]))
+        self.deliver(request, int(self.over_ranks[k].ranks_nm[d, 0]))
 
     def _refuse(self, request: int, status: int) -> None:
         self.requests[request]["status"] = status
@@ -277,7 +296,8 @@ class FrontEnd:
         )
 
     def _all_sent(self) -> bool:
-        return self.over() if self.replicas_change else self.arrived >= self.requests.size
+        lasts = self.replicas_change or self.goes_on
+        return self.over() if lasts else self.arrived >= self.requests.size
 
     def _refresh(
         self, interval_s: float, balancers: list[Balancer]
@@ -300,7 +320,7 @@ class FrontEnd:
     @property
     def _by_events(self) -> bool:
         """Whether requests come by more than their own times."""
-        return self.waits is not None or self.replicas_change
+        return self.waits is not None or self.replicas_change or self.goes_on
 
     def _next_s(self) -> float:
         """No request reaches an idle queue before this."""
@@ -309,7 +329,7 @@ class FrontEnd:
         return float(self.requests["arrival_s"][self.arrived]) + self.delay_s
 
 
-def _fits(state: State) -> NDArray[np.bool_]:
+def fits(state: State) -> NDArray[np.bool_]:
     """[N] whether each request could be computed on a rank that has nothing else to do."""
     rules, requests = state.rules[0], state.requests
     prompt = requests["prompt_tokens"].astype(np.int64)

@@ -133,12 +133,14 @@ def preempt(s: Any, g: int, position: int, first: bool) -> None:
     release(s, g, r)
     request = s.requests[r]
     request.preemptions += 1
-    # Computing again must meet the same experts again: its rows are drawn anew from draw 0.
-    request.routed = 0
-    request.prompt_draws = 0
-    request.prompt_rows_left = 0
-    request.decode_draws = 0
-    request.decode_rows_left = 0
+    request.landed = 0
+    if s.rules[0].reload == 0:
+        # Computing again must meet the same experts again: its rows are drawn anew from draw 0.
+        request.routed = 0
+        request.prompt_draws = 0
+        request.prompt_rows_left = 0
+        request.decode_draws = 0
+        request.decode_rows_left = 0
     if s.ranks[g].chunked == r:
         s.ranks[g].chunked = NOBODY
     push_waiting(s, g, r, first)
@@ -189,12 +191,21 @@ def tokens_due(s: Any, r: int) -> int:
 
 
 @inner
+def comes_from_afar(s: Any, r: int) -> bool:
+    """Whether waiting request r gets its keys and values from elsewhere, and computes no prompt."""
+    rules = s.rules[0]
+    return bool(rules.remote_kv > 0 and (s.requests[r].preemptions == 0 or rules.reload > 0))
+
+
+@inner
 def admit(s: Any, g: int, r: int, limit: int) -> int:
     """Let waiting request r run with its prefix and blocks; tokens granted, 0 if it must wait.
 
     As vLLM does by default (`scheduler_reserve_full_isl`), a request enters only if all the tokens
     it has to compute fit into the free blocks, even where this step computes fewer.
     """
+    if comes_from_afar(s, r):
+        return 0
     request = s.requests[r]
     found = cached_prefix(s, g, r)
     if spare_bytes(s, g, r, found, request.prompt_tokens + request.generated) < 0:

@@ -23,6 +23,7 @@ from moesim.sim.queues import (
     take_from_batch,
     tokens_due,
 )
+from moesim.sim.remote_kv import reserve_remote, seat_landed
 from moesim.sim.sglang import prefill_first
 from moesim.sim.speculation import with_drafts
 from moesim.sim.state import (
@@ -227,6 +228,9 @@ def schedule(s: Any, k: int, b: int) -> int:
         s.batch_size[k, b, d] = 0
         if s.below.shape[1] > 0:
             set_aside(s, k * rules.ranks + d)
+        if rules.remote_kv > 0:
+            seat_landed(s, k * rules.ranks + d)
+            reserve_remote(s, k * rules.ranks + d)
     if rules.policy == IN_FLIGHT:
         in_flight(s, k, b)
     elif rules.policy == PREFILL_FIRST:

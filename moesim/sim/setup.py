@@ -134,7 +134,7 @@ def empty_ranks(rules: NDArray[np.void], count: int) -> NDArray[np.void]:
     rows["freed_blocks"] = rules["kv_capacity_bytes"] // np.maximum(1, rules["block_bytes"])
     rows["new_token_ratio"] = rules["ratio_start"]
     lists = ("head", "tail", "inbox_head", "inbox_tail", "chunked", "idle_head", "idle_tail")
-    for name in (*lists, "last_tenant", "asked"):
+    for name in (*lists, "last_tenant", "asked", "landed_head", "landed_tail"):
         rows[name] = NOBODY
     return rows
 

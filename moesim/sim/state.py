@@ -67,6 +67,7 @@ REQUEST = row_dtype(
         ("status", "u1"),
         ("in_flight", "u1"),  # batches in flight that compute for it
         ("fetched", "u1"),  # whether blocks of it were asked for from below
+        ("landed", "u1"),  # whether its keys and values came from another pool
     ]
 )
 
@@ -94,6 +95,10 @@ RANK = row_dtype(
         ("last_tenant", "i4"),  # whose request left the queue last
         ("loading", "i4"),  # requests set aside for blocks from a lower memory
         ("asked", "i4"),  # of these, a list of those that nobody fetches for yet
+        ("coming", "i4"),  # requests that took their blocks, which another pool is to fill
+        ("landed_head", "i4"),  # requests whose keys and values have come from another pool
+        ("landed_tail", "i4"),
+        ("landed", "i4"),
         ("masked", "i4"),  # whether its replica goes on without it
         ("lent_bytes", "i8"),  # of its pool, to experts of a rank that is masked
     ]
@@ -229,6 +234,12 @@ RULES = row_dtype(
         ("drafts", "i4"),  # tokens that go with every decoded one to be verified
         ("draft_seed", "u8"),
         ("expand_drafts", "i4"),  # every draft attends as a request of its own
+        # Prefill and decode in pools of their own (sim/remote_kv.py).
+        ("keeps_kv", "i4"),  # finished requests keep their blocks
+        ("tells_launches", "i4"),  # `fleet` returns after every launch
+        ("remote_kv", "i4"),  # 1: requests come with their first output token, 2: without
+        ("reserve_tokens", "i4"),  # output that room is left for when another takes its blocks
+        ("reload", "i4"),  # preempted requests find their keys and values in host memory
     ]
 )
 

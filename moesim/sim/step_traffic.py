@@ -60,34 +60,41 @@ class StepFlow:
 
 
 def stand_for_steps(
-    transfers: Transfers, state: State, sharding: Sharding, all_pairs: bool
+    transfers: Transfers,
+    state: State,
+    sharding: Sharding,
+    all_pairs: bool,
+    first_gpu: int = 0,
+    first_owner: int = 0,
 ) -> list[tuple[StepFlow, StepFlow]]:
     """Let the steps of all replicas contend with transfers; (up, out) flows of each replica.
 
     `all_pairs`: every GPU sends to every other by itself (DeepEP's low-latency mode); else traffic
-    between domains goes to the GPU of the same place there, which hands it on inside.
+    between domains goes to the GPU of the same place there, which hands it on inside. The replicas
+    lie on the GPUs from `first_gpu` on; `first_owner` numbers those of another pool.
     """
     cluster = transfers.fabric.cluster
     links = cluster.scale_up, cluster.between_domains(sharding.stage_gpus)
     flows = []
     for replica in range(state.replicas.size):
-        loads = step_load(transfers.fabric, sharding, replica, all_pairs)
+        loads = step_load(transfers.fabric, sharding, replica, all_pairs, first_gpu)
         up, out = (
             StepFlow(state, replica, kind, load, link.effective_bytes_per_s)
             for kind, load, link in zip(("up", "out"), loads, links, strict=True)
         )
         for flow in (up, out):
+            flow.owner += first_owner
             transfers.stand(flow)
         flows.append((up, out))
     return flows
 
 
 def step_load(
-    fabric: Fabric, sharding: Sharding, replica: int, all_pairs: bool
+    fabric: Fabric, sharding: Sharding, replica: int, all_pairs: bool, first_gpu: int = 0
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Bytes on each port for every byte that a GPU sends, evenly to all its peers: up and out."""
     loads: tuple[dict[int, float], dict[int, float]] = {}, {}
-    first = replica * sharding.gpus
+    first = first_gpu + replica * sharding.gpus
     for stage in range(first, first + sharding.gpus, sharding.stage_gpus):
         ranks = np.arange(stage, stage + sharding.stage_gpus)
         inside = fabric.cluster.link_kinds(ranks, ranks) == SCALE_UP

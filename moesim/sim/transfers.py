@@ -95,6 +95,16 @@ class Transfers:
 
         `rate_cap` limits its rate, in bytes/s, however free the ports are.
         """
+        return self.begin(source, target, size_bytes, rate_cap).arrived
+
+    def begin(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        size_bytes: float,
+        rate_cap: float | None = None,
+    ) -> Transfer:
+        """As `send`, but the Transfer itself, for who wants to change its cap."""
         path = self.fabric.path(source, target)
         transfer = Transfer(
             source=source,
@@ -110,7 +120,13 @@ class Transfers:
         self._move(self.env.now)
         self.active.append(transfer)
         self._arm(self.env.now)
-        return transfer.arrived
+        return transfer
+
+    def cap(self, transfer: Transfer, rate_cap: float | None) -> None:
+        """Limit a transfer's rate from now on to `rate_cap` bytes/s, or no more (None)."""
+        self._move(self.env.now)
+        transfer.cap_bytes_per_s = np.inf if rate_cap is None else rate_cap
+        self._arm(self.env.now)
 
     def stand(self, flow: Standing) -> None:
         """Let standing traffic contend from now on."""

@@ -45,6 +45,9 @@ SECTIONS = {
     "Admission": "deployment.admission",
     "RateLimit": "deployment.admission.rate_limit",
     "Autoscaling": "deployment.autoscaling",
+    "DisaggregationSpec": "deployment.disaggregation",
+    "PoolSpec": "deployment.disaggregation.prefill",
+    "KVTransferSpec": "deployment.disaggregation.kv_transfer",
     "FaultsSpec": "faults",
     "FaultEvent": "faults.events",
     "MeanTimeBetweenFailures": "faults.mtbf",
@@ -193,14 +196,36 @@ def traffic() -> moesim.Result:
     )
 
 
+@pytest.fixture(scope="module")
+def pools() -> moesim.Result:
+    return moesim.simulate(
+        {
+            "name": "for pools",
+            "model": "llama-3.1-8b",
+            "cluster": {"gpu": "h100-sxm", "gpus_per_node": 2},
+            "deployment": {"disaggregation": {}},
+            "workload": {
+                "arrivals": "all_at_once",
+                "requests": 10,
+                "prompt": {"fixed": 50},
+                "output": {"fixed": 5},
+            },
+        }
+    )
+
+
 def names(rows: list[list[str]]) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
 
 
-def test_every_column_is_described(result: moesim.Result, traffic: moesim.Result) -> None:
+def test_every_column_is_described(
+    result: moesim.Result, traffic: moesim.Result, pools: moesim.Result
+) -> None:
     described = sections("results.md")
-    assert names(described["requests"]) == set(result.requests.columns)
-    assert names(described["steps"]) == set(result.steps.columns)
+    assert (
+        names(described["requests"]) == set(pools.requests.columns) > set(result.requests.columns)
+    )
+    assert names(described["steps"]) == {*result.steps.columns, "pool"} == set(pools.steps.columns)
     assert names(described["sessions"]) == set(traffic.sessions.columns)
     assert names(described["faults"]) == set(traffic.faults.columns)
 
@@ -212,9 +237,11 @@ def leaves(value: object, path: str = "") -> set[str]:
     return {path[:-1]}
 
 
-def test_every_key_is_described(result: moesim.Result, traffic: moesim.Result) -> None:
+def test_every_key_is_described(
+    result: moesim.Result, traffic: moesim.Result, pools: moesim.Result
+) -> None:
     described = names(sections("results.md")["summary"])
-    held = leaves(result.summary) | leaves(traffic.summary)
+    held = leaves(result.summary) | leaves(traffic.summary) | leaves(pools.summary)
     assert held - described == set()
     extra = described - held
     of_compare = {"first", "paired", "requests", "ttft_s", "tpot_s", "e2e_s"}

@@ -11,7 +11,8 @@ import pytest
 from moesim.deployment import deploy, step_costs
 from moesim.scenario import Scenario
 from moesim.sim.cost_tables import FIVE_STAGE, NO_OVERLAP
-from moesim.simulation import simulate, wire
+from moesim.simulation import simulate
+from moesim.wiring import wire
 from tests.fixtures.priced import Priced
 
 

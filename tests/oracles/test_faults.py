@@ -17,7 +17,14 @@ from moesim.policies.faults import FaultPlan, Strike
 from moesim.sim.cost_tables import NORMAL
 from moesim.sim.masks import without
 from moesim.sim.state import COMPLETED, LOST
-from tests.fixtures.engine import Harness, Run, linear_costs, make_demand, make_trace
+from tests.fixtures.engine import (
+    Harness,
+    Run,
+    exchange_rows,
+    linear_costs,
+    make_demand,
+    make_trace,
+)
 
 SECOND = linear_costs(per_step_s=1.0)
 
@@ -139,8 +146,8 @@ def test_a_slow_gpu_slows_its_pipeline_stage_only() -> None:
 def test_a_slow_link_holds_up_all_who_exchange(link: str, factor: float) -> None:
     """Two ranks on two nodes: each token goes over the network, where the link is slow."""
     costs = linear_costs(
-        layers=1, ranks=2, domain_of_rank=[0, 1], out_byte_s=1.0, dispatch_bytes=1.0,
-        combine_bytes=2.0, prefill_exchange=NORMAL, decode_exchange=NORMAL,
+        layers=1, ranks=2, domain_of_rank=[0, 1], exchange=exchange_rows(1.0, 2.0, out_byte_s=1.0),
+        prefill_exchange=NORMAL, decode_exchange=NORMAL,
     )  # fmt: skip
     trace = make_trace([[[1]]] * 8, 2)
     slow = Strike(0, 0.0, "slow-link", 0, (1,), factor=3.0, link=link)

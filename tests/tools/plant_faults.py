@@ -100,8 +100,8 @@ FAULTS = (
     ),
     Fault(
         "attention-mean-instead-of-slowest",
-        "moesim/sim/cost.py",
-        "        full_s = max(full_s, w.attention_s[d, 0])\n",
+        "moesim/sim/front.py",
+        "        full_s = max(full_s, w.attention_s[d, 0] * slow)\n",
         "        full_s += w.attention_s[d, 0] / ranks\n",
         "tests/oracles/test_batching.py::"
         "test_a_step_lasts_as_long_as_its_slowest_rank_in_each_part",

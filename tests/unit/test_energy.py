@@ -28,9 +28,9 @@ STEPS = pd.DataFrame(
 POWER = PowerProfile(idle_fraction=0.1, prefill_fraction=0.9, decode_fraction=0.5)
 
 
-def summary(gpus: int = 2, **more: int) -> dict[str, float | None]:
-    sizes = {"replicas": 1, "stages": 1, **more}
-    return energy_summary(REQUESTS, STEPS, gpus=gpus, power_w=100.0, power=POWER, **sizes)
+def summary(gpus: int = 2, replicas: int = 1, stages: int = 1) -> dict[str, float | None]:
+    shapes = [(gpus, replicas, stages)]
+    return energy_summary(REQUESTS, [STEPS], shapes=shapes, power_w=100.0, power=POWER)
 
 
 def test_a_run_of_three_steps_by_hand() -> None:
@@ -57,7 +57,16 @@ def test_a_stage_of_a_pipeline_is_some_of_the_gpus() -> None:
 
 def test_nothing_done_takes_nothing() -> None:
     none = energy_summary(
-        REQUESTS.iloc[:0], STEPS.iloc[:0], gpus=2, replicas=1, stages=1, power_w=1.0, power=POWER
+        REQUESTS.iloc[:0], [STEPS.iloc[:0]], shapes=[(2, 1, 1)], power_w=1.0, power=POWER
     )
     assert none["kwh"] == 0
     assert none["joules_per_output_token"] is None
+
+
+def test_pools_of_different_size_add_up() -> None:
+    """The first step on four GPUs, the others on one."""
+    shapes = [(4, 1, 1), (1, 1, 1)]
+    steps = [STEPS.iloc[:1], STEPS.iloc[1:]]
+    energy = energy_summary(REQUESTS, steps, shapes=shapes, power_w=100.0, power=POWER)
+    prefill, decode, idle = 4 * 1.5 * 90, 1 * 4.0 * 50, (5 * 8 - 4 * 1.5 - 4.0) * 10
+    assert energy["kwh"] == pytest.approx((prefill + decode + idle) / 3.6e6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moesim.deployment import deploy
+from moesim.pools import plan_pools
 from moesim.scenario import find_scenario, load_scenario, scenario_names
 from moesim.simulation import simulate
 
@@ -41,9 +42,14 @@ def test_it_opens_with_the_question_it_answers(name: str) -> None:
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_it_fits_its_machines(name: str) -> None:
-    deployment = deploy(load_scenario(name))
-    least = 10_000 if deployment.offload else 100_000
-    assert deployment.memory.kv_capacity_tokens > least
+    scenario = load_scenario(name)
+    if scenario.deployment.disaggregation is None:
+        deployments = [deploy(scenario)]
+    else:
+        deployments = [pool.deployment for pool in plan_pools(scenario)]
+    for deployment in deployments:
+        least = 10_000 if deployment.offload else 100_000
+        assert deployment.memory.kv_capacity_tokens > least
 
 
 @pytest.mark.parametrize("name", scenario_names())
