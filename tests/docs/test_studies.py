@@ -1,4 +1,4 @@
-"""Studies: their files load, their pages hold what their runs gave, and a small one is made whole."""
+"""Studies: files load, pages hold what runs gave, and a small study is made whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = """
 question: Does a second GPU help?
 finding: Two GPUs are faster
 page: small
-set: [workload.output={fixed: 8}]
+set: ["workload.output={fixed: 8}"]
 arms:
   - {label: one, scenario: one.yaml}
   - {label: two, scenario: one.yaml, set: [deployment.replicas=2]}
@@ -46,7 +46,11 @@ ONE = """
 name: one
 model: llama-3.1-8b
 cluster: {gpu: h100-sxm, gpus_per_node: 2}
-workload: {prompt: {fixed: 30}, output: {fixed: 4}, requests: 5, arrivals: {poisson: {rate_per_s: 1}}}
+workload:
+  prompt: {fixed: 30}
+  output: {fixed: 4}
+  requests: 5
+  arrivals: {poisson: {rate_per_s: 1}}
 """
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from moesim.deployment import deploy, step_costs
 from moesim.scenario import Scenario
 from moesim.sim.cost_tables import FIVE_STAGE, NO_OVERLAP
 from moesim.simulation import simulate
-from moesim.wiring import wire
 from tests.fixtures.priced import Priced
 
 
@@ -33,28 +29,13 @@ def scenario(gpu: str, nodes: int, deployment: dict[str, Any], **others: Any) ->
 
 
 def ep72() -> Priced:
-    """SGLang's decode nodes: 9 x 8 H100, EP72, 288 experts balanced for the data they meet.
-
-    Experts are priced by rates: the measured ones end at EP32.
-    """
+    """SGLang's decode nodes: 9 x 8 H100, EP72, 288 experts balanced for the data they meet."""
     deployment = {
         "parallelism": {"attention_dp": 72, "expert_parallel": 72},
         "placement": {"policy": "contiguous", "redundant_experts": 32},
     }
     routing = {"trace": "uniform", "tokens": 8192}
-    measured = scenario("h100-sxm", 9, deployment, routing=routing)
-    rated = scenario("h100-sxm", 9, deployment | {"profile": "assumed"}, routing=routing)
-    priced = Priced(measured)
-    rates = step_costs(rated, deploy(rated)).rates
-    of_experts = {k: v for k, v in rates.items() if k.startswith("expert_") or k == "tile_shift"}
-    priced.costs = replace(
-        priced.costs,
-        rates={**priced.costs.rates, "expert_token_s": 0.0, **of_experts},
-        expert_tile_s=np.zeros(0),
-        expert_ratio=np.zeros((2, 0)),
-    )
-    priced.wired = wire(measured, priced.deployment, priced.costs, ())
-    return priced
+    return Priced(scenario("h100-sxm", 9, deployment, routing=routing))
 
 
 @pytest.mark.slow
