@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.attention_ffn import check_attention_ffn, check_lies_alike
 from moesim.costs.exchanges import PLAIN, exchange_notes
+from moesim.costs.ffn import with_ffn_apart
 from moesim.costs.measured.exchange_ratio import measured_notes, with_measured_exchange
 from moesim.costs.measured.kernels import MeasuredKernels, is_measured, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
@@ -99,12 +101,12 @@ def deploy(
         for end in ("source", "target"):
             endpoint_of(cluster, getattr(transfer, end), f"cluster.background.{i}.{end}")
     profile, kernels, notes = _timing(scenario, cluster, profile)
-    spec = scenario.deployment.parallelism
-    sharding = Sharding(spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
+    sharding = _sharding(scenario)
     redundant = scenario.deployment.placement.redundant_experts if model.is_moe else 0
     slots = model.experts + redundant
     check_sharding(model, sharding, slots)
     _check_cluster(scenario, sharding, cluster, first_gpu or 0)
+    check_attention_ffn(scenario, sharding, cluster)
     weights, experts = native_formats(model.native_precision, model.is_moe)
     precision = make_precision(
         scenario.precision.weights or weights,
@@ -156,6 +158,12 @@ def deploy(
         exchanged=model.is_moe and scenario.exchanges()[0] not in PLAIN,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
+
+
+def _sharding(scenario: Scenario) -> Sharding:
+    spec, apart = scenario.deployment.parallelism, scenario.deployment.attention_ffn
+    degrees = (spec.attention_tp, spec.attention_dp, spec.expert_parallel, spec.pipeline)
+    return Sharding(*degrees, expert_gpus=0 if apart is None else apart.expert_gpus)
 
 
 def _exchange_notes(scenario: Scenario, made: Deployment) -> list[str]:
@@ -220,13 +228,19 @@ def _check_cluster(
 ) -> None:
     needed = first_gpu + sharding.gpus * scenario.deployment.replicas
     if needed > cluster.num_gpus:
+        of_stage = "attention_tp x attention_dp"
+        if sharding.expert_gpus:
+            of_stage = f"({of_stage} + attention_ffn.expert_gpus)"
         raise InputError(
             "deployment.parallelism",
-            f"needs {needed - first_gpu} GPUs (attention_tp x attention_dp x pipeline x replicas) "
-            f"but the cluster has {cluster.num_gpus}"
+            f"needs {needed - first_gpu} GPUs ({of_stage} x pipeline x replicas) but the cluster "
+            f"has {cluster.num_gpus}"
             + (f", of which {first_gpu} are the prefill pool's" if first_gpu else ""),
             hint="raise cluster.nodes or lower a degree",
         )
+    if sharding.expert_gpus:
+        check_lies_alike(sharding, cluster, scenario.deployment.replicas)
+        return
     # One set of step costs serves all replicas and stages: they must lie alike on the domains.
     domains = cluster.domains()
     domain_of = domains[first_gpu:needed].reshape(-1, sharding.stage_gpus)
@@ -305,6 +319,15 @@ def step_costs(scenario: Scenario, deployment: Deployment) -> StepCosts:
         most,
     )
     offloaded = deployment.offload.rates if deployment.offload is not None else {}
+    base = with_ffn_apart(
+        base,
+        deployment.model,
+        deployment.sharding,
+        deployment.precision,
+        deployment.cluster.gpu,
+        deployment.profile,
+        most,
+    )
     base = replace(base, rates={**base.rates, **overlap_rates(scenario), **offloaded})
     operators = deployment.operators
     if operators is None:

@@ -15,6 +15,7 @@ from moesim.policies.queueing import FirstCome, QueueChoice
 from moesim.spec import Spec, broken_rule, by_policy
 
 MOST_DRAFTS = 16
+MOST_MICRO_BATCHES = 16
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
@@ -124,6 +125,15 @@ class OverlapSpec(Spec):
     prefill_tokens: int = Field(512, ge=2, le=1_000_000)
 
 
+class AttentionFFN(Spec):
+    """Attention and FFN on GPUs of their own; attention's are attention_tp x attention_dp."""
+
+    expert_gpus: Count
+    # Cut from a step's batch and sent to and fro: MegaScale-Infer's 3 where the network is fast.
+    micro_batches: int = Field(3, ge=1, le=MOST_MICRO_BATCHES)
+    transfers: Literal["m-to-n", "m-to-n-nccl"] = "m-to-n"
+
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -213,6 +223,7 @@ class DeploymentSpec(Spec):
     placement: PlacementChoice = Contiguous()
     exchange: Exchange = "auto"
     overlap: OverlapSpec = OverlapSpec()
+    attention_ffn: AttentionFFN | None = None  # None: every GPU computes both
     speculation: SpeculationSpec = SpeculationSpec()
     load_balancing: LoadBalancing = LeastLoaded()
     rank_balancing: LoadBalancing | None = None

@@ -279,8 +279,8 @@ def _notes(
         if note not in both
     ]
     failed = int((requests["status"] == FAILED).sum())
-    of = prefill.plan
-    of_failures = failure_notes(failed, of.deployment, of.scenario, prefill.rules)
+    first = prefill.plan
+    of_failures = failure_notes(failed, first.deployment, first.scenario, prefill.rules)
     cluster = prefill.plan.deployment.cluster
     used = prefill.plan.gpus + decode.plan.gpus
     if used < cluster.num_gpus:

@@ -41,6 +41,7 @@ GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
 # Policies of deployment.overlap, as numbered in sim/cost_tables.py.
 OVERLAPS = ("none", "shared-experts", "two-batch", "five-stage")
+PING_PONG = len(OVERLAPS)  # where attention and FFN have GPUs of their own
 
 # Tokens of a KV block: vLLM block_size, SGLang page_size, TensorRT-LLM tokens_per_block.
 BLOCK_TOKENS = {"vllm": 16, "sglang": 1, "trtllm": 32}
@@ -116,7 +117,9 @@ def most_step_tokens(
 
 def overlap_rates(scenario: Scenario) -> dict[str, int]:
     """Fields of moesim.sim.cost_tables.COSTS that say how exchanges are hidden."""
-    overlap = scenario.deployment.overlap
+    overlap, apart = scenario.deployment.overlap, scenario.deployment.attention_ffn
+    if apart is not None:
+        return {"overlap": PING_PONG, "micro_batches": apart.micro_batches}
     return {
         "overlap": OVERLAPS.index(overlap.policy),
         "overlap_decode_tokens": overlap.decode_tokens,

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moesim.costs.exchanges import PLAIN
+from moesim.costs.exchanges import M_TO_N, PLAIN
 from moesim.costs.libraries import load_law
 from moesim.costs.measured.expert_work import ExpertShape, count_work, light_s
 from moesim.costs.measured.light import TABLE_FORMATS, gemm_work
@@ -32,7 +33,8 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
 from moesim.deployment_spec import OverlapSpec, SpeculationSpec
 from moesim.engine import graph_tokens
-from moesim.operators import Linear, linear_operators
+from moesim.operators import Linear, ffn_operators, linear_operators
+from moesim.pools import plan_pools
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
@@ -84,23 +86,41 @@ class ExplainedStep:
 def explain(result: Result, profile: Profile | None = None) -> tuple[ExplainedStep, ...]:
     """The typical decode step and the typical step with prompts of a run, where it had any.
 
-    Steps are explained as they are before exchanges are hidden, without drafts, and with every
-    active expert in GPU memory. `profile`: the
-    one that the run was given in the place of its scenario's.
+    Of a run in pools, those of each pool. Steps are explained as they are before exchanges are
+    hidden, without drafts, in one micro-batch, and with every active expert in GPU memory.
+    `profile`: the one that the run was given in the place of its scenario's.
     """
-    scenario = _plain(result.scenario)
-    deployment = deploy(scenario, profile)
+    if not result.raw.pools:
+        deployment = deploy(_plain(result.scenario), profile)
+        return _explain(result.scenario, deployment, result.raw.steps, result.raw.requests)
+    explained: list[ExplainedStep] = []
+    first = 0
+    for plan, pool in zip(plan_pools(result.scenario, profile), result.raw.pools, strict=True):
+        replica = result.raw.steps["replica"]
+        steps = result.raw.steps[(replica >= first) & (replica < first + pool.replicas)]
+        first += pool.replicas
+        of_pool = _explain(plan.scenario, plan.deployment, steps, result.raw.requests)
+        explained += [replace(step, batch=f"{plan.name} pool: {step.batch}") for step in of_pool]
+    return tuple(explained)
+
+
+def _explain(
+    scenario: Scenario, deployment: Deployment, steps: NDArray[Any], requests: NDArray[Any]
+) -> tuple[ExplainedStep, ...]:
+    scenario = _plain(scenario)
     costs = step_costs(scenario, deployment)
     wired = wire(scenario, deployment, costs, ())
-    ranks = deployment.sharding.attention_dp
     most_tokens = costs.head_s.size - 1
-    batches = typical_batches(result.raw.steps, result.raw.requests, ranks, most_tokens)
+    ranks = deployment.sharding.attention_dp
+    batches = typical_batches(steps, requests, ranks, most_tokens)
     return tuple(explain_step(scenario, deployment, costs, wired, batch) for batch in batches)
 
 
 def _plain(scenario: Scenario) -> Scenario:
-    """The scenario without overlap and speculation."""
-    plain = {"overlap": OverlapSpec(), "speculation": SpeculationSpec()}
+    """The scenario without overlap and speculation, batches in one piece."""
+    plain: dict[str, object] = {"overlap": OverlapSpec(), "speculation": SpeculationSpec()}
+    if apart := scenario.deployment.attention_ffn:
+        plain["attention_ffn"] = apart.model_copy(update={"micro_batches": 1})
     return scenario.model_copy(update={"deployment": scenario.deployment.model_copy(update=plain)})
 
 
@@ -147,6 +167,7 @@ class _Rows:
         self.ratio = deployment.profile.overhead.prefill_ratio if size.chunks else 1.0
         operators = deployment.operators
         self.times = list(operator_times(operators, size)) if operators else []
+        self.apart = ffn_operators(deployment.model, deployment.sharding, deployment.precision)
 
     def _slowest(self, index: int) -> int:
         """Tokens of the rank that takes longest in a part of token_s: often, not always, most."""
@@ -165,7 +186,7 @@ class _Rows:
     def _linears(self) -> Iterator[Row]:
         summed = {"attention": 0.0, "dense": 0.0}
         for operator, row in self._linear_rows():
-            if operator.part != "head":
+            if operator.part != "head" and operator not in self.apart:
                 summed["attention" if operator.part == "attention" else "dense"] += row.total_s
             yield row
         for part, index in (("attention", ATTENTION_LINEAR), ("dense", DENSE)):
@@ -179,6 +200,8 @@ class _Rows:
         for operator in linear_operators(of.model, of.sharding, of.precision):
             index = ATTENTION_LINEAR if operator.part == "attention" else DENSE
             n = self.size.requests if operator.part == "head" else self._slowest(index)
+            if operator in self.apart:
+                n = -(-int(self.work.tokens.sum()) // of.sharding.expert_gpus)
             if of.operators is None:
                 yield operator, self._rated_linear(operator, n)
             elif operator in of.operators.linears(decode=not self.size.chunks):
@@ -194,7 +217,8 @@ class _Rows:
 
     def _measured_linear(self, operators: MeasuredOperators, operator: Linear, n: int) -> Row:
         """The table's time, which is linear between its points."""
-        low, high, share = bracket(n, self.costs.head_s.size - 1)
+        table = self.costs.ffn_s[0] if operator in self.apart else self.costs.head_s
+        low, high, share = bracket(n, table.shape[-1] - 1)
         timing = operators.linear(operator, np.array([low, high]), decode=not self.size.chunks)
         weights = np.array([1.0 - share, share])
         once_s = float(timing.seconds @ weights)
@@ -323,6 +347,8 @@ class _Rows:
         exchange = self.exchange[self.kind]
         if exchange in PLAIN:
             return self._linked(name, layers, seconds)
+        if exchange in M_TO_N:
+            return self._linked(name, self.of.model.layers, seconds)
         law = load_law(exchange, name)
         if (self.costs.exchange_ratio[self.kind] != 1.0).any():
             return Row(name, layers, seconds, ORIGINS[INTERPOLATED], f"{exchange}: kernel tables")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from moesim.architecture import MoEModel, Part, linear_shapes
 from moesim.precision import Compute, Precision, WeightFormat
 from moesim.sharding import (
+    FFN_PARTS,
     Sharding,
     expert_bytes,
     kv_bytes_per_layer,
@@ -83,7 +84,8 @@ class ExpertWork:
 def linear_operators(
     model: MoEModel, sharding: Sharding, precision: Precision
 ) -> tuple[Linear, ...]:
-    """Every matrix multiplication but the routed experts', sharded over attention_tp.
+    """Every matrix multiplication but the routed experts', sharded over attention_tp; those of FFN
+    are whole where it has GPUs of its own.
 
     MLA's `kv_b` is one operator for both of its forms: expansion in prefill, absorbed into
     queries and outputs in decode; FLOP per token and bytes are the same.
@@ -92,12 +94,27 @@ def linear_operators(
         Linear(
             shape.name,
             shape.part,
-            *rank_features(model, shape, sharding.attention_tp),
+            *rank_features(model, shape, sharding.tp_of(shape.part)),
             len(shape.layers),
             linear_format(shape, precision),
         )
         for shape in linear_shapes(model)
     )
+
+
+def attention_operators(
+    model: MoEModel, sharding: Sharding, precision: Precision
+) -> tuple[Linear, ...]:
+    """Those of attention's GPUs: all where FFN has no GPUs of its own."""
+    apart = ffn_operators(model, sharding, precision)
+    every = linear_operators(model, sharding, precision)
+    return tuple(each for each in every if each not in apart)
+
+
+def ffn_operators(model: MoEModel, sharding: Sharding, precision: Precision) -> tuple[Linear, ...]:
+    """Those of the GPUs that FFN has of its own: () without."""
+    every = linear_operators(model, sharding, precision) if sharding.expert_gpus else ()
+    return tuple(each for each in every if each.part in FFN_PARTS)
 
 
 def attention_work(model: MoEModel, sharding: Sharding, precision: Precision) -> AttentionWork:

@@ -8,6 +8,7 @@ from moesim.placement.placement import Placement
 from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.faults import FOREVER_S, FaultEvent, FaultPlan, FaultsSpec, Restart, Strike
 from moesim.scenario import Scenario
+from moesim.sim.loading import Loading
 from moesim.sim.masks import spare_slots
 from moesim.units import GB, HOUR
 
@@ -73,12 +74,23 @@ def restart_s(deployment: Deployment, restart: Restart) -> float:
     return weights_bytes / restart.load_bytes_per_s + restart.start_s
 
 
-def cold_start_s(scenario: Scenario, deployment: Deployment, scaling: Autoscaling) -> float:
-    """Time from the decision to start a replica until it serves."""
+def loads_over_fabric(scenario: Scenario) -> bool:
+    """Whether weights of replicas that start take the cluster's links."""
+    return scenario.faults is not None and scenario.faults.restart.load_from is not None
+
+
+def cold_start(
+    scenario: Scenario, deployment: Deployment, scaling: Autoscaling, loading: Loading | None
+) -> tuple[float, Loading | None, dict[int, float]]:
+    """From the decision to start a replica until it serves: seconds beside loading its weights, by
+    whom they are loaded (None: within those seconds), bytes of each of its GPUs."""
     if scaling.cold_start_s is not None:
-        return scaling.cold_start_s
+        return scaling.cold_start_s, None, {}
     restart = scenario.faults.restart if scenario.faults is not None else Restart()
-    return restart_s(deployment, restart)
+    if loading is None:
+        return restart_s(deployment, restart), None, {}
+    weights_bytes = sum(deployment.memory.weights_bytes.values())
+    return restart.start_s, loading, dict.fromkeys(range(deployment.sharding.gpus), weights_bytes)
 
 
 def expert_spares(scenario: Scenario, deployment: Deployment, placement: Placement) -> int:
@@ -118,6 +130,8 @@ def plan_faults(scenario: Scenario, deployment: Deployment) -> FaultPlan:
         node_mtbf_s=None if node_hours is None else node_hours * HOUR,
         expert_bytes=expert_bytes(deployment) if deployment.model.is_moe else 0.0,
         load_bytes_per_s=faults.restart.load_bytes_per_s,
+        weights_bytes=sum(deployment.memory.weights_bytes.values()),
+        start_s=faults.restart.start_s,
     )
     strikes = []
     for number, event in enumerate(faults.events):

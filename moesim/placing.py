@@ -40,9 +40,7 @@ def place(
         sequences = max(1, round(choice.fit_fraction * trace.sequences))
         seen = ids_TLK[: trace.sequence_start_S1[sequences]]
         load_LE = load_from_trace(seen, model.experts)
-        nodes = len(
-            {deployment.cluster.domain_of(i) for i in range(deployment.sharding.stage_gpus)}
-        )
+        nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
         groups = model.expert_groups
         hierarchical = groups % nodes == 0 if choice.hierarchical is None else choice.hierarchical
         if not hierarchical:

@@ -170,6 +170,7 @@ def _check_together(scenario: Scenario) -> None:
         ("faults", scenario.faults is None),
         ("deployment.autoscaling", of.autoscaling is None),
         ("deployment.expert_offload", of.expert_offload is None),
+        ("deployment.attention_ffn", of.attention_ffn is None),
     )
     for field, fine in absent:
         if not fine:

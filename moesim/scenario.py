@@ -134,6 +134,8 @@ class Scenario(Spec):
     def exchanges(self) -> tuple[str, str]:
         """How tokens reach their experts in steps (with prefill, of decode only)."""
         parallel, choice = self.deployment.parallelism, self.deployment.exchange
+        if self.deployment.attention_ffn is not None:
+            return (self.deployment.attention_ffn.transfers,) * 2
         if parallel.attention_dp == 1:
             alone = parallel.attention_tp == 1
             return (PLAIN[0],) * 2 if alone else (PLAIN[1],) * 2

@@ -3,32 +3,55 @@
 A replica has `pipeline` stages of `attention_tp * attention_dp` GPUs. Attention, dense MLPs and
 shared experts are split over `attention_tp` and repeated over `attention_dp`; routed experts are
 spread over `expert_parallel` ranks and each expert is split over the `moe_tp` GPUs of a rank.
+With `expert_gpus` these are GPUs of their own, which hold all FFN weights: routed experts spread
+over them, shared experts and dense MLPs whole on each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.architecture import LinearShape, MoEModel, linear_shapes
+from moesim.architecture import LinearShape, MoEModel, Part, linear_shapes
 from moesim.errors import InputError
 from moesim.precision import BF16, Precision, WeightFormat
 
 FIELD = "deployment.parallelism"
+APART = "deployment.attention_ffn"
+FFN_PARTS: tuple[Part, ...] = ("dense", "shared")  # what goes with the routed experts
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """The four degrees of parallelism of one replica, each at least 1."""
+    """The four degrees of parallelism of one replica, each at least 1, and its GPUs for FFN alone.
+
+    GPUs of a replica are numbered attention's first; without `expert_gpus` these do it all.
+    """
 
     attention_tp: int = 1
     attention_dp: int = 1
     expert_parallel: int = 1
     pipeline: int = 1
+    expert_gpus: int = 0
+
+    @property
+    def attention_gpus(self) -> int:
+        """GPUs of one pipeline stage that compute attention."""
+        return self.attention_tp * self.attention_dp
 
     @property
     def stage_gpus(self) -> int:
-        """GPUs of one pipeline stage, which are also the ranks of its expert exchange."""
-        return self.attention_tp * self.attention_dp
+        """GPUs of one pipeline stage, which are also those of its expert exchange."""
+        return self.attention_gpus + self.expert_gpus
+
+    @property
+    def ffn_gpus(self) -> range:
+        """The GPUs of the first stage that hold experts."""
+        return range(self.attention_gpus if self.expert_gpus else 0, self.stage_gpus)
+
+    def tp_of(self, part: Part) -> int:
+        """GPUs that share a linear layer of this part."""
+        apart = self.expert_gpus > 0 and part in FFN_PARTS
+        return 1 if apart else self.attention_tp
 
     @property
     def gpus(self) -> int:
@@ -37,7 +60,7 @@ class Sharding:
     @property
     def moe_tp(self) -> int:
         """GPUs that share one expert."""
-        return self.stage_gpus // self.expert_parallel
+        return len(self.ffn_gpus) // self.expert_parallel
 
 
 @dataclass(frozen=True)
@@ -68,8 +91,10 @@ def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None
     if sharding.pipeline > model.layers:
         rule = f"must be at most num_layers ({model.layers})"
         raise InputError(f"{FIELD}.pipeline", rule, sharding.pipeline)
-    _check_attention(model, tp)
+    _check_attention(model, sharding)
     if not model.is_moe:
+        if sharding.expert_gpus:
+            raise InputError(APART, "needs a model with experts; it has none", model.name)
         for name in ("expert_parallel", "attention_dp"):
             if getattr(sharding, name) != 1:
                 raise InputError(
@@ -86,7 +111,9 @@ def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None
         experts = f"num_experts + redundant_experts ({model.experts} + {redundant} = {wanted})"
     if wanted % ep:
         raise InputError(f"{FIELD}.expert_parallel", f"must divide {experts}", ep)
-    if sharding.stage_gpus % ep:
+    if sharding.expert_gpus:
+        _check_apart(sharding)
+    elif sharding.stage_gpus % ep:
         product = f"{tp} x {sharding.attention_dp} = {sharding.stage_gpus}"
         rule = f"must divide attention_tp x attention_dp ({product})"
         raise InputError(f"{FIELD}.expert_parallel", rule, ep)
@@ -99,8 +126,21 @@ def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None
         )
 
 
-def _check_attention(model: MoEModel, tp: int) -> None:
-    field, attention = f"{FIELD}.attention_tp", model.attention
+def _check_apart(sharding: Sharding) -> None:
+    """Attention and FFN on GPUs of their own: whole experts on each FFN GPU, one stage."""
+    if sharding.expert_parallel != sharding.expert_gpus:
+        raise InputError(
+            f"{FIELD}.expert_parallel",
+            f"must be {APART}.expert_gpus ({sharding.expert_gpus}): each of these GPUs holds whole "
+            "experts",
+            sharding.expert_parallel,
+        )
+    if sharding.pipeline > 1:
+        raise InputError(f"{FIELD}.pipeline", f"must be 1 with {APART}", sharding.pipeline)
+
+
+def _check_attention(model: MoEModel, sharding: Sharding) -> None:
+    field, attention, tp = f"{FIELD}.attention_tp", model.attention, sharding.attention_tp
     if attention.heads % tp:
         raise InputError(field, f"must divide num_attention_heads ({attention.heads})", tp)
     kv_heads = attention.kv_heads
@@ -111,7 +151,8 @@ def _check_attention(model: MoEModel, tp: int) -> None:
     if linear and (linear.key_heads % tp or linear.value_heads % tp):
         rule = f"must divide the linear-attention heads ({linear.key_heads}, {linear.value_heads})"
         raise InputError(field, rule, tp)
-    for what, width in (("dense MLP", model.dense_width), ("shared expert", model.shared_width)):
+    widths = (("dense MLP", model.dense_width), ("shared expert", model.shared_width))
+    for what, width in () if sharding.expert_gpus else widths:
         if width % tp:
             raise InputError(field, f"must divide the {what} width ({width})", tp)
 
@@ -161,15 +202,21 @@ def weight_bytes_per_gpu(
 ) -> dict[str, float]:
     """Weight bytes of one GPU of the heaviest pipeline stage, by part, with their `total`.
 
+    Where FFN has GPUs of its own, these are attention's GPUs; `ffn_bytes_per_gpu` are the others.
+
     The parts are those of `ParameterCount`. `slots_per_rank` counts the physical experts that an
     expert-parallel rank holds in each MoE layer (a mean where layers differ); None means experts /
     expert_parallel. The embedding is on the first stage, the LM head on the last; both are split
     over attention_tp.
     """
-    if slots_per_rank is None:
-        slots_per_rank = _share(model.experts, sharding.expert_parallel)
     stages = stage_layers(model.layers, sharding.pipeline)
     weighed = (_stage_bytes(model, sharding.attention_tp, precision, layers) for layers in stages)
+    if sharding.expert_gpus:
+        (parts,) = weighed
+        parts |= dict.fromkeys(("shared_experts", "dense_mlp"), 0.0)
+        return parts | {"total": sum(parts.values())}
+    if slots_per_rank is None:
+        slots_per_rank = _share(model.experts, sharding.expert_parallel)
     expert = slots_per_rank * expert_bytes(model, precision) / sharding.moe_tp
     by_stage = []
     for layers, parts in zip(stages, weighed, strict=True):
@@ -177,6 +224,23 @@ def weight_bytes_per_gpu(
         parts["total"] = sum(parts.values())
         by_stage.append(parts)
     return max(by_stage, key=lambda parts: parts["total"])
+
+
+def ffn_bytes_per_gpu(
+    model: MoEModel, sharding: Sharding, precision: Precision, slots_per_rank: float | None = None
+) -> dict[str, float]:
+    """Weight bytes of one of the `expert_gpus`, by part, with their `total`; {} without them."""
+    if not sharding.expert_gpus:
+        return {}
+    if slots_per_rank is None:
+        slots_per_rank = _share(model.experts, sharding.expert_parallel)
+    whole = _stage_bytes(model, 1, precision, range(model.layers))
+    expert = slots_per_rank * expert_bytes(model, precision)
+    parts = {
+        "routed_experts": expert * len(model.moe_layers),
+        **{part: whole[part] for part in ("shared_experts", "dense_mlp")},
+    }
+    return parts | {"total": sum(parts.values())}
 
 
 def _stage_bytes(model: MoEModel, tp: int, precision: Precision, layers: range) -> dict[str, float]:

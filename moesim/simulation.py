@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, run_rules, step_costs
+from moesim.detailing import check_detailed, detail
 from moesim.disaggregated import simulate_pools
 from moesim.economics import gpu_hour_price
 from moesim.errors import InputError
 from moesim.fabric import build_fabric
 from moesim.outages import (
     check_outages,
-    cold_start_s,
+    cold_start,
     expert_bytes,
     expert_spares,
     is_elastic,
+    loads_over_fabric,
     outage_notes,
     plan_faults,
 )
@@ -37,10 +39,12 @@ from moesim.scenario import Scenario, load_scenario
 from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.background import start_background
 from moesim.sim.cost_tables import Work
+from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import FrontEnd
 from moesim.sim.gate import Gate
+from moesim.sim.loading import Loading
 from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
 from moesim.sim.setup import (
@@ -89,6 +93,8 @@ def simulate(
     progress: Callable[[int, int], None] | None = None,
     on_step: Callable[[NDArray[np.int32]], None] | None = None,
     expert_uses: NDArray[np.bool_] | None = None,
+    detailed: bool = False,
+    timeline: Timeline | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -101,13 +107,17 @@ def simulate(
     `on_step` is called after every step with the tokens of each slot, [L, P], which it must not
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
+    `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
+    detailed-mode.md), and fills `timeline`.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
-        own = (batching, load_balancing, placement, costs, on_step, expert_uses)
+        own = (batching, load_balancing, placement, costs, on_step, expert_uses, detailed or None)
         return _simulate_pools(scenario, own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
+    if detailed:
+        check_detailed(scenario, deployment)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
@@ -122,6 +132,7 @@ def simulate(
     compiled_costs, routes = wired.costs, wired.routes
 
     rules = run_rules(scenario, deployment, demand, external=batching is not None)
+    rules["detailed"] = int(detailed)
     tiers = scenario.deployment.kv_cache.tiers
     acceptance = scenario.deployment.speculation.of_each()
     state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
@@ -134,9 +145,19 @@ def simulate(
     work = build_work(ranks, int(rules["stages"]), compiled_costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
     env = simpy.Environment()
-    singly = on_step is not None
+    singly = on_step is not None or detailed
     fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
-    background_finish_s = _share_links(env, scenario, deployment, state)
+    transfers = _shared_fabric(env, scenario, deployment)
+    if detailed:
+        priced = (deployment, state, routes, compiled_costs, record, work.condition)
+        detail(env, fleet, *priced, transfers, timeline)
+        notes.append("steps simulated layer by layer (the detailed mode)")
+    elif transfers is not None:
+        all_pairs = "deepep-low-latency" in scenario.exchanges()
+        stand_for_steps(transfers, state, deployment.sharding, all_pairs)
+    background_finish_s = np.zeros(0)
+    if transfers is not None:
+        background_finish_s = start_background(transfers, scenario.cluster.background)
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")
     if on_step is not None:
@@ -160,13 +181,15 @@ def simulate(
         hold=spec is None or spec.no_replica == "wait",
     )
     faults = autoscaler = None
+    loading = _loading(scenario, deployment, transfers)
     if spec is not None:
         plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
-        faults = Faults(env, fleet, front, plan, work.condition, record, rng, offload, masks)
-    if autoscaling is not None:
-        autoscaler = Autoscaler(
-            env, fleet, front, autoscaling, cold_start_s(scenario, deployment, autoscaling)
+        faults = Faults(
+            env, fleet, front, plan, work.condition, record, rng, offload, masks, loading
         )
+    if autoscaling is not None:
+        starts = cold_start(scenario, deployment, autoscaling, loading)
+        autoscaler = Autoscaler(env, fleet, front, autoscaling, *starts)
     env.run()
     fleet.finish()
 
@@ -224,27 +247,36 @@ def _simulate_pools(
     if any(each is not None for each in own):
         raise InputError(
             "deployment.disaggregation",
-            "must be left out where simulate() is given a policy, a placement or costs of its own",
+            "must be left out where simulate() is given a policy, a placement or costs of its own, "
+            "or is to be detailed",
         )
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     tell = None if progress is None else partial(_teller, progress)
     return simulate_pools(scenario, demand, profile, provenance, leap, tell)
 
 
-def _share_links(
-    env: simpy.Environment, scenario: Scenario, deployment: Deployment, state: State
-) -> NDArray[np.float64]:
-    """Let steps contend with each other and with background transfers; when these have arrived.
+def _shared_fabric(
+    env: simpy.Environment, scenario: Scenario, deployment: Deployment
+) -> Transfers | None:
+    """The links that steps share with each other and with transfers.
 
-    Where neither a topology nor such transfers are given, every replica has its links to itself.
+    None where nothing but steps is on them, and every replica has its own to itself.
     """
-    planned = scenario.cluster.background
-    if deployment.cluster.topology is None and not planned:
-        return np.zeros(0)
-    transfers = Transfers(env, build_fabric(deployment.cluster))
-    all_pairs = "deepep-low-latency" in scenario.exchanges()
-    stand_for_steps(transfers, state, deployment.sharding, all_pairs)
-    return start_background(transfers, planned)
+    cluster = scenario.cluster
+    if not (cluster.topology or cluster.background or loads_over_fabric(scenario)):
+        return None
+    return Transfers(env, build_fabric(deployment.cluster))
+
+
+def _loading(
+    scenario: Scenario, deployment: Deployment, transfers: Transfers | None
+) -> Loading | None:
+    """Weights over the fabric, where `faults.restart` says so."""
+    restart = None if scenario.faults is None else scenario.faults.restart
+    if transfers is None or restart is None or restart.load_from is None:
+        return None
+    gpus, replicas = deployment.sharding.gpus, scenario.deployment.replicas
+    return Loading(transfers, restart.load_from, replicas, gpus, restart.load_bytes_per_s)
 
 
 def _end_s(state: State) -> float:

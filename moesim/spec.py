@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import (
@@ -221,22 +221,40 @@ def _moved_below(key: str, error: ValidationError) -> ValidationError:
     )
 
 
+def _records(annotation: Any) -> set[type[BaseModel]]:
+    members = {annotation, *_members(annotation)}
+    return {one for one in members if isinstance(one, type) and issubclass(one, BaseModel)}
+
+
+def _named(cls: type[BaseModel]) -> dict[str, set[type[BaseModel]]]:
+    """Fields of a record, with the records that each may hold."""
+    return {
+        info.alias or name: _records(info.annotation) for name, info in cls.model_fields.items()
+    }
+
+
+def _fields_at(cls: type[BaseModel], path: Sequence[str | int]) -> set[str]:
+    """Names of the fields of the records that may stand at `path`."""
+    at = {cls}
+    for part in path:
+        here: dict[str, set[type[BaseModel]]] = {}
+        for record in at:
+            here |= _named(record)
+        at = here.get(str(part), at)  # else a place in a list, or a choice of a union
+    return {name for record in at for name in _named(record)}
+
+
 def _known_fields(cls: type[BaseModel]) -> set[str]:
+    """Names of all fields of a record and of all that are in it."""
     names: set[str] = set()
     pending, seen = [cls], set()
     while pending:
         model = pending.pop()
-        if model in seen:
-            continue
-        seen.add(model)
-        for name, info in model.model_fields.items():
-            names.add(info.alias or name)
-            stack: list[Any] = [info.annotation]
-            while stack:
-                annotation = stack.pop()
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                    pending.append(annotation)
-                stack.extend(getattr(annotation, "__args__", ()))
+        if model not in seen:
+            seen.add(model)
+            for name, records in _named(model).items():
+                names.add(name)
+                pending.extend(records)
     return names
 
 
@@ -275,8 +293,8 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         last = str(problem["loc"][-1])
-        # A field of the outermost record is meant as one of its own, if any is close.
-        own = list(cls.model_fields) if len(problem["loc"]) == 1 else []
+        # A field is meant as one of the same record, if any is close.
+        own = sorted(_fields_at(cls, problem["loc"][:-1]))
         close = difflib.get_close_matches(last, own, n=1)
         close = close or difflib.get_close_matches(last, _known_fields(cls), n=1)
         return InputError(

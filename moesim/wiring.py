@@ -122,6 +122,7 @@ def memory_summary(memory: MemoryPlan, ranks: int) -> dict[str, float]:
         "weights_bytes_per_gpu": sum(memory.weights_bytes.values()),
         "kv_capacity_tokens": memory.kv_capacity_tokens * ranks,
         **{f"weights_{part}_bytes": size for part, size in memory.weights_bytes.items()},
+        "ffn_gpu_weights_bytes": memory.ffn_weights_bytes,
         "reserved_bytes": memory.reserved_bytes,
         "kv_bytes": memory.kv_bytes,
         "gpu_bytes": memory.total_bytes,

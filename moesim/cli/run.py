@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
-from moesim.cli.output import check_file, check_folder, print_json, progress
+from moesim.cli.output import check_file, check_folder, print_json, progress, warn
+from moesim.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moesim.explain import ExplainedStep
     from moesim.results import Result
+    from moesim.sim.detailed.timeline import Timeline
 
 
 class ChartFormat(StrEnum):
@@ -41,6 +43,22 @@ def run(
             "--explain", help="Split a typical step by operator, with where each time comes from."
         ),
     ] = False,
+    detailed: Annotated[
+        bool,
+        typer.Option("--detailed", help="Simulate every layer of every GPU as events: far slower."),
+    ] = False,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write steps of the detailed mode as a trace that Perfetto opens.",
+            show_default=False,
+        ),
+    ] = None,
+    timeline_steps: Annotated[
+        str,
+        typer.Option(metavar="FIRST:STOP", help="Which engine steps, counted from 0, STOP not."),
+    ] = "0:10",
     report: ReportOption = None,
     charts: Annotated[
         Path | None,
@@ -59,12 +77,21 @@ def run(
     check_folder(out, "--out")
     check_file(report, "--report")
     check_folder(charts, "--charts")
+    check_file(timeline, "--timeline")
+    kept = _timeline(timeline, timeline_steps)
 
     from moesim.simulation import simulate
 
     with progress(chosen.name) as tell:
-        result = simulate(chosen, progress=tell)
+        result = simulate(
+            chosen, progress=tell, detailed=detailed or kept is not None, timeline=kept
+        )
     written = _write(result, out, report, charts, chart_format)
+    if kept is not None and timeline is not None:
+        kept.save(timeline)
+        written.append(timeline)
+        if kept.left_out:
+            warn(f"{timeline} leaves out {kept.left_out} slices: choose fewer steps")
     steps = _explain(result) if explained else ()
     if as_json:
         print_json(_summary(result, steps, explained))
@@ -75,6 +102,19 @@ def run(
     print_explanation(steps)
     for path in written:
         print(f"Wrote {path}")
+
+
+def _timeline(path: Path | None, steps: str) -> Timeline | None:
+    """What records the steps FIRST:STOP, where a timeline is wanted."""
+    first, colon, stop = steps.partition(":")
+    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+        rule = "must be FIRST:STOP, two numbers of steps in this order"
+        raise InputError("--timeline-steps", rule, steps)
+    if path is None:
+        return None
+    from moesim.sim.detailed.timeline import Timeline
+
+    return Timeline(int(first), int(stop))
 
 
 def _explain(result: Result) -> tuple[ExplainedStep, ...]:

@@ -107,6 +107,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             f"{number('energy', 'mean_power_w_per_gpu')} W each on average, "
             f"{number('energy', 'joules_per_output_token')} J per output token",
         )
+    yield from _pool_lines(summary)
     yield from _traffic_lines(summary)
     weights = pick(summary, "memory", "weights_bytes_per_gpu")
     capacity = pick(summary, "memory", "kv_capacity_tokens")
@@ -126,6 +127,30 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     busy, links = (pick(summary, "utilisation", key) for key in ("gpu_busy", "link_busy"))
     if busy is not None and links is not None:
         yield ("Use", f"GPUs in a step {percent(busy)}, links in an exchange {percent(links)}")
+
+
+def _pool_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Prefill and decode, where they have pools of their own."""
+    from moesim.report.words import duration, gigabytes, percent, pick
+
+    if not (pools := summary.get("pools")):
+        return
+    for name in ("prefill", "decode"):
+        pool = pools[name]
+        queue = pick(pool, "queue_s", "p99")
+        waits = f", {duration(queue)} in its queue at p99" if queue is not None else ""
+        yield (
+            f"{name.capitalize()} pool",
+            f"{pool['gpus']} GPUs in {pool['replicas']} replica{'s' * (pool['replicas'] > 1)}, "
+            f"{percent(pool['gpu_busy'] or 0.0)} of the time in a step{waits}",
+        )
+    moved = pools["kv_transfer"]
+    times = [
+        f"{words} p50 {duration(pick(moved, key, 'p50') or 0.0)}, "
+        f"p99 {duration(pick(moved, key, 'p99') or 0.0)}"
+        for words, key in (("transfer", "transfer_s"), ("after prefill", "exposed_s"))
+    ]
+    yield ("KV transfer", f"{gigabytes(moved['bytes'])} in all; {'; '.join(times)}")
 
 
 def _traffic_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

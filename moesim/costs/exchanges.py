@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.libraries import EXCHANGE, PHASES, ExchangeLaw, load_law
+from moesim.costs.m_to_n import FACTORS, m_to_n_note, m_to_n_numbers
 from moesim.costs.profile import NetworkProfile
 from moesim.hardware import Link
 from moesim.model import MoEModel
@@ -29,6 +30,8 @@ BY_LAW = (
     "pplx-ibrc",
     "nvlink-one-sided",
 )
+# Between attention and experts on GPUs of their own; not a choice of deployment.exchange.
+M_TO_N = tuple(FACTORS)
 EXCHANGES = (*PLAIN, *BY_LAW)
 
 # What is sent on the way to the experts and back, after the plain ones (moesim.sim.cost_tables).
@@ -40,6 +43,8 @@ def traffic_code(exchange: str) -> int:
     """How the simulation counts an exchange: the values of moesim.sim.cost_tables."""
     if exchange in PLAIN:
         return PLAIN.index(exchange)
+    if exchange in M_TO_N:
+        return len(PLAIN) + len(_TRAFFIC)
     there, back = (load_law(exchange, phase).traffic for phase in PHASES)
     return len(PLAIN) + _TRAFFIC.index((there, back))
 
@@ -61,6 +66,9 @@ def exchange_rows(
             copy_bytes = model.hidden * 2.0
             if phase == "dispatch":
                 copy_bytes = dispatch_bytes(name, model.hidden, precision.dispatch, network)
+            if name in M_TO_N:
+                rows[kind, at] = m_to_n_numbers(name, links, copy_bytes, domains, network)
+                continue
             law = load_law(name, phase)
             rows[kind, at] = law.numbers(links, copy_bytes, domains, model.experts)
             base_s = _own_base_s(name, network)
@@ -94,6 +102,9 @@ def exchange_notes(
     notes = []
     for name in dict.fromkeys(exchange):
         if name in PLAIN or ranks == 1:
+            continue
+        if name in M_TO_N:
+            notes.append(m_to_n_note(name))
             continue
         if name in measured:
             notes.append(f"exchange {name}: measured ({measured[name]})")

@@ -8,7 +8,13 @@ from moesim.errors import InputError
 from moesim.hardware import GPU
 from moesim.model import MoEModel
 from moesim.precision import Precision
-from moesim.sharding import Sharding, kv_bytes_per_token_per_gpu, weight_bytes_per_gpu
+from moesim.sharding import (
+    APART,
+    Sharding,
+    ffn_bytes_per_gpu,
+    kv_bytes_per_token_per_gpu,
+    weight_bytes_per_gpu,
+)
 from moesim.units import GB
 
 
@@ -24,6 +30,7 @@ class MemoryPlan:
     kv_window_bytes_per_token: float
     window: int
     state_bytes_per_request: float = 0.0
+    ffn_weights_bytes: float = 0.0  # of a GPU for FFN alone, the rest being of attention's GPUs
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -54,6 +61,14 @@ def plan_memory(
     """
     weights = weight_bytes_per_gpu(model, sharding, precision, slots_per_rank)
     usable = gpu.memory_bytes * utilisation
+    ffn = ffn_bytes_per_gpu(model, sharding, precision, slots_per_rank)
+    if ffn and ffn["total"] + reserved_bytes > usable:
+        raise InputError(
+            f"{APART}.expert_gpus",
+            f"must hold all FFN weights: {ffn['total'] / GB:.1f} GB on each and reserve "
+            f"{reserved_bytes / GB:.1f} GB exceed the usable {usable / GB:.1f} GB of {gpu.name}",
+            sharding.expert_gpus,
+        )
     kv = kv_bytes_per_token_per_gpu(model, sharding, precision)
     left = kv_share * (usable - weights["total"] - reserved_bytes)
     if left < (kv.full + kv.sliding) * 16 + kv.state:
@@ -84,4 +99,5 @@ def plan_memory(
         kv_window_bytes_per_token=kv.sliding,
         window=kv.window,
         state_bytes_per_request=kv.state,
+        ffn_weights_bytes=ffn.get("total", 0.0),
     )

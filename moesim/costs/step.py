@@ -25,7 +25,13 @@ from moesim.costs.profile import Profile
 from moesim.costs.roofline import elementwise_s, linear_s
 from moesim.hardware import Cluster, Link
 from moesim.model import MoEModel
-from moesim.operators import AttentionWork, attention_work, expert_work, linear_operators
+from moesim.operators import (
+    AttentionWork,
+    attention_operators,
+    attention_work,
+    expert_work,
+    linear_operators,
+)
 from moesim.precision import Precision
 from moesim.sharding import Sharding, stage_layers
 
@@ -60,6 +66,12 @@ class StepCosts:
     expert_ratio: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
     # [2, n + 1] shared experts within token_s's dense parts, for steps that hide exchanges.
     shared_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
+    # Where attention and FFN have GPUs of their own: domains of attention's GPUs [M], which MoE
+    # layer each layer is (-1: a dense one) [A], and one layer's shared experts and dense MLP for n
+    # tokens of an FFN GPU [2, 2, n + 1]. token_s holds attention's GPUs only.
+    domain_of_attention: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    moe_of_layer: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    ffn_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2, 0)))
 
 
 def build_step_costs(
@@ -75,7 +87,7 @@ def build_step_costs(
     tokens = np.arange(most_tokens + 1, dtype=np.float64)
     compute, network = profile.compute, profile.network
     parts = {name: np.zeros(most_tokens + 1) for name in ("attention", "dense", "head", "shared")}
-    for operator in linear_operators(model, sharding, precision):
+    for operator in attention_operators(model, sharding, precision):
         seconds = operator.layers * linear_s(operator, tokens, cluster.gpu, compute)
         if operator.part == "shared":
             parts["shared"] += seconds
@@ -92,6 +104,8 @@ def build_step_costs(
     # does too wherever its tokens are not exchanged.
     moe_reduces = len(model.moe_layers) if sharding.attention_dp == 1 else 0
     reduces = model.layers + (model.layers - len(model.moe_layers)) + moe_reduces
+    if sharding.expert_gpus:
+        reduces = model.layers
     reduced_s = reduces * reduce_s
     gather = all_gather(expert_group, network.collective_base_s)
     group_tokens = np.arange(most_tokens * sharding.attention_dp + 1, dtype=np.float64)
@@ -106,6 +120,7 @@ def build_step_costs(
     )
     rates: dict[str, float | int] = {
         "attention_tp": sharding.attention_tp,
+        "layers": model.layers,
         "full_layers": attention.layers_full,
         "window_layers": attention.layers_sliding,
         "window": attention.window,

@@ -68,12 +68,15 @@ class MeanTimeBetweenFailures(Spec):
 class Restart(Spec):
     """How long a replica takes to start: weights of a GPU at `load_bytes_per_s`, then `start_s`.
 
-    Assumed: 2 GB/s is one of eight GPUs' share of a node's disks; engines compile and warm up for
-    about a minute (SGLang issue 33111 measures 46 s for DeepGEMM alone, median).
+    With `load_from` the bytes take the cluster's ports, at most so fast: from the storage of each
+    node, or from the GPUs of another replica. Assumed: 2 GB/s is one of eight GPUs' share of a
+    node's disks; engines compile and warm up for about a minute (SGLang issue 33111 measures 46 s
+    for DeepGEMM alone, median).
     """
 
     load_bytes_per_s: float = Field(2e9, gt=0.0, le=1e15)
     start_s: Seconds = 60.0
+    load_from: Literal["storage", "peers"] | None = None  # None: nobody else uses the way
 
 
 class FaultsSpec(Spec):
@@ -137,6 +140,8 @@ class FaultPlan:
     node_mtbf_s: float | None = None
     expert_bytes: float = 0.0  # of one expert of one MoE layer, on one GPU
     load_bytes_per_s: float = 1.0
+    weights_bytes: float = 0.0  # of one GPU
+    start_s: float = 0.0  # of restart_s, what follows when the weights are there
 
     def strike_node(self, fault: int, at_s: float, node: int, replicas: int) -> tuple[Strike, ...]:
         """The failure of a whole node, as it meets each replica that has a GPU there."""

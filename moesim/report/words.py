@@ -35,7 +35,7 @@ ASSUMPTIONS = (
 
 NOT_MODELLED = (
     "the client's network, and tokenisation beyond a fixed time per request",
-    "overlap of exchange with compute (two-batch overlap), and prefill kept apart from decode",
+    "routers' and schedulers' own messages where prefill and decode have pools of their own",
     "speculative decoding and multi-token prediction",
     "rebalancing of experts while serving, and other transfers on the links of the exchange",
     "thermal throttling, clock variation and other tenants on the same GPUs or links",

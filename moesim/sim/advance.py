@@ -28,7 +28,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED = range(6)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED = range(7)
 
 
 @inner
@@ -41,6 +41,7 @@ def _clear(step: Any) -> None:
     step.scale_up_bytes = 0.0
     step.scale_out_bytes = 0.0
     step.hidden_s = 0.0
+    step.hidden_compute_s = 0.0
     step.experts_s = 0.0
     step.expert_imbalance_s = 0.0
     step.expert_miss_s = 0.0
@@ -71,10 +72,11 @@ def _count_traffic(replica: Any, step: Any, now: float) -> None:
 
 
 @hot
-def launch(
-    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, now: float, requests: int
-) -> None:
-    """Put the composed batch of replica k in flight, or let the replica rest if it is empty."""
+def open_step(s: Any, record: Any, k: int, now: float, requests: int) -> int:
+    """Begin the STEP row of the batch that replica k has composed; the batch's slot.
+
+    -1 where the batch is empty and the replica rests.
+    """
     rules = s.rules[0]
     replica = s.replicas[k]
     b = (replica.oldest + replica.in_flight) % rules.stages
@@ -84,25 +86,15 @@ def launch(
         settled = rules.dummy_interval == 0 or replica.steps % rules.dummy_interval == 0
         if replica.in_flight > 0 or settled:
             replica.schedule_s = np.inf
-            return
+            return -1
         dummy = 1
     step = record.steps[record.counters[STEPS_FILLED]]
     record.counters[STEPS_FILLED] += 1
     record.counters[STEPS_TOTAL] += 1
     _clear(step)
-    step_cost(s, routes, c, w, record, step, k, b)
-    _count_traffic(replica, step, now)
-    end = now
-    busy = 0.0
-    for stage in range(rules.stages):
-        end = max(end, s.stage_free_s[k, stage]) + w.stage_s[stage]
-        s.stage_free_s[k, stage] = end
-        busy += w.stage_s[stage]
-    s.batch_end_s[k, b] = end
     step.replica = k
     step.dummy = dummy
     step.start_s = now
-    step.duration_s = busy
     running = 0
     waiting = 0
     free = 0
@@ -122,9 +114,33 @@ def launch(
     step.kv_used_fraction = 1.0 - free / capacity
     replica.in_flight += 1
     replica.steps += 1
+    replica.schedule_s = np.inf
+    return b
+
+
+@hot
+def launch(
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, now: float, requests: int
+) -> None:
+    """Put the composed batch of replica k in flight, or let the replica rest if it is empty."""
+    rules = s.rules[0]
+    replica = s.replicas[k]
+    b = open_step(s, record, k, now, requests)
+    if b < 0:
+        return
+    step = record.steps[record.counters[STEPS_FILLED] - 1]
+    step_cost(s, routes, c, w, record, step, k, b)
+    _count_traffic(replica, step, now)
+    end = now
+    busy = 0.0
+    for stage in range(rules.stages):
+        end = max(end, s.stage_free_s[k, stage]) + w.stage_s[stage]
+        s.stage_free_s[k, stage] = end
+        busy += w.stage_s[stage]
+    s.batch_end_s[k, b] = end
+    step.duration_s = busy
     replica.busy_s += busy / rules.stages
     replica.commit_s = s.batch_end_s[k, replica.oldest]
-    replica.schedule_s = np.inf
     if replica.in_flight < rules.stages:
         replica.schedule_s = s.stage_free_s[k, 0]
 
@@ -180,10 +196,10 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); FETCH where requests of the replica wait for blocks from elsewhere, after its launch,
-    and after every launch where the rules say so;
-    EVICTED where the last step evicted blocks that a memory below is to take in; otherwise the time
-    of the next boundary.
+    EXTERNAL); COMPOSED where it is, and the detailed mode is to time it; FETCH where requests of
+    the replica wait for blocks from elsewhere, after its launch, and after every launch where the
+    rules say so; EVICTED where the last step evicted blocks that a memory below is to take in;
+    otherwise the time of the next boundary.
     """
     rules = s.rules[0]
     room = record.steps.size - 1
@@ -213,6 +229,9 @@ def fleet(
             return DECISION, k, t
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
-            launch(s, routes, c, w, record, k, t, schedule(s, k, b))
+            requests = schedule(s, k, b)
+            if rules.detailed > 0:
+                return COMPOSED, k, t
+            launch(s, routes, c, w, record, k, t, requests)
             if rules.tells_launches > 0 or asks(s, k):
                 return FETCH, k, t

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from moesim.sim.clock import at
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import FrontEnd
 from moesim.sim.gate import IN_FLIGHT as HELD
+from moesim.sim.loading import Loading
 
 ON, STARTING, LEAVING, OFF = range(4)
 
@@ -22,7 +23,8 @@ class Autoscaler:
     """Looks at the load at a fixed interval; who leaves gets no more requests and ends its own.
 
     `paid`: (replica, from, to) of all times in which a replica was paid for, cold starts included;
-    those still on at the end are added by `finish`.
+    those still on at the end are added by `finish`. A start takes `cold_start_s`, with `loading`
+    after `weights_bytes` of each GPU have been loaded.
     """
 
     def __init__(
@@ -32,12 +34,16 @@ class Autoscaler:
         front: FrontEnd,
         settings: Autoscaling,
         cold_start_s: float,
+        loading: Loading | None = None,
+        weights_bytes: Mapping[int, float] | None = None,
     ) -> None:
         self.env = env
         self.fleet = fleet
         self.front = front
         self.settings = settings
         self.cold_start_s = cold_start_s
+        self.loading = loading
+        self.weights_bytes = weights_bytes or {}
         replicas = fleet.state.replicas.size
         self.most = settings.max or replicas
         first = settings.initial or settings.min
@@ -108,6 +114,8 @@ class Autoscaler:
             self.env.process(self._start(off[0]))
 
     def _start(self, k: int) -> Generator[simpy.Event, None, None]:
+        if self.loading is not None:
+            yield self.loading.load(k, self.weights_bytes)
         yield at(self.env, self.env.now + self.cold_start_s)
         if self.mode[k] == STARTING:
             self.mode[k] = ON
@@ -135,6 +143,8 @@ class Autoscaler:
 
     def _switch_off(self, k: int) -> None:
         self.mode[k] = OFF
+        if self.loading is not None:
+            self.loading.cancel(k)
         self.stops += 1
         self.paid.append((k, self._since_s[k], self.env.now))
 

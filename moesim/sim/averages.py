@@ -18,15 +18,15 @@ from moesim.sim.cost_tables import (
     ALL_REDUCE,
     DECODE,
     LAYERED,
-    LOW_LATENCY,
+    M_TO_N,
     NO_EXCHANGE,
     NORMAL,
     PROMPT,
     Averages,
     Costs,
 )
-from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic, exchange_layer
-from moesim.sim.experts import expert_layer
+from moesim.sim.exchange import clear_traffic, exchange_layer
+from moesim.sim.experts import add_traffic, expert_layer
 from moesim.sim.replay import count_rows, touch_rows
 from moesim.sim.setup import build_work, no_routes
 from moesim.sim.state import COUNTERS, STEP, Record
@@ -85,7 +85,8 @@ def _draw(
 def _exchange(costs: Costs, kind: int, ranks: int) -> int:
     scalars = costs.scalars[0]
     exchange = int(scalars["prefill_exchange" if kind == PROMPT else "decode_exchange"])
-    return NO_EXCHANGE if ranks == 1 and exchange > ALL_REDUCE else exchange
+    alone = ranks == 1 and exchange > ALL_REDUCE and exchange != M_TO_N
+    return NO_EXCHANGE if alone else exchange
 
 
 def _group_tokens(costs: Costs, kind: int, size: int, ranks: int) -> int:
@@ -114,21 +115,18 @@ def _sample(
         w.source_LX[:] = 0
         for i in range(d * rows_n.size // ranks, (d + 1) * rows_n.size // ranks):
             count_rows(routes, rows_n[i], 1, w.source_LP)
-            if exchange in (NORMAL, LAYERED):
+            if exchange in (NORMAL, LAYERED, M_TO_N):
                 touch_rows(
                     routes, rows_n[i], 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
                 )
-        if exchange in (NORMAL, LAYERED):
-            add_normal(c, w, d)
-        if exchange in (LOW_LATENCY, LAYERED):
-            add_low_latency(c, w, d)
+        add_traffic(c, w, d, exchange)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]
             for p in range(counts.size):
                 counts[p] += source[p]
     for layer in range(w.counts_LP.shape[0]):
         expert_layer(c, w, record, step, layer, kind, group_tokens)
-        if exchange in (NORMAL, LOW_LATENCY, LAYERED):
+        if exchange >= NORMAL:
             exchange_layer(c, w, step, layer, exchange, kind, group_tokens)
 
 

@@ -7,7 +7,8 @@ Every MoE layer is a barrier of the expert-parallel group. Times per unit of wor
 moesim.costs.step; nothing is looked up here but tables. Each function adds its share to `step`, a
 row of STEP, and to w.stage_s, the time of each pipeline stage. Where exchanges are to be hidden, a
 batch may be split into two halves, which are priced one after the other and then put in parallel
-(sim/overlap.py).
+(sim/overlap.py). Where attention and FFN have GPUs of their own, it is cut into micro-batches that
+go to and fro (sim/ping_pong.py).
 
 Legend: D attention ranks, L MoE layers, B pipeline stages.
 """
@@ -21,9 +22,11 @@ from moesim.sim.cost_tables import (
     ALL_GATHER,
     ALL_REDUCE,
     DECODE,
+    M_TO_N,
     NO_EXCHANGE,
     NO_OVERLAP,
     OUT,
+    PING_PONG,
     PROMPT,
     TWO_BATCH,
     UP,
@@ -33,6 +36,7 @@ from moesim.sim.expert_offload import begin_offload, offload_layer, offloads
 from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
+from moesim.sim.ping_pong import cut_batch, ping_pong, price_ffn
 from moesim.sim.state import COUNTED_STEPS
 
 
@@ -41,7 +45,7 @@ def _exchange(s: Any, c: Any, prefill: bool) -> int:
     """How tokens reach their experts in this step."""
     cost = c.scalars[0]
     exchange = cost.prefill_exchange if prefill else cost.decode_exchange
-    if s.rules[0].ranks == 1 and exchange > ALL_REDUCE:
+    if s.rules[0].ranks == 1 and exchange > ALL_REDUCE and exchange != M_TO_N:
         return NO_EXCHANGE
     return exchange
 
@@ -53,7 +57,7 @@ def _front_s(s: Any, c: Any, w: Any) -> float:
     layers_s = 0.0
     for stage in range(s.rules[0].stages):
         layers_s += w.stage_s[stage]
-    return layers_s / max(1, cost.full_layers + cost.window_layers + cost.linear_layers)
+    return layers_s / max(1, cost.layers)
 
 
 @inner
@@ -122,7 +126,7 @@ def _overhead(s: Any, c: Any, w: Any, step: Any, prefill: bool, split: bool) -> 
         requests = max(requests, w.requests[d])  # each rank has a scheduler of its own
         most_tokens = max(most_tokens, w.tokens[d])
     engine_s = cost.step_s + cost.request_s * requests
-    if split:  # its kernels are launched by both halves, which have them already
+    if split:  # its kernels are launched by each part, which have them already
         engine_s -= cost.split_s
     if prefill:
         engine_s += cost.prefill_step_s
@@ -154,7 +158,7 @@ def _draft(s: Any, c: Any, w: Any, step: Any, prefill: bool, head_s: float) -> N
     most_requests = 0
     for d in range(s.rules[0].ranks):
         most_requests = max(most_requests, w.requests[d])
-    once_s = layers_s / (cost.full_layers + cost.window_layers + cost.linear_layers)
+    once_s = layers_s / cost.layers
     passes = 1 if prefill else s.rules[0].drafts
     step.draft_s = passes * (once_s + c.head_s[most_requests])
     w.stage_s[last] += step.draft_s
@@ -170,18 +174,24 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     exchange = _exchange(s, c, prefill)
     policy = choose_overlap(s, c, w, k, b, prefill, exchange)
     w.stage_s[:] = 0.0
-    halves = 2 if policy >= TWO_BATCH else 1
+    parts = 2 if policy >= TWO_BATCH else 1
+    if policy == PING_PONG:
+        parts = cut_batch(s, c, w, k, b, prefill)
     head_s = 0.0
     layers = w.layer_s.shape[1]
-    for half in range(halves):
-        padded = attention_and_dense(s, c, w, step, k, b, prefill, half, policy)
+    for part in range(parts):
+        padded = attention_and_dense(s, c, w, step, k, b, prefill, part, policy)
         front_s = _front_s(s, c, w)
-        if half == 0:
+        if part == 0:
             head_s = output_layer(s, c, w, step, k)
         if layers > 0:
-            _experts(s, routes, c, w, record, step, k, b, prefill, padded, half, exchange, front_s)
-    if policy != NO_OVERLAP:
-        overlap(c, w, step, policy, halves)
+            _experts(s, routes, c, w, record, step, k, b, prefill, padded, part, exchange, front_s)
+        if policy == PING_PONG:
+            price_ffn(s, c, w, step, PROMPT if prefill else DECODE, part)
+    if policy == PING_PONG:
+        ping_pong(c, w, step, parts, head_s)
+    elif policy != NO_OVERLAP:
+        overlap(c, w, step, policy, parts)
     else:
         for layer in range(layers):
             w.stage_s[c.stage_of_layer[layer]] += w.layer_s[0, layer, 1] + (
@@ -190,6 +200,6 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     if s.rules[0].drafts > 0:
         _draft(s, c, w, step, prefill, head_s)
     if layers > 0:
-        step.imbalance /= layers * halves
-        step.active_experts /= layers * halves
-    _overhead(s, c, w, step, prefill, halves == 2)
+        step.imbalance /= layers * parts
+        step.active_experts /= layers * parts
+    _overhead(s, c, w, step, prefill, policy >= TWO_BATCH)

@@ -15,11 +15,12 @@ from moesim.sim.state import row_dtype
 
 # How tokens reach their experts (field `exchange` of COSTS; moesim.costs.exchanges.traffic_code):
 # NORMAL one copy for each node, passed on there; LOW_LATENCY one message for each expert; LAYERED
-# copies there and messages back. Those three are timed by the laws of Costs.exchange.
-NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY, LAYERED = range(6)
+# copies there and messages back; M_TO_N from attention's GPUs to the experts', one copy for each of
+# these. Those four are timed by the laws of Costs.exchange.
+NO_EXCHANGE, ALL_REDUCE, ALL_GATHER, NORMAL, LOW_LATENCY, LAYERED, M_TO_N = range(7)
 
 # How exchanges are hidden behind compute (field `overlap` of COSTS).
-NO_OVERLAP, SHARED_EXPERTS, TWO_BATCH, FIVE_STAGE = range(4)
+NO_OVERLAP, SHARED_EXPERTS, TWO_BATCH, FIVE_STAGE, PING_PONG = range(5)
 
 # Kinds of steps: with prompts, without; rows of Costs.token_s, Costs.expert_ratio and Averages.
 PROMPT, DECODE = range(2)
@@ -30,10 +31,14 @@ UP, OUT = range(2)
 # Parts of Costs.token_s.
 ATTENTION_LINEAR, DENSE, ALL_REDUCED = range(3)
 
+# Parts of Costs.ffn_s.
+SHARED_FFN, DENSE_FFN = range(2)
+
 COSTS = row_dtype(
     [
         ("attention_tp", "i4"),
-        ("full_layers", "i4"),
+        ("layers", "i4"),
+        ("full_layers", "i4"),  # with full attention; a sparse layer is one with a window as well
         ("window_layers", "i4"),
         ("window", "i4"),
         ("prefill_pair_s", "f8"),  # per query-key pair and layer
@@ -74,6 +79,7 @@ COSTS = row_dtype(
         ("overlap", "i4"),
         ("overlap_decode_tokens", "i4"),  # of every rank, from which on a batch is split
         ("overlap_prefill_tokens", "i4"),
+        ("micro_batches", "i4"),  # most of a step, where attention and FFN have GPUs of their own
         # Experts outside GPU memory, as in sim/expert_offload.py: of one expert on one GPU.
         ("cache_policy", "i4"),
         ("miss", "i4"),
@@ -118,6 +124,10 @@ class Costs(NamedTuple):
     stage_share: NDArray[np.float64]  # [B] share of all layers
     rank_of_slot: NDArray[np.int32]  # [P]
     domain_of_rank: NDArray[np.int32]  # [R]
+    domain_of_attention: NDArray[np.int32]  # [M] of attention's GPUs, where experts are on others
+    moe_of_layer: NDArray[np.int32]  # [A] which MoE layer each layer is, -1 a dense one
+    # [2, 2, n + 1] one layer's shared experts or dense MLP for n tokens of an expert GPU; or empty
+    ffn_s: NDArray[np.float64]
     context_log_s: NDArray[np.float64]  # measured attention, as in StepCosts; else empty
     generation_log_s: NDArray[np.float64]
     mixed_log_s: NDArray[np.float64]
@@ -151,24 +161,29 @@ class Condition(NamedTuple):
 
 class Work(NamedTuple):
     """Scratch of one step, and the condition of the ranks that take it; a part is the whole of the
-    step, or one half of a batch that is split."""
+    step, or one of the J halves or micro-batches that its batch is cut into."""
 
     attention_s: NDArray[np.float64]  # [D, 3] per layer of the part: full, windowed, linear
     tokens: NDArray[np.int64]  # [D]
     requests: NDArray[np.int64]  # [D]
     logits: NDArray[np.int64]  # [D] rows of the output layer
     part_tokens: NDArray[np.int64]  # [D]
-    cut: NDArray[np.int64]  # [D] tokens of the first half
-    front_s: NDArray[np.float64]  # [2, 3] as in sim/overlap.py; likewise:
+    cut: NDArray[np.int64]  # [D, J + 1] first token of each part, and behind the last
+    front_s: NDArray[np.float64]  # [J, 3] as in sim/overlap.py; likewise:
     layer_front_s: NDArray[np.float64]  # [2, 3]
-    layer_s: NDArray[np.float64]  # [2, L, 3]
+    layer_s: NDArray[np.float64]  # [J, L, 3]
     done_s: NDArray[np.float64]  # [2]
+    attention_J: NDArray[np.float64]  # as in sim/ping_pong.py; likewise:
+    ffn_s: NDArray[np.float64]  # [J] shared experts and dense layers
+    dense_s: NDArray[np.float64]  # [J, 3]
+    path: NDArray[np.float64]  # [4 + J, 5]
     counts_LP: NDArray[np.int32]
     source_LP: NDArray[np.int32]  # counts of one attention rank
     source_LX: NDArray[np.int32]  # touches of one attention rank
     mark_X: NDArray[np.int64]
     # Tokens over the links; where an exchange is LAYERED, copies in the first L rows and messages
-    # in the last.
+    # in the last; where it is M_TO_N, those of a dense layer in a row behind, senders by GPU of
+    # attention.
     recv_up_LR: NDArray[np.float64]  # tokens over the scale-up link
     send_up_LR: NDArray[np.float64]
     recv_out_LR: NDArray[np.float64]  # tokens over the scale-out link

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, NORMAL, OUT, UP
+from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
 
 
 @inner
@@ -34,10 +34,11 @@ def add_low_latency(c: Any, w: Any, d: int) -> None:
                 w.pair_L[row] = max(w.pair_L[row], count / tp)
                 far += count
                 continue
-            if r // tp == d:
-                count -= count / tp  # what a GPU sends to itself does not travel
-            w.recv_up_LR[row, r] += count
             near += count
+            if r // tp == d:  # what a GPU sends to itself does not travel
+                w.send_up_LR[row, r] -= count / tp
+                count -= count / tp
+            w.recv_up_LR[row, r] += count
         for t in range(tp):
             w.send_up_LR[row, d * tp + t] += near / tp
             w.send_out_LR[row, d * tp + t] += far / tp
@@ -70,6 +71,44 @@ def add_normal(c: Any, w: Any, d: int) -> None:
 
 
 @inner
+def add_m_to_n(c: Any, w: Any, d: int) -> None:
+    """Attention apart from experts: one copy for each token and expert GPU, which goes straight
+    from one of the rank's GPUs. Senders are attention's GPUs, receivers the experts'."""
+    tp = c.scalars[0].attention_tp
+    for layer in range(w.source_LP.shape[0]):
+        for r in range(c.domain_of_rank.size):
+            _add_pair(c, w, layer, d * tp, tp, r, w.source_LX[layer, r] / tp)
+
+
+@inner
+def add_evenly(c: Any, w: Any, ranks: int) -> None:
+    """The same in the row behind the last, of a dense layer: every token goes to one expert GPU,
+    each rank's evenly to all of them."""
+    tp = c.scalars[0].attention_tp
+    row = w.source_LP.shape[0]
+    w.recv_up_LR[row] = 0.0
+    w.send_up_LR[row] = 0.0
+    w.recv_out_LR[row] = 0.0
+    w.send_out_LR[row] = 0.0
+    gpus = c.domain_of_rank.size
+    for d in range(ranks):
+        for r in range(gpus):
+            _add_pair(c, w, row, d * tp, tp, r, w.part_tokens[d] / (tp * gpus))
+
+
+@inner
+def _add_pair(c: Any, w: Any, row: int, first: int, gpus: int, r: int, copies: float) -> None:
+    """Copies that each of the attention GPUs from `first` on sends to expert GPU r."""
+    for sender in range(first, first + gpus):
+        if c.domain_of_attention[sender] == c.domain_of_rank[r]:
+            w.send_up_LR[row, sender] += copies
+            w.recv_up_LR[row, r] += copies
+        else:
+            w.send_out_LR[row, sender] += copies
+            w.recv_out_LR[row, r] += copies
+
+
+@inner
 def clear_traffic(w: Any) -> None:
     """No token has been sent yet."""
     w.recv_up_LR[:] = 0.0
@@ -80,7 +119,7 @@ def clear_traffic(w: Any) -> None:
 
 
 @inner
-def _phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
+def phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
     """Seconds of one phase by a row of EXCHANGE. `back`: combine takes the same ways back, so that
     what was received is sent."""
     up = 0.0
@@ -148,9 +187,9 @@ def exchange_layer(
         return 0.0, 0.0
     messages = w.recv_up_LR.shape[0] - w.source_LP.shape[0] + layer
     there = messages if exchange == LOW_LATENCY else layer
-    back = layer if exchange == NORMAL else messages
-    dispatch_s = _phase_s(w, step, c.exchange[kind, 0], there, False)
-    combine_s = _phase_s(w, step, c.exchange[kind, 1], back, True)
+    back = layer if exchange in (NORMAL, M_TO_N) else messages
+    dispatch_s = phase_s(w, step, c.exchange[kind, 0], there, False)
+    combine_s = phase_s(w, step, c.exchange[kind, 1], back, True)
     if c.exchange_ratio.shape[2] > 0:
         dispatch_s *= c.exchange_ratio[kind, 0, group_tokens]
         combine_s *= c.exchange_ratio[kind, 1, group_tokens]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from moesim.compiled import inner
-from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, NORMAL, OUT, UP
-from moesim.sim.exchange import add_low_latency, add_normal, clear_traffic
+from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
+from moesim.sim.exchange import add_low_latency, add_m_to_n, add_normal, clear_traffic
 from moesim.sim.remap import count_remapped, touch_remapped
 from moesim.sim.replay import count_rows, next_rows, peek_row, touch_rows
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
@@ -23,11 +23,9 @@ from moesim.sim.state import ROUTED_IDS
 
 
 @inner
-def part_of(w: Any, d: int, half: int) -> Any:
-    """Tokens [first, stop) of rank d's batch that belong to a half."""
-    if half == 0:
-        return np.int64(0), w.cut[d]
-    return w.cut[d], w.tokens[d]
+def part_of(w: Any, d: int, part: int) -> Any:
+    """Tokens [first, stop) of rank d's batch that belong to a part."""
+    return w.cut[d, part], w.cut[d, part + 1]
 
 
 @inner
@@ -98,11 +96,22 @@ def _walk(
 
 
 @inner
+def add_traffic(c: Any, w: Any, d: int, exchange: int) -> None:
+    """Add what rank d sends to its tokens' experts, which w.source_LP and w.source_LX count."""
+    if exchange == M_TO_N:
+        add_m_to_n(c, w, d)
+    if exchange in (NORMAL, LAYERED):
+        add_normal(c, w, d)
+    if exchange in (LOW_LATENCY, LAYERED):
+        add_low_latency(c, w, d)
+
+
+@inner
 def route_tokens(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
     """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
-    by_source = exchange in (NORMAL, LOW_LATENCY, LAYERED)
+    by_source = exchange >= NORMAL
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
@@ -118,10 +127,7 @@ def route_tokens(
         w.source_LX[:] = 0
         ids = _walk(s, routes, c, w, k, b, d, part, exchange != LOW_LATENCY, w.source_LP)
         record.counters[ROUTED_IDS] += ids
-        if exchange != LOW_LATENCY:
-            add_normal(c, w, d)
-        if exchange != NORMAL:
-            add_low_latency(c, w, d)
+        add_traffic(c, w, d, exchange)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]
             for p in range(counts.size):
@@ -154,11 +160,11 @@ def expert_layer(
 ) -> float:
     """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank."""
     cost = c.scalars[0]
-    ranks = w.recv_up_LR.shape[1]
+    ranks = c.domain_of_rank.size
     per_rank = c.rank_of_slot.size // ranks
     tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
-    slowest_s = 0.0
+    slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
     most_pairs = 0
     all_pairs = 0

@@ -18,6 +18,7 @@ from moesim.sim.clock import at
 from moesim.sim.cost_tables import Condition
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import FrontEnd
+from moesim.sim.loading import Loading
 from moesim.sim.masks import Masks
 from moesim.sim.offload import Offload
 from moesim.sim.state import Record
@@ -61,6 +62,7 @@ class Faults:
         rng: np.random.Generator,
         offload: Offload | None = None,
         masks: Masks | None = None,
+        loading: Loading | None = None,
     ) -> None:
         self.env = env
         self.fleet = fleet
@@ -70,6 +72,7 @@ class Faults:
         self.record = record
         self.offload = offload
         self.masks = masks
+        self.loading = loading  # None: links and storage are nobody else's
         self.state = fleet.state
         replicas = fleet.state.replicas.size
         self.replicas = replicas
@@ -145,7 +148,7 @@ class Faults:
         if self.masks is not None and self.masks.mask(k, lost_ranks):
             yield from self._go_on_without(k, lost_ranks, restarts, log)
         else:
-            yield from self._start_anew(k, self.plan.restart_s, log)
+            yield from self._start_anew(k, 0.0, log)
 
     def _attention_rank(self, gpu: int) -> int:
         return gpu % self.plan.stage_gpus // self.plan.attention_tp
@@ -164,8 +167,8 @@ class Faults:
             self.outages.append((k, self._stopped_s[k], self.env.now))
             self._stopped_s[k] = np.nan
 
-    def _start_anew(self, k: int, takes_s: float, log: FaultLog) -> Process:
-        """All of replica k is lost but its GPUs' places; it serves again when it has started."""
+    def _start_anew(self, k: int, away_s: float, log: FaultLog) -> Process:
+        """All of replica k is lost but its GPUs' places; after `away_s` it starts."""
         log.answer = "restart"
         self._restarts[k] += 1
         restarts = self._restarts[k]
@@ -176,7 +179,13 @@ class Faults:
         for d in range(self.ranks):
             self.front.over_ranks[k].open[d] = True
         self._give_up(k, range(self.ranks), log)
-        yield at(self.env, self.env.now + takes_s)
+        if self.loading is None:
+            yield at(self.env, self.env.now + (away_s + self.plan.restart_s))
+        else:
+            self.loading.cancel(k)
+            yield at(self.env, self.env.now + away_s)
+            if self._restarts[k] == restarts:
+                yield from self._start(k, range(self.plan.replica_gpus), self.loading)
         if self._restarts[k] != restarts:
             return
         log.recovered_s = self.env.now
@@ -192,14 +201,19 @@ class Faults:
         for d in sorted(dead):
             self.front.over_ranks[k].close(d)
         self._give_up(k, sorted(dead), log)
-        fetched_s = self.masks.fetched_bytes(k, dead) / self.plan.load_bytes_per_s
-        yield at(self.env, self.env.now + self.plan.mask_s + fetched_s)
+        ready = None
+        if self.loading is not None:
+            gpus = [g for g in range(self.plan.replica_gpus) if self._attention_rank(g) in dead]
+            ready = self.env.process(self._start(k, gpus, self.loading))
+        yield from self._fetch_experts(k)
         if self._restarts[k] != restarts:
             return
         requeue_prompts(self.state, k)
         self._go_on(k)
-        back_s = max(self.env.now, log.detected_s + self.plan.restart_s)
-        yield at(self.env, back_s)
+        if ready is not None:
+            yield ready
+        else:
+            yield at(self.env, max(self.env.now, log.detected_s + self.plan.restart_s))
         if self._restarts[k] != restarts:
             return
         log.recovered_s = self.env.now
@@ -209,6 +223,22 @@ class Faults:
         self.fleet.go_on(k)
         for d in dead:
             self.front.over_ranks[k].open[d] = True
+
+    def _start(self, k: int, gpus: Sequence[int], loading: Loading) -> Process:
+        """Load the weights of GPUs of replica k over the fabric, and start their engine."""
+        yield loading.load(k, dict.fromkeys(gpus, self.plan.weights_bytes))
+        yield at(self.env, self.env.now + self.plan.start_s)
+
+    def _fetch_experts(self, k: int) -> Process:
+        """Load the experts that were only on dead ranks to the others of replica k."""
+        assert self.masks is not None
+        new_R = self.masks.new_bytes(k)
+        if self.loading is None:
+            fetched_s = float(new_R.max(initial=0.0)) / self.plan.load_bytes_per_s
+            yield at(self.env, self.env.now + self.plan.mask_s + fetched_s)
+            return
+        yield at(self.env, self.env.now + self.plan.mask_s)
+        yield self.loading.load(k, {int(r): float(new_R[r]) for r in np.flatnonzero(new_R)})
 
     def _drain(self, strike: Strike, log: FaultLog) -> Process:
         """No new requests; after `drain_s` the rest moves, and the replica is away for a while."""
@@ -220,7 +250,7 @@ class Faults:
         yield at(self.env, self.env.now + strike.drain_s)
         if not self._down[k]:
             self._stop(k)
-        yield from self._start_anew(k, strike.duration_s + self.plan.restart_s, log)
+        yield from self._start_anew(k, strike.duration_s, log)
         log.answer = "drain"
         self.front.open(k, "drain")
 

@@ -50,7 +50,7 @@ def set_aside(s: Any, g: int) -> None:
         rank.loading += 1
 
 
-@inner
+@hot
 def asks(s: Any, k: int) -> bool:
     """Whether a request of replica k was set aside."""
     ranks = s.rules[0].ranks

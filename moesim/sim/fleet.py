@@ -14,6 +14,7 @@ from moesim.policies.batching import BatchingPolicy, RankView, RequestsView
 from moesim.sim.advance import (
     BUFFER_FULL,
     COMPLETION,
+    COMPOSED,
     DECISION,
     EVICTED,
     FETCH,
@@ -23,7 +24,7 @@ from moesim.sim.advance import (
 from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
-from moesim.sim.fetch import rejoin
+from moesim.sim.fetch import asks, rejoin
 from moesim.sim.kvcache import bytes_of
 from moesim.sim.remote_kv import end_at_landing, land, let_go
 from moesim.sim.replay import Routes
@@ -78,6 +79,8 @@ class Fleet:
         self.on_fetch: Callable[[int, float], None] | None = None  # of a replica, at a time
         self.on_launch: Callable[[int, float], None] | None = None  # likewise, if the rules say so
         self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
+        # Times a replica's batch, composed at a time for so many requests (the detailed mode).
+        self.on_composed: Callable[[int, float, int], None] | None = None
         self._parts = (state, routes, costs, work, record)
         self._door = shut_door()
         self._record = record
@@ -86,28 +89,28 @@ class Fleet:
     def enqueue(self, request: int, rank: int) -> None:
         """A request arrives at an attention rank now."""
         enqueue(self.state, request, rank, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def rejoin(self, request: int, rank: int) -> None:
         """A request that was set aside for blocks from below has them now."""
         rejoin(self.state, rank, request, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def land(self, request: int, rank: int) -> None:
         """A request that took its blocks has its keys and values from another pool now."""
         land(self.state, rank, request, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def end_at_landing(self, request: int, rank: int) -> None:
         """A request ends with what has come from another pool."""
         end_at_landing(self.state, rank, request, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def let_go(self, request: int) -> None:
         """A finished request that kept its blocks gives them back."""
         rank = int(self.state.requests[request]["rank"])
         let_go(self.state, rank, request, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def stop(self, k: int) -> None:
         """Replica k stands still from now on; its steps under way end here, for nothing."""
@@ -128,16 +131,17 @@ class Fleet:
     def go_on(self, k: int) -> None:
         """One reason for replica k to stand still is gone."""
         go_on(self.state, k, self.env.now)
-        self._arm(self.env.now)
+        self.arm(self.env.now)
 
     def admit_by(self, door: Door) -> None:
         """Let all requests in through a door, at their own times."""
         self._door = door
         first_s = float(next_arrival_s(self.state, door))
         if first_s < np.inf:
-            self._arm(first_s)
+            self.arm(first_s)
 
-    def _arm(self, time_s: float) -> None:
+    def arm(self, time_s: float) -> None:
+        """Look at the replicas at `time_s`."""
         if time_s < self._armed_s:
             self._armed_s = time_s
             timer = at(self.env, time_s, self.priority)
@@ -161,6 +165,8 @@ class Fleet:
                 self.flush()
             elif reason == DECISION:
                 self._decide(replica, time_s)
+            elif reason == COMPOSED:
+                self._time(replica, time_s)
             elif reason == EVICTED:
                 assert self.on_evictions is not None
                 self.on_evictions()
@@ -176,7 +182,7 @@ class Fleet:
             assert notice.callbacks is not None
             notice.callbacks.append(self._notify)
         if time_s < np.inf:
-            self._arm(time_s)
+            self.arm(time_s)
 
     def _notify(self, event: simpy.Event) -> None:
         count = int(self._record.counters[DONE_FILLED])
@@ -212,7 +218,22 @@ class Fleet:
                     raise InputError("batching policy", BROKEN_RULES[granted], grant)
                 left -= granted
                 total += granted > 0
-        launch(*self._parts, k, now, total)
+        self._launch(k, now, total)
+
+    def _launch(self, k: int, now: float, requests: int) -> None:
+        if self.on_composed is None:
+            launch(*self._parts, k, now, requests)
+        else:
+            self.on_composed(k, now, requests)
+
+    def _time(self, k: int, now: float) -> None:
+        """Let the detailed mode time the batch that replica k has composed."""
+        replica = self.state.replicas[k]
+        b = int((replica["oldest"] + replica["in_flight"]) % self.state.rules[0]["stages"])
+        self._launch(k, now, int(self.state.batch_size[k, b].sum()))
+        if asks(self.state, k):
+            assert self.on_fetch is not None
+            self.on_fetch(k, now)
 
     def finish(self) -> None:
         """Collect the last steps; InputError if a policy left requests behind."""

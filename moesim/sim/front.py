@@ -46,7 +46,8 @@ def count_tokens(s: Any, w: Any, step: Any, k: int, b: int) -> bool:
                 w.logits[d] += n
             else:
                 w.logits[d] += 1
-        w.cut[d] = w.tokens[d]
+        w.cut[d, 0] = 0
+        w.cut[d, 1] = w.tokens[d]
         tokens += w.tokens[d]
         requests -= w.requests[d]
     step.prefill_tokens = tokens - decoded
@@ -200,12 +201,10 @@ def output_layer(s: Any, c: Any, w: Any, step: Any, k: int) -> float:
     """The output layer, in the last stage; its seconds."""
     rules = s.rules[0]
     last = rules.stages - 1
-    most_logits = 0
-    slow = 1.0
+    head_s = 0.0
     for d in range(rules.ranks):
-        most_logits = max(most_logits, w.logits[d])
-        slow = max(slow, w.condition.attention_slow_KBD[k, last, d])
-    head_s = c.head_s[most_logits] * slow
+        slow = w.condition.attention_slow_KBD[k, last, d]
+        head_s = max(head_s, c.head_s[w.logits[d]] * slow)
     w.stage_s[last] += head_s
     step.dense_s += head_s
     return head_s

@@ -343,6 +343,7 @@ def fits(state: State) -> NDArray[np.bool_]:
         fits &= prompt + requests["output_tokens"] <= rules["max_context"]
     # What computes a prompt in one step: TensorRT-LLM refuses a longer one on arrival.
     whole = rules["policy"] == IN_FLIGHT and not rules["chunked_prefill"]
+    whole = whole and rules["remote_kv"] == 0
     if rules["policy"] == STATIC or whole:
         fits &= prompt <= rules["token_budget"]
     return np.asarray(fits)

@@ -101,9 +101,10 @@ class Masks:
             self.state.ranks[k * self.ranks + d]["masked"] = 1
         return True
 
-    def fetched_bytes(self, k: int, dead: set[int]) -> float:
-        """Most bytes that one GPU has to load for the experts that were only on the `dead`."""
-        return float(self._new_R[k].max(initial=0)) * self.expert_bytes
+    def new_bytes(self, k: int) -> NDArray[np.float64]:
+        """Bytes of experts that each GPU of replica k has to load since ranks were last masked."""
+        new_R: NDArray[np.float64] = self._new_R[k] * self.expert_bytes
+        return new_R
 
     def unmask(self, k: int, back: set[int]) -> None:
         """Ranks have come back with their own experts."""

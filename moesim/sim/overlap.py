@@ -19,6 +19,7 @@ from moesim.sim.cost_tables import (
     ALL_REDUCE,
     FIVE_STAGE,
     NO_OVERLAP,
+    PING_PONG,
     SHARED_EXPERTS,
     TWO_BATCH,
 )
@@ -38,18 +39,19 @@ def choose_overlap(s: Any, c: Any, w: Any, k: int, b: int, prefill: bool, exchan
     policy = cost.overlap
     if policy == NO_OVERLAP or w.layer_s.shape[1] == 0 or exchange <= ALL_REDUCE:
         return NO_OVERLAP
-    if policy == SHARED_EXPERTS:
-        return SHARED_EXPERTS
+    if policy in (SHARED_EXPERTS, PING_PONG):
+        return policy
     least = cost.overlap_prefill_tokens if prefill else cost.overlap_decode_tokens
     for d in range(s.rules[0].ranks):
         if s.ranks[k * s.rules[0].ranks + d].masked == 0 and w.tokens[d] < max(2, least):
             return NO_OVERLAP
     for d in range(s.rules[0].ranks):
-        w.cut[d] //= 2
+        w.cut[d, 1] //= 2
+        w.cut[d, 2] = w.tokens[d]
         if not prefill:
-            w.cut[d] = 0
+            w.cut[d, 1] = 0
             for i in range(s.batch_size[k, b, d] // 2):
-                w.cut[d] += s.batch_tokens[k, b, d, i]
+                w.cut[d, 1] += s.batch_tokens[k, b, d, i]
     return TWO_BATCH if prefill or policy == TWO_BATCH else FIVE_STAGE
 
 
@@ -134,7 +136,7 @@ def overlap(c: Any, w: Any, step: Any, policy: int, halves: int) -> None:
     Layers are taken alike but for their experts and exchanges.
     """
     cost = c.scalars[0]
-    layers = cost.full_layers + cost.window_layers + cost.linear_layers
+    layers = cost.layers
     moe_layers = c.stage_of_layer.size
     exchange_s = 0.0
     exposed_s = 0.0

@@ -18,6 +18,7 @@ from moesim.sim.cost_tables import (
     COSTS,
     LAYERED,
     LOW_LATENCY,
+    M_TO_N,
     NORMAL,
     Averages,
     Condition,
@@ -147,8 +148,10 @@ def build_costs(
 ) -> Costs:
     """The tables of moesim.costs.step in the form that compiled code reads."""
     ranks = max(1, costs.domain_of_rank.size)
+    kinds = ("full_layers", "window_layers", "linear_layers")
+    layers = {"layers": sum(int(costs.rates.get(kind, 0)) for kind in kinds)}
     return Costs(
-        scalars=_row(COSTS, costs.rates),
+        scalars=_row(COSTS, layers | costs.rates),
         token_s=np.ascontiguousarray(costs.token_s),
         head_s=np.ascontiguousarray(costs.head_s),
         shared_s=np.ascontiguousarray(costs.shared_s),
@@ -157,6 +160,9 @@ def build_costs(
         stage_share=costs.stage_share,
         rank_of_slot=np.repeat(np.arange(ranks, dtype=np.int32), slots // ranks),
         domain_of_rank=costs.domain_of_rank,
+        domain_of_attention=costs.domain_of_attention,
+        moe_of_layer=costs.moe_of_layer,
+        ffn_s=np.ascontiguousarray(costs.ffn_s),
         context_log_s=np.ascontiguousarray(costs.context_log_s),
         generation_log_s=np.ascontiguousarray(costs.generation_log_s),
         mixed_log_s=np.ascontiguousarray(costs.mixed_log_s),
@@ -174,19 +180,26 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
     layers, slots = costs.stage_of_layer.size, costs.rank_of_slot.size
     expert_ranks = costs.domain_of_rank.size
     width = expert_ranks + _domains(costs)
-    rows = 2 * layers if LAYERED in _exchanges(costs) else layers
-    per_rank = (rows, expert_ranks)
+    rows = layers + layers * (LAYERED in _exchanges(costs)) + (M_TO_N in _exchanges(costs))
+    # Each GPU's ports: those of an expert-parallel rank, or of attention apart from experts.
+    ports = max(expert_ranks, costs.domain_of_attention.size)
+    per_rank = (rows, ports)
+    parts = max(2, int(costs.scalars[0]["micro_batches"]))
     return Work(
         attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
         requests=np.zeros(ranks, np.int64),
         logits=np.zeros(ranks, np.int64),
         part_tokens=np.zeros(ranks, np.int64),
-        cut=np.zeros(ranks, np.int64),
-        front_s=np.zeros((2, 3)),
+        cut=np.zeros((ranks, parts + 1), np.int64),
+        front_s=np.zeros((parts, 3)),
         layer_front_s=np.zeros((2, 3)),
-        layer_s=np.zeros((2, layers, 3)),
+        layer_s=np.zeros((parts, layers, 3)),
         done_s=np.zeros(2),
+        attention_J=np.zeros(parts),
+        ffn_s=np.zeros(parts),
+        dense_s=np.zeros((parts, 3)),
+        path=np.zeros((4 + parts, 5)),
         counts_LP=np.zeros((layers, slots), np.int32),
         source_LP=np.zeros((layers, slots), np.int32),
         source_LX=np.zeros((layers, width), np.int32),
@@ -202,8 +215,8 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         condition=Condition(
             attention_slow_KBD=np.ones((replicas, stages, ranks)),
             expert_slow_KBR=np.ones((replicas, stages, expert_ranks)),
-            up_slow_KR=np.ones((replicas, expert_ranks)),
-            out_slow_KR=np.ones((replicas, expert_ranks)),
+            up_slow_KR=np.ones((replicas, ports)),
+            out_slow_KR=np.ones((replicas, ports)),
             worst_up_K=np.ones(replicas),
             worst_out_K=np.ones(replicas),
             expert_of_slot_LP=np.zeros((0, 0), np.int32),
@@ -253,7 +266,7 @@ def build_routes(
     width = costs.domain_of_rank.size + _domains(costs)
     touches = np.zeros((0, layers, width), np.uint32)
     if (
-        _exchanges(costs) & {NORMAL, LAYERED}
+        _exchanges(costs) & {NORMAL, LAYERED, M_TO_N}
         and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES
     ):
         touches = running_touches(

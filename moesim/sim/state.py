@@ -153,7 +153,8 @@ STEP = row_dtype(
         ("pipeline_s", "f8"),
         ("draft_s", "f8"),
         ("overhead_s", "f8"),
-        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step
+        ("hidden_s", "f8"),  # exchange behind compute, which takes no time of the step; likewise:
+        ("hidden_compute_s", "f8"),  # of GPUs for attention alone or FFN alone, behind the others'
         ("imbalance", "f8"),
         ("imbalance_max", "f8"),
         ("active_experts", "f8"),
@@ -234,6 +235,7 @@ RULES = row_dtype(
         ("drafts", "i4"),  # tokens that go with every decoded one to be verified
         ("draft_seed", "u8"),
         ("expand_drafts", "i4"),  # every draft attends as a request of its own
+        ("detailed", "i4"),  # batches are timed outside, by the detailed mode
         # Prefill and decode in pools of their own (sim/remote_kv.py).
         ("keeps_kv", "i4"),  # finished requests keep their blocks
         ("tells_launches", "i4"),  # `fleet` returns after every launch

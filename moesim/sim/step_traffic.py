@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.fabric import Fabric, gpu
-from moesim.hardware import SCALE_UP
+from moesim.hardware import SCALE_UP, SELF
 from moesim.sharding import Sharding
 from moesim.sim.state import COMPLETED, RECENT_S, State
 from moesim.sim.transfers import Transfers
@@ -97,12 +97,16 @@ def step_load(
     first = first_gpu + replica * sharding.gpus
     for stage in range(first, first + sharding.gpus, sharding.stage_gpus):
         ranks = np.arange(stage, stage + sharding.stage_gpus)
-        inside = fabric.cluster.link_kinds(ranks, ranks) == SCALE_UP
-        _add(loads[0], fabric, ranks, inside)
-        outside = ~inside & (ranks[:, None] != ranks[None, :])
-        if not all_pairs:
+        kinds = fabric.cluster.link_kinds(ranks, ranks)
+        inside, outside = kinds == SCALE_UP, (kinds != SCALE_UP) & (kinds != SELF)
+        if sharding.expert_gpus:  # from attention to experts and back, nothing among themselves
+            attention = np.arange(ranks.size) < sharding.attention_gpus
+            across = attention[:, None] != attention[None, :]
+            inside, outside = inside & across, outside & across
+        elif not all_pairs:
             place = ranks % fabric.cluster.scale_up_domain
             outside &= place[:, None] == place[None, :]
+        _add(loads[0], fabric, ranks, inside)
         _add(loads[1], fabric, ranks, outside)
     return loads
 

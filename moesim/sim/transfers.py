@@ -52,13 +52,14 @@ class Standing(Protocol):
 class Transfer:
     """One transfer: what was asked for, and how far it is. `arrived` carries it as its value."""
 
-    source: Endpoint
-    target: Endpoint
+    source: Endpoint | None  # None of a flow that has many
+    target: Endpoint | None
     size_bytes: float
     cap_bytes_per_s: float
     start_s: float
     latency_s: float
     port_M: NDArray[np.int64]
+    weight_M: NDArray[np.float64]  # bytes on each port for every byte of `size_bytes`
     arrived: simpy.Event
     left_bytes: float
     rate_bytes_per_s: float = 0.0
@@ -114,9 +115,40 @@ class Transfers:
             start_s=self.env.now,
             latency_s=self.fabric.latency_s(path),
             port_M=np.array(path, np.int64),
+            weight_M=np.ones(len(path)),
             arrived=simpy.Event(self.env),
             left_bytes=size_bytes,
         )
+        return self._start(transfer)
+
+    def pour(
+        self,
+        port_M: NDArray[np.int64],
+        weight_M: NDArray[np.float64],
+        size_bytes: float,
+        cap_bytes_per_s: float,
+    ) -> simpy.Event:
+        """Start a flow of many sources and targets at once, whose ports keep pace with each other.
+
+        It puts weight_M x size_bytes on port_M, each port at most once, and ends without latency.
+        """
+        poured = self._start(
+            Transfer(
+                source=None,
+                target=None,
+                size_bytes=size_bytes,
+                cap_bytes_per_s=cap_bytes_per_s,
+                start_s=self.env.now,
+                latency_s=0.0,
+                port_M=port_M,
+                weight_M=weight_M,
+                arrived=simpy.Event(self.env),
+                left_bytes=size_bytes,
+            )
+        )
+        return poured.arrived
+
+    def _start(self, transfer: Transfer) -> Transfer:
         self._move(self.env.now)
         self.active.append(transfer)
         self._arm(self.env.now)
@@ -127,6 +159,13 @@ class Transfers:
         self._move(self.env.now)
         transfer.cap_bytes_per_s = np.inf if rate_cap is None else rate_cap
         self._arm(self.env.now)
+
+    def cancel(self, transfer: Transfer) -> None:
+        """End a transfer whose last byte has not left; its event never succeeds."""
+        if transfer in self.active:
+            self._move(self.env.now)
+            self.active.remove(transfer)
+            self._arm(self.env.now)
 
     def stand(self, flow: Standing) -> None:
         """Let standing traffic contend from now on."""
@@ -179,7 +218,7 @@ class Transfers:
 
     def _carry(self, one: Transfer, moved_bytes: float) -> None:
         one.left_bytes -= moved_bytes
-        self.carried_P[one.port_M] += moved_bytes
+        self.carried_P[one.port_M] += moved_bytes * one.weight_M
 
     def _end(self, now: float) -> None:
         for one in self.active:
@@ -194,7 +233,7 @@ class Transfers:
         if not self.active:
             return
         ports = [one.port_M for one in self.active] + [flow.port_M for flow in self._standing]
-        weights = [np.ones(one.port_M.size) for one in self.active]
+        weights = [one.weight_M for one in self.active]
         weights += [flow.weight_M for flow in self._standing]
         caps = [one.cap_bytes_per_s for one in self.active] + self._demand
         rates = self._rates(ports, weights, caps)
@@ -216,7 +255,7 @@ class Transfers:
                 continue
             ports = [flow.port_M, *(one.port_M for one in self.active)]
             ports += [self._standing[j].port_M for j in others]
-            weights = [flow.weight_M, *(np.ones(one.port_M.size) for one in self.active)]
+            weights = [flow.weight_M, *(one.weight_M for one in self.active)]
             weights += [self._standing[j].weight_M for j in others]
             caps = [np.inf, *(one.cap_bytes_per_s for one in self.active)]
             caps += [self._demand[j] for j in others]

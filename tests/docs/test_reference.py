@@ -38,6 +38,7 @@ SECTIONS = {
         "deployment.load_balancing",
     ),
     "OverlapSpec": "deployment.overlap",
+    "AttentionFFN": "deployment.attention_ffn",
     "SpeculationSpec": "deployment.speculation",
     "KVCacheSpec": "deployment.kv_cache",
     "KVTier": "deployment.kv_cache.tiers",

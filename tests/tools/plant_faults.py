@@ -145,8 +145,8 @@ FAULTS = (
     Fault(
         "sends-to-itself",
         "moesim/sim/exchange.py",
-        "            if r // tp == d:\n",
-        "            if r < 0:\n",
+        "            if r // tp == d:  # what",
+        "            if r < 0:  # what",
         "tests/oracles/test_exchange.py::test_low_latency_mode_sends_every_token_to_every_expert",
     ),
     Fault(
@@ -156,6 +156,28 @@ FAULTS = (
         "    combine_s = _phase_s(w, step, c.exchange[kind, 0], back, True)\n",
         "tests/oracles/test_exchange.py::"
         "test_normal_mode_sends_one_copy_to_each_node_and_fans_out_there",
+    ),
+    Fault(
+        "ffn-before-its-tokens",
+        "moesim/sim/ping_pong.py",
+        "    if path[MICRO_BATCH + j, 0] > path[of, 0]:\n",
+        "    if path[MICRO_BATCH + j, 0] > path[of, 0] and of != EXPERTS:\n",
+        "tests/oracles/test_ping_pong.py::test_two_micro_batches_take_turns",
+    ),
+    Fault(
+        "a-copy-for-each-expert",
+        "moesim/sim/exchange.py",
+        "            _add_pair(c, w, layer, d * tp, tp, r, w.source_LX[layer, r] / tp)\n",
+        "            pairs = w.source_LP[layer, c.rank_of_slot == r].sum()\n"
+        "            _add_pair(c, w, layer, d * tp, tp, r, pairs / tp)\n",
+        "tests/oracles/test_ping_pong.py::test_a_copy_goes_once_to_each_gpu_and_by_the_nearer_link",
+    ),
+    Fault(
+        "shared-experts-of-all-tokens",
+        "moesim/sim/ping_pong.py",
+        "    each = -(-tokens // gpus)\n",
+        "    each = tokens\n",
+        "tests/oracles/test_ping_pong.py::test_a_step_by_hand",
     ),
     Fault(
         "other-experts-when-computed-again",
@@ -297,6 +319,43 @@ FAULTS = (
         "    u = x - i\n",
         "    u = min(1.0, x - i)\n",
         "tests/unit/test_grids.py::test_powers_are_exact_between_points_and_beyond_the_table",
+    ),
+    Fault(
+        "kv-freed-before-it-is-sent",
+        "moesim/sim/commit.py",
+        """                if rules.keeps_kv == 0:
+                    release(s, g, r)
+""",
+        "                release(s, g, r)\n",
+        "tests/oracles/test_disaggregation.py::test_a_full_decode_pool_holds_up_prefill",
+    ),
+    Fault(
+        "no-room-for-output-to-come",
+        "moesim/sim/remote_kv.py",
+        "        if spare_bytes(s, g, r, found, tokens) < margin:\n",
+        "        if spare_bytes(s, g, r, found, tokens) < 0:\n",
+        "tests/oracles/test_disaggregation.py::test_room_is_left_for_output_to_come",
+    ),
+    Fault(
+        "layers-sent-before-they-are-computed",
+        "moesim/sim/kv_sending.py",
+        "source, target, size, made if cap is None else min(made, cap)",
+        "source, target, size, cap",
+        "tests/oracles/test_disaggregation.py::test_layer_by_layer_only_the_last_layer_remains",
+    ),
+    Fault(
+        "decodes-before-the-last-byte",
+        "moesim/sim/kv_sending.py",
+        "        return moving is not None and moving.all_sent and moving.parts == 0\n",
+        "        return moving is not None and moving.all_sent\n",
+        "tests/oracles/test_disaggregation.py::test_one_request",
+    ),
+    Fault(
+        "every-rank-sends-every-head",
+        "moesim/kv_layout.py",
+        "sum(_holder(heads, tp_s, head) + t % copies == s for head in",
+        "sum(True for head in",
+        "tests/unit/test_kv_layout.py::test_heads_are_gathered_and_split",
     ),
 )
 

@@ -197,7 +197,7 @@ def test_summary_counts_all_and_measures_the_counted() -> None:
         memory={"weights_bytes_per_gpu": np.float64(7e9), "kv_capacity_tokens": np.int64(1000)},
         seed=3,
     )
-    outcomes = {"completed": 3, "failed": 1, "rejected": 0, "cancelled": 0}
+    outcomes = {"completed": 3, "failed": 1, "rejected": 0, "cancelled": 0, "lost": 0}
     assert summary["requests"] == {"submitted": 4, **outcomes, "warmup": 1}
     assert summary["duration_s"] == 12.0
     assert summary["ttft_s"]["mean"] == 2.0

@@ -74,6 +74,7 @@ def test_it_runs(name: str) -> None:
         ("prefill-every-step", "prefill-every-second-step"),
         ("deepseek-v3-one-node", "deepseek-v3-one-node-drafts"),
         ("deepseek-v3-two-nodes", "deepseek-v3-two-nodes-overlapped"),
+        ("attention-ffn-apart", "attention-ffn-together"),
         ("deepseek-v3-nine-nodes", "deepseek-v3-nine-copies"),
         ("failure-of-a-wide-ep", "failure-of-narrow-eps"),
     ],

@@ -186,10 +186,13 @@ class MeasuredOperators:
     @property
     def reduces(self) -> int:
         """All-reduces of a step: one behind attention, one behind the MLP or the experts, but
-        none behind experts that tokens of data-parallel attention are exchanged with."""
+        none behind experts that tokens of data-parallel attention are exchanged with, or that have
+        GPUs of their own."""
         model, sharding = self.model, self.sharding
         if sharding.attention_tp == 1:
             return 0
+        if sharding.expert_gpus:
+            return model.layers
         routed = len(model.moe_layers)
         return 2 * model.layers - (routed if sharding.attention_dp > 1 else 0)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.ffn import most_ffn_tokens
 from moesim.costs.grids import BATCH, KV_TOKENS, NEW_TOKENS, PREFIX_TOKENS, Axis, tabulate
 from moesim.costs.hosts import host_launch_s
 from moesim.costs.measured.expert_work import Counts, parts
@@ -21,6 +22,7 @@ from moesim.costs.measured.operators import FULL, KINDS, LINEAR, WINDOW, Measure
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts, launches
 from moesim.hardware import GPU
+from moesim.operators import ffn_operators
 
 # Tables are exact up to here, and linear between every so many tokens beyond.
 EXACT_TOKENS = 1_024
@@ -53,11 +55,13 @@ def measured_step_costs(
         "prefill_step_s": overhead.prefill_step_s,
         "prompt_floor_s": launches(model) * max(overhead.launch_s, host_s),
     }
+    ffn_s = [_ffn_s(operators, most_tokens, decode) for decode in (False, True)]
     costs = replace(
         base,
         rates=rates,
         token_s=token_s,
         head_s=head,
+        ffn_s=np.stack([ffn_s[0] * ratio, ffn_s[1]]),
         shared_s=np.stack([shared * ratio, graph_shared]),
         context_log_s=_grids(operators, NEW_TOKENS, PREFIX_TOKENS, True) + np.log(ratio),
         generation_log_s=_grids(operators, BATCH, KV_TOKENS, False),
@@ -75,7 +79,10 @@ def _linear_s(
     and of the shared experts, which are among the others."""
     points = points_of(most_tokens)
     of_part = {part: np.zeros(points.size) for part in ("attention", "dense", "head", "shared")}
+    apart = ffn_operators(operators.model, operators.sharding, operators.precision)
     for operator in operators.linears(decode):
+        if operator in apart:
+            continue
         seconds = operator.layers * operators.linear(operator, points, decode).seconds
         of_part[operator.part if operator.part in ("attention", "head") else "dense"] += seconds
         if operator.part == "shared":
@@ -83,6 +90,21 @@ def _linear_s(
     tokens = np.arange(most_tokens + 1)
     attention, dense, head, shared = (np.interp(tokens, points, of_part[part]) for part in of_part)
     return attention, dense, head, shared
+
+
+def _ffn_s(operators: MeasuredOperators, most_tokens: int, decode: bool) -> Floats:
+    """[2, n + 1] seconds of one layer's shared experts and dense MLP on GPUs of their own."""
+    sharding = operators.sharding
+    if not sharding.expert_gpus:
+        return np.zeros((2, 0))
+    most = most_ffn_tokens(sharding, most_tokens)
+    points = points_of(most)
+    seconds = np.zeros((2, points.size))
+    for operator in ffn_operators(operators.model, sharding, operators.precision):
+        once_s = operators.linear(operator, points, decode).seconds
+        seconds[int(operator.part == "dense")] += once_s
+    seconds[:, 0] = 0.0
+    return np.stack([np.interp(np.arange(most + 1), points, each) for each in seconds])
 
 
 def _reduced_s(operators: MeasuredOperators, most_tokens: int, eager: bool) -> Floats:
