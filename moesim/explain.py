@@ -175,6 +175,11 @@ class _Rows:
         seconds_D = self.costs.token_s[self.kind, index, tokens_D]
         return int(tokens_D[int(np.argmax(seconds_D))])
 
+    def _logits(self) -> int:
+        """Rows of the output layer on the rank that takes longest over them."""
+        logits_D = self.work.logits
+        return int(logits_D[int(np.argmax(self.costs.head_s[logits_D]))])
+
     def rows(self) -> Iterator[Row]:
         """All of the step, engine last."""
         yield from self._linears()
@@ -199,7 +204,7 @@ class _Rows:
         of = self.of
         for operator in linear_operators(of.model, of.sharding, of.precision):
             index = ATTENTION_LINEAR if operator.part == "attention" else DENSE
-            n = self.size.requests if operator.part == "head" else self._slowest(index)
+            n = self._logits() if operator.part == "head" else self._slowest(index)
             if operator in self.apart:
                 n = -(-int(self.work.tokens.sum()) // of.sharding.expert_gpus)
             if of.operators is None:
