@@ -12,23 +12,17 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.assembly import Assembled, assemble, disturb, join_links, let_in
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
-from moesim.deployment import Deployment, deploy, run_rules, step_costs
-from moesim.detailing import check_detailed, detail
+from moesim.deployment import Deployment, deploy, step_costs
+from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
 from moesim.economics import gpu_hour_price
 from moesim.errors import InputError
-from moesim.fabric import build_fabric
 from moesim.outages import (
     check_outages,
-    cold_start,
-    expert_bytes,
-    expert_spares,
-    is_elastic,
-    loads_over_fabric,
     outage_notes,
-    plan_faults,
 )
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
@@ -36,22 +30,8 @@ from moesim.policies.load_balancing import LoadBalancer
 from moesim.provenance import run_notes
 from moesim.results import RawRun, Result
 from moesim.scenario import Scenario, load_scenario
-from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.background import start_background
-from moesim.sim.cost_tables import Work
 from moesim.sim.detailed.timeline import Timeline
-from moesim.sim.faults import Faults
-from moesim.sim.fleet import Fleet
-from moesim.sim.frontend import FrontEnd
-from moesim.sim.gate import Gate
-from moesim.sim.loading import Loading
-from moesim.sim.masks import Masks, prepare
-from moesim.sim.offload import Offload
-from moesim.sim.setup import (
-    build_record,
-    build_state,
-    build_work,
-)
 from moesim.sim.state import (
     COMPLETED,
     COUNTED_STEPS,
@@ -60,15 +40,9 @@ from moesim.sim.state import (
     STEPS_TOTAL,
     State,
 )
-from moesim.sim.step_traffic import stand_for_steps
-from moesim.sim.transfers import Transfers
-from moesim.sim.waits import Waits
-from moesim.streams import stream
 from moesim.wiring import (
     MOST_TOKEN_TIMES,
-    Wired,
     all_steps,
-    balancers,
     failure_notes,
     memory_summary,
     most_in_flight,
@@ -125,83 +99,36 @@ def simulate(
         expert_uses = _uses_with_lru(scenario, *choices)
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
-    notes = [*deployment.notes, *demand.notes]
     check_outages(scenario, deployment)
     wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
-    notes += [*wired.notes, *outage_notes(scenario, deployment)]
-    compiled_costs, routes = wired.costs, wired.routes
-
-    rules = run_rules(scenario, deployment, demand, external=batching is not None)
-    rules["detailed"] = int(detailed)
-    tiers = scenario.deployment.kv_cache.tiers
-    acceptance = scenario.deployment.speculation.of_each()
-    state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
-    keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
-    if not keep_times:
-        notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
-    replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
-    most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
-    record = build_record(keep_times, demand, compiled_costs, most_done)
-    work = build_work(ranks, int(rules["stages"]), compiled_costs, replicas)
-    work, masks = _masks(scenario, deployment, wired, work, state)
+    notes = [*deployment.notes, *demand.notes, *wired.notes, *outage_notes(scenario, deployment)]
     env = simpy.Environment()
-    singly = on_step is not None or detailed
-    fleet = Fleet(env, state, routes, compiled_costs, work, record, batching, leap and not singly)
-    transfers = _shared_fabric(env, scenario, deployment)
-    if detailed:
-        priced = (deployment, state, routes, compiled_costs, record, work.condition)
-        detail(env, fleet, *priced, transfers, timeline)
-        notes.append("steps simulated layer by layer (the detailed mode)")
-    elif transfers is not None:
-        all_pairs = "deepep-low-latency" in scenario.exchanges()
-        stand_for_steps(transfers, state, deployment.sharding, all_pairs)
+    singly = on_step is not None or detailed or not leap
+    run = assemble(env, scenario, deployment, demand, wired, batching, singly, detailed)
+    if not run.record.token_s.size and demand.output_tokens.size:
+        notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
+    transfers = join_links(env, scenario, deployment, run, timeline if detailed else None)
     background_finish_s = np.zeros(0)
     if transfers is not None:
         background_finish_s = start_background(transfers, scenario.cluster.background)
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")
+    if detailed:
+        notes.append("steps simulated layer by layer (the detailed mode)")
     if on_step is not None:
-        fleet.on_turn = _watcher(on_step, replicas, record.counters, work.counts_LP)
+        run.fleet.on_turn = _watcher(on_step, run)
     elif progress is not None:
-        fleet.on_turn = _teller(progress, state.requests)
-    over_replicas, over_ranks = balancers(scenario, fleet, load_balancing)
-    admission = scenario.deployment.admission
-    offload = Offload(env, fleet, tiers) if tiers else None
-    spec, autoscaling = scenario.faults, scenario.deployment.autoscaling
-    front = FrontEnd(
-        env,
-        fleet,
-        over_replicas,
-        over_ranks,
-        deployment.profile.overhead.arrival_delay_s(demand.prompt_tokens),
-        demand.concurrency,
-        waits=None if demand.threads is None else Waits(demand.threads),
-        gate=None if admission is None else Gate(state, admission),
-        replicas_change=spec is not None or autoscaling is not None,
-        hold=spec is None or spec.no_replica == "wait",
-    )
-    faults = autoscaler = None
-    loading = _loading(scenario, deployment, transfers)
-    if spec is not None:
-        plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
-        faults = Faults(
-            env, fleet, front, plan, work.condition, record, rng, offload, masks, loading
-        )
-    if autoscaling is not None:
-        starts = cold_start(scenario, deployment, autoscaling, loading)
-        autoscaler = Autoscaler(env, fleet, front, autoscaling, *starts)
+        run.fleet.on_turn = _teller(progress, run.state.requests)
+    front, offload = let_in(env, scenario, deployment, demand, run, load_balancing)
+    faults, autoscaler = disturb(env, scenario, deployment, run, front, offload, transfers)
     env.run()
-    fleet.finish()
+    run.fleet.finish()
 
-    if wired.pool is not None:
-        routed = int((demand.prompt_tokens.astype(np.int64) + demand.output_tokens).sum())
-        notes += wired.pool.notes(routed, most_in_flight(state.requests))
-    failed = int((state.requests["status"] == FAILED).sum())
-    notes += failure_notes(failed, deployment, scenario, rules)
-    steps = all_steps(fleet)
+    state, record, steps = run.state, run.record, all_steps(run.fleet)
+    notes += _notes_after(scenario, deployment, demand, run)
     operators = deployment.operators
     if operators is not None and not own_costs and provenance:
-        notes += run_notes(operators, steps, state.requests, ranks)
+        notes += run_notes(operators, steps, state.requests, run.ranks)
     return Result(
         scenario=scenario,
         raw=RawRun(
@@ -212,7 +139,7 @@ def simulate(
             rank_active_LR=record.rank_active_LR,
             routed_ids=int(record.counters[ROUTED_IDS]),
             counted_steps=int(record.counters[COUNTED_STEPS]),
-            ranks_per_replica=ranks,
+            ranks_per_replica=run.ranks,
             background_finish_s=background_finish_s,
             threads=demand.threads,
             groups=demand.groups,
@@ -223,7 +150,7 @@ def simulate(
             if autoscaler is None
             else (autoscaler.starts, autoscaler.stops, tuple(autoscaler.finish(_end_s(state)))),
         ),
-        memory=memory_summary(deployment.memory, ranks),
+        memory=memory_summary(deployment.memory, run.ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
         usd_per_gpu_hour=gpu_hour_price(
             deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
@@ -232,6 +159,19 @@ def simulate(
         gpu_power_w=deployment.cluster.gpu.power_w,
         power=deployment.profile.power,
     )
+
+
+def _notes_after(
+    scenario: Scenario, deployment: Deployment, demand: Demand, run: Assembled
+) -> list[str]:
+    """What a run has shown of its trace and of requests that could not be served."""
+    notes: list[str] = []
+    requests = run.state.requests
+    if run.wired.pool is not None:
+        routed = int((demand.prompt_tokens.astype(np.int64) + demand.output_tokens).sum())
+        notes += run.wired.pool.notes(routed, most_in_flight(requests))
+    failed = int((requests["status"] == FAILED).sum())
+    return [*notes, *failure_notes(failed, deployment, scenario, run.rules)]
 
 
 def _simulate_pools(
@@ -255,47 +195,10 @@ def _simulate_pools(
     return simulate_pools(scenario, demand, profile, provenance, leap, tell)
 
 
-def _shared_fabric(
-    env: simpy.Environment, scenario: Scenario, deployment: Deployment
-) -> Transfers | None:
-    """The links that steps share with each other and with transfers.
-
-    None where nothing but steps is on them, and every replica has its own to itself.
-    """
-    cluster = scenario.cluster
-    if not (cluster.topology or cluster.background or loads_over_fabric(scenario)):
-        return None
-    return Transfers(env, build_fabric(deployment.cluster))
-
-
-def _loading(
-    scenario: Scenario, deployment: Deployment, transfers: Transfers | None
-) -> Loading | None:
-    """Weights over the fabric, where `faults.restart` says so."""
-    restart = None if scenario.faults is None else scenario.faults.restart
-    if transfers is None or restart is None or restart.load_from is None:
-        return None
-    gpus, replicas = deployment.sharding.gpus, scenario.deployment.replicas
-    return Loading(transfers, restart.load_from, replicas, gpus, restart.load_bytes_per_s)
-
-
 def _end_s(state: State) -> float:
     """When the last request ended or arrived."""
     times = np.concatenate([state.requests["finish_s"], state.requests["arrival_s"]])
     return float(np.nanmax(times)) if not np.isnan(times).all() else 0.0
-
-
-def _masks(
-    scenario: Scenario, deployment: Deployment, wired: Wired, work: Work, state: State
-) -> tuple[Work, Masks | None]:
-    """Where experts go when a rank is masked, in a deployment that can go on without one."""
-    if wired.placement is None or not is_elastic(scenario):
-        return work, None
-    spare = expert_spares(scenario, deployment, wired.placement)
-    condition = prepare(work.condition, wired.placement, spare, state.replicas.size)
-    ranks = wired.placement.ranks
-    masks = Masks(state, condition, ranks, spare, expert_bytes(deployment))
-    return work._replace(condition=condition), masks
 
 
 def as_scenario(scenario: Scenario | Mapping[str, object] | str | Path) -> Scenario:
@@ -320,24 +223,19 @@ def _teller(progress: Callable[[int, int], None], requests: NDArray[Any]) -> Cal
     return tell
 
 
-def _watcher(
-    on_step: Callable[[NDArray[np.int32]], None],
-    replicas: int,
-    counters: NDArray[np.int64],
-    counts_LP: NDArray[np.int32],
-) -> Callable[[], None]:
-    if replicas > 1:
+def _watcher(on_step: Callable[[NDArray[np.int32]], None], run: Assembled) -> Callable[[], None]:
+    if (replicas := run.state.replicas.size) > 1:
         raise InputError(
             "deployment.replicas", "must be 1 where every step's experts are watched", replicas
         )
-    seen = 0
+    counters, seen = run.record.counters, 0
 
     def watch() -> None:
         nonlocal seen
         if counters[STEPS_TOTAL] > seen:
             seen += 1
             assert counters[STEPS_TOTAL] == seen
-            on_step(counts_LP)
+            on_step(run.work.counts_LP)
 
     return watch
 

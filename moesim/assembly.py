@@ -1,0 +1,181 @@
+"""Assembling a run: engines, links, who comes, and what goes wrong, in one SimPy environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from moesim.deployment import Deployment, run_rules
+from moesim.detailing import detail
+from moesim.fabric import build_fabric
+from moesim.outages import (
+    cold_start,
+    expert_bytes,
+    expert_spares,
+    is_elastic,
+    loads_over_fabric,
+    plan_faults,
+)
+from moesim.policies.batching import BatchingPolicy
+from moesim.policies.load_balancing import LoadBalancer
+from moesim.scenario import Scenario
+from moesim.sim.autoscaler import Autoscaler
+from moesim.sim.cost_tables import Work
+from moesim.sim.detailed.timeline import Timeline
+from moesim.sim.faults import Faults
+from moesim.sim.fleet import Fleet
+from moesim.sim.frontend import FrontEnd
+from moesim.sim.gate import Gate
+from moesim.sim.loading import Loading
+from moesim.sim.masks import Masks, prepare
+from moesim.sim.offload import Offload
+from moesim.sim.setup import build_record, build_state, build_work
+from moesim.sim.state import Record, State
+from moesim.sim.step_traffic import stand_for_steps
+from moesim.sim.transfers import Transfers
+from moesim.sim.waits import Waits
+from moesim.streams import stream
+from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers
+from moesim.workload.demand import Demand
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Engines in simulated time, and what they are made of."""
+
+    rules: dict[str, int | float]
+    wired: Wired
+    state: State
+    record: Record
+    work: Work
+    masks: Masks | None
+    fleet: Fleet
+
+    @property
+    def ranks(self) -> int:
+        """Attention ranks of a replica."""
+        return int(self.rules["ranks"])
+
+
+def assemble(
+    env: simpy.Environment,
+    scenario: Scenario,
+    deployment: Deployment,
+    demand: Demand,
+    wired: Wired,
+    batching: BatchingPolicy | None,
+    singly: bool,
+    detailed: bool,
+) -> Assembled:
+    """Empty engines. `singly`: every step is an event of its own."""
+    rules = run_rules(scenario, deployment, demand, external=batching is not None)
+    rules["detailed"] = int(detailed)
+    of = scenario.deployment
+    tiers, acceptance = of.kv_cache.tiers, of.speculation.of_each()
+    state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
+    keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
+    replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
+    most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
+    record = build_record(keep_times, demand, wired.costs, most_done)
+    work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
+    work, masks = _masks(scenario, deployment, wired, work, state)
+    fleet = Fleet(env, state, wired.routes, wired.costs, work, record, batching, not singly)
+    return Assembled(rules, wired, state, record, work, masks, fleet)
+
+
+def join_links(
+    env: simpy.Environment,
+    scenario: Scenario,
+    deployment: Deployment,
+    run: Assembled,
+    timeline: Timeline | None,
+) -> Transfers | None:
+    """The links that steps share with each other and with transfers.
+
+    None where nothing but steps is on them, and every replica has its own to itself.
+    """
+    cluster, transfers = scenario.cluster, None
+    if cluster.topology or cluster.background or loads_over_fabric(scenario):
+        transfers = Transfers(env, build_fabric(deployment.cluster))
+    if run.rules["detailed"]:
+        priced = run.state, run.wired.routes, run.wired.costs, run.record, run.work.condition
+        detail(env, run.fleet, deployment, *priced, transfers, timeline)
+    elif transfers is not None:
+        all_pairs = "deepep-low-latency" in scenario.exchanges()
+        stand_for_steps(transfers, run.state, deployment.sharding, all_pairs)
+    return transfers
+
+
+def let_in(
+    env: simpy.Environment,
+    scenario: Scenario,
+    deployment: Deployment,
+    demand: Demand,
+    run: Assembled,
+    load_balancing: LoadBalancer | None,
+) -> tuple[FrontEnd, Offload | None]:
+    """Let requests in; the memories below the prefix cache, if there are any."""
+    of = scenario.deployment
+    over_replicas, over_ranks = balancers(scenario, run.fleet, load_balancing)
+    offload = Offload(env, run.fleet, of.kv_cache.tiers) if of.kv_cache.tiers else None
+    front = FrontEnd(
+        env,
+        run.fleet,
+        over_replicas,
+        over_ranks,
+        deployment.profile.overhead.arrival_delay_s(demand.prompt_tokens),
+        demand.concurrency,
+        waits=None if demand.threads is None else Waits(demand.threads),
+        gate=None if of.admission is None else Gate(run.state, of.admission),
+        replicas_change=scenario.faults is not None or of.autoscaling is not None,
+        hold=scenario.faults is None or scenario.faults.no_replica == "wait",
+    )
+    return front, offload
+
+
+def disturb(
+    env: simpy.Environment,
+    scenario: Scenario,
+    deployment: Deployment,
+    run: Assembled,
+    front: FrontEnd,
+    offload: Offload | None,
+    transfers: Transfers | None,
+) -> tuple[Faults | None, Autoscaler | None]:
+    """Let replicas fail, and come and leave with the load, where the scenario says so."""
+    faults = autoscaler = None
+    loading = _loading(scenario, deployment, transfers)
+    if scenario.faults is not None:
+        plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
+        of = run.work.condition, run.record, rng, offload, run.masks, loading
+        faults = Faults(env, run.fleet, front, plan, *of)
+    if (scaling := scenario.deployment.autoscaling) is not None:
+        starts = cold_start(scenario, deployment, scaling, loading)
+        autoscaler = Autoscaler(env, run.fleet, front, scaling, *starts)
+    return faults, autoscaler
+
+
+def _loading(
+    scenario: Scenario, deployment: Deployment, transfers: Transfers | None
+) -> Loading | None:
+    """Weights over the fabric, where `faults.restart` says so."""
+    restart = None if scenario.faults is None else scenario.faults.restart
+    if transfers is None or restart is None or restart.load_from is None:
+        return None
+    gpus, replicas = deployment.sharding.gpus, scenario.deployment.replicas
+    return Loading(transfers, restart.load_from, replicas, gpus, restart.load_bytes_per_s)
+
+
+def _masks(
+    scenario: Scenario, deployment: Deployment, wired: Wired, work: Work, state: State
+) -> tuple[Work, Masks | None]:
+    """Where experts go when a rank is masked, in a deployment that can go on without one."""
+    if wired.placement is None or not is_elastic(scenario):
+        return work, None
+    spare = expert_spares(scenario, deployment, wired.placement)
+    condition = prepare(work.condition, wired.placement, spare, state.replicas.size)
+    ranks = wired.placement.ranks
+    masks = Masks(state, condition, ranks, spare, expert_bytes(deployment))
+    return work._replace(condition=condition), masks
