@@ -2,8 +2,8 @@
 
 Numba keys a cached function on the text of the file it is written in, and on nothing else: after an
 edit to a compiled callee or to a constant in another module, a cached caller would go on running
-the old one, silently. Here the cache directory itself is named after the SHA-256 of every source
-file that compiled code can depend on, so that any such edit starts an empty cache.
+the old one, silently. Here the cache directory of a file is named after the SHA-256 of every source
+file that its functions can depend on, so that any such edit starts an empty cache, and no other.
 
 Environment: `MOESIM_CACHE_DIR` chooses where caches live (default: the user's cache folder);
 `MOESIM_NO_JIT=1` leaves functions as plain Python, to debug them.
@@ -18,7 +18,7 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -71,9 +71,7 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     source = Path(plain.__code__.co_filename)
     if not source.is_file():  # typed into an interpreter: nothing to key a cache on
         return numba.njit(**options)(plain)
-    directory = cache_directory()
-    if not source.resolve().is_relative_to(_PACKAGE):
-        directory /= hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+    directory = cache_directory(source.resolve())
     with _DECORATING:
         before = config.CACHE_DIR
         config.CACHE_DIR = str(directory)
@@ -83,33 +81,67 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
             config.CACHE_DIR = before
 
 
-@functools.cache
-def cache_directory() -> Path:
-    """Where this version of moesim's compiled code is cached; named after its sources."""
-    return cache_root() / "compiled" / source_key(_PACKAGE)[:32]
+def cache_directory(source: Path) -> Path:
+    """Where compiled code of a file is cached; named after the sources that it depends on."""
+    own = _own_sources()
+    if source.is_relative_to(_PACKAGE):
+        key = own.key([source])
+    else:  # somebody else's: any compiled code of moesim may be part of it
+        outside = hashlib.sha256(source.read_bytes()).hexdigest()
+        key = hashlib.sha256(f"{outside} {own.key()}".encode()).hexdigest()
+    return cache_root() / "compiled" / key[:32]
 
 
-def source_key(package: Path) -> str:
-    """SHA-256 over the files of `package` that compiled code depends on, names and contents.
+def source_key(package: Path, *sources: Path) -> str:
+    """SHA-256 over the files of `package` that compiled code of these `sources` depends on, names
+    and contents; without any, of all files that import `compiled`.
 
-    These are the files that import `compiled`, and every module of the package that they import,
-    directly or not: compiled code freezes the constants it finds there.
+    These are the files themselves and every module of the package that they import, directly or
+    not: compiled code freezes the functions and constants it finds there.
     """
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
-    marker = re.compile(rf"^\s*from {package.name}\.compiled import", re.MULTILINE)
-    pending = [path for path, text in texts.items() if marker.search(text)]
-    needed: set[Path] = set()
-    while pending:
-        path = pending.pop()
-        if path not in needed:
+    return _Sources(package).key(sources)
+
+
+@functools.cache
+def _own_sources() -> _Sources:
+    return _Sources(_PACKAGE)
+
+
+class _Sources:
+    """Texts of a package's files, and which of these each imports."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = package
+        paths = sorted(package.rglob("*.py"))
+        self.texts = {path: path.read_text(encoding="utf-8") for path in paths}
+        self.imported: dict[Path, list[Path]] = {}
+
+    def key(self, sources: Iterable[Path] = ()) -> str:
+        """As `source_key`."""
+        digest = hashlib.sha256()
+        for path in sorted(self._needed([*sources] or self._compiled())):
+            content = self.texts[path].encode()
+            name = path.relative_to(self.package).as_posix()
+            digest.update(f"{name} {len(content)}\n".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+    def _compiled(self) -> list[Path]:
+        name = self.package.name
+        marker = re.compile(rf"^\s*from {name}\.compiled import", re.MULTILINE)
+        return [path for path, text in self.texts.items() if marker.search(text)]
+
+    def _needed(self, pending: list[Path]) -> set[Path]:
+        needed: set[Path] = set()
+        while pending:
+            path = pending.pop()
+            if path in needed:
+                continue
             needed.add(path)
-            pending.extend(_imported(texts[path], package, texts))
-    digest = hashlib.sha256()
-    for path in sorted(needed):
-        content = texts[path].encode()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+            if path not in self.imported:
+                self.imported[path] = _imported(self.texts[path], self.package, self.texts)
+            pending.extend(self.imported[path])
+        return needed
 
 
 def _imported(text: str, package: Path, known: dict[Path, str]) -> list[Path]:

@@ -140,5 +140,6 @@ def progress(what: str, remaining: bool = False) -> Iterator[Progress]:
 def _first_time() -> str:
     from moesim.compiled import cache_directory
 
-    compiled = any(cache_directory().rglob("*.nbi"))
+    engine = Path(__file__).resolve().parents[1] / "sim" / "advance.py"
+    compiled = any(cache_directory(engine).rglob("*.nbi"))
     return "" if compiled else " (compiling first: about a minute, once)"

@@ -73,6 +73,17 @@ def test_key_follows_the_sources_compiled_code_depends_on(
     assert (source_key(package) != before) == changes
 
 
+@pytest.mark.parametrize(("edited", "changes"), [("caller.py", False), ("units.py", True)])
+def test_key_of_a_file_knows_nothing_of_those_it_does_not_import(
+    package: Path, edited: str, changes: bool
+) -> None:
+    callee = package / "callee.py"
+    before = source_key(package, callee)
+    path = package / edited
+    path.write_text(path.read_text() + "\n# edited\n")
+    assert (source_key(package, callee) != before) == changes
+
+
 def test_key_is_stable_and_moves_with_the_package(package: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere" / "moesim"
     shutil.copytree(package, elsewhere)
@@ -112,7 +123,7 @@ def test_cached_caller_sees_an_edited_callee_and_an_edited_constant(
     assert run(package, **cache) == 7.0
     (package / "units.py").write_text("SCALE = 10.0\n")
     assert run(package, **cache) == 16.0
-    assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 3 * 2  # a folder a file
     assert run(package, MOESIM_NO_JIT="1", **cache) == 16.0
 
 
