@@ -56,8 +56,7 @@ def test_every_request_is_accounted_for(result: Result) -> None:
     assert result.summary["requests"] == {
         "submitted": REQUESTS,
         "completed": REQUESTS,
-        "failed": 0,
-        "warmup": 0,
+        **dict.fromkeys(("failed", "rejected", "cancelled", "lost", "warmup"), 0),
     }
 
 
