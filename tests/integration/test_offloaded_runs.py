@@ -97,7 +97,7 @@ def _lru_hits(
 
 @pytest.mark.slow
 def test_lru_hits_lie_below_those_published_by_a_tenth_at_most() -> None:
-    """Drawn from the model's profile, mean of three draws; the published trace is one of its own."""
+    """Drawn from the model's profile, mean of three draws; the published trace is one recording."""
     model = load_model("qwen3-30b-a3b")
     settings = load_profile(model.name).settings
     for share, published in QWEN_LRU.items():
