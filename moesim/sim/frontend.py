@@ -254,6 +254,8 @@ class FrontEnd:
         self.deliver(request, int(self.over_ranks[k].ranks_nm[d, 0]))
 
     def _refuse(self, request: int, status: int) -> None:
+        if status == LOST and self.gate is not None:  # it had been let in
+            self.gate.leave(request)
         self.requests[request]["status"] = status
         self._ended(request, False)
 
