@@ -2,7 +2,8 @@
 
 Each GPU's weights are a transfer of its own, from the storage of its node or from the GPU of the
 same place in another replica, which goes on serving meanwhile. They share links with steps and with
-each other; whoever gives up waiting has them cancelled.
+each other; whoever gives up waiting has them cancelled. A replica that leaves may still be loading
+for a fault that met it before: loads are told apart by `why` they began.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Loading:
         self.replicas = replicas
         self.replica_gpus = replica_gpus
         self.rate_cap_bytes_per_s = rate_cap_bytes_per_s
-        self._under_way: dict[int, list[Transfer]] = {}
+        self._under_way: dict[tuple[int, str], list[Transfer]] = {}
 
-    def load(self, k: int, size_bytes: Mapping[int, float]) -> simpy.Event:
+    def load(self, k: int, size_bytes: Mapping[int, float], why: str = "fault") -> simpy.Event:
         """Start loading so many bytes to GPUs of replica k; succeeds when all have arrived."""
         source = self._peer(k)
         arrivals, before = [], len(self.transfers.active)
@@ -44,12 +45,12 @@ class Loading:
             if source is not None:
                 begin = gpu(source * self.replica_gpus + place)
             arrivals.append(self.transfers.send(begin, target, size, self.rate_cap_bytes_per_s))
-        self._under_way.setdefault(k, []).extend(self.transfers.active[before:])
+        self._under_way.setdefault((k, why), []).extend(self.transfers.active[before:])
         return simpy.AllOf(self.transfers.env, arrivals)
 
-    def cancel(self, k: int) -> None:
+    def cancel(self, k: int, why: str = "fault") -> None:
         """Nobody waits any more for what replica k was loading."""
-        for transfer in self._under_way.pop(k, []):
+        for transfer in self._under_way.pop((k, why), []):
             self.transfers.cancel(transfer)
 
     def _peer(self, k: int) -> int | None:
@@ -60,4 +61,9 @@ class Loading:
         return next((k for k in others if not self._loads(k)), None)
 
     def _loads(self, k: int) -> bool:
-        return any(not transfer.arrived.triggered for transfer in self._under_way.get(k, []))
+        return any(
+            not transfer.arrived.triggered
+            for (of, _), transfers in self._under_way.items()
+            if of == k
+            for transfer in transfers
+        )
