@@ -276,6 +276,10 @@ class FrontEnd:
         for request in held:
             self._send(request)
 
+    def is_on(self, k: int) -> bool:
+        """Whether replica k has its weights, as far as anybody knows."""
+        return not self.closed[k] & {"fault", "off"}
+
     def resubmit(self, requests: list[int]) -> None:
         """Requests that were taken away from a replica come again, by way of the tokeniser."""
         if requests:

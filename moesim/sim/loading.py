@@ -8,7 +8,7 @@ for a fault that met it before: loads are told apart by `why` they began.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import simpy
 
@@ -17,7 +17,8 @@ from moesim.sim.transfers import Transfer, Transfers
 
 
 class Loading:
-    """`load_from`: storage or peers; `replica_gpus` of each replica, which follow one another."""
+    """`load_from`: storage or peers; `replica_gpus` of each replica, which follow one another;
+    `holds`: whether a replica is on, with its weights."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class Loading:
         replicas: int,
         replica_gpus: int,
         rate_cap_bytes_per_s: float,
+        holds: Callable[[int], bool] | None = None,
     ) -> None:
         self.transfers = transfers
         self.load_from = load_from
         self.replicas = replicas
         self.replica_gpus = replica_gpus
         self.rate_cap_bytes_per_s = rate_cap_bytes_per_s
+        self.holds = holds or (lambda k: True)
         self._under_way: dict[tuple[int, str], list[Transfer]] = {}
 
     def load(self, k: int, size_bytes: Mapping[int, float], why: str = "fault") -> simpy.Event:
@@ -54,11 +57,11 @@ class Loading:
             self.transfers.cancel(transfer)
 
     def _peer(self, k: int) -> int | None:
-        """The next replica that is not loading itself; None where storage has to do."""
+        """The next replica that is on and not loading itself; None where storage has to do."""
         if self.load_from == "storage":
             return None
         others = [(k + i) % self.replicas for i in range(1, self.replicas)]
-        return next((k for k in others if not self._loads(k)), None)
+        return next((k for k in others if self.holds(k) and not self._loads(k)), None)
 
     def _loads(self, k: int) -> bool:
         return any(

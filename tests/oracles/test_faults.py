@@ -307,6 +307,18 @@ def test_a_replica_that_leaves_while_it_starts_anew_starts_all_the_same() -> Non
     assert run.requests["rank"].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(("initial", "took_s"), [(1, 9.0), (2, 9.0 / 50)])
+def test_who_is_off_has_no_weights_to_send(initial: int, took_s: float) -> None:
+    """9 GB from storage at 1 GB/s, or from the other replica over 50 GB/s if that is on."""
+    scaling = Autoscaling(min=initial, max=initial, target_queue=1.0)
+    dies = plan(failure(1.0), weights_bytes=9e9, start_s=1.0, load_bytes_per_s=1e12)
+    harness = Harness({"replicas": 2}, SECOND, faults=dies, autoscaling=scaling, load_from="peers")
+    run = harness.run(make_demand([1], [4]))
+    assert run.faults is not None
+    fault = run.faults.log[0]
+    assert fault.recovered_s - fault.detected_s == pytest.approx(took_s + 1.0, rel=1e-3)
+
+
 def test_who_is_lost_counts_no_more_at_the_gate() -> None:
     lose = plan(failure(0.5), on_failure="lose")
     harness = Harness(costs=SECOND, faults=lose, admission=Admission(max_queued_tokens=100))
