@@ -146,7 +146,7 @@ def disturb(
 ) -> tuple[Faults | None, Autoscaler | None]:
     """Let replicas fail, and come and leave with the load, where the scenario says so."""
     faults = autoscaler = None
-    loading = _loading(scenario, deployment, transfers)
+    loading = _loading(scenario, deployment, transfers, front)
     if scenario.faults is not None:
         plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
         of = run.work.condition, run.record, rng, offload, run.masks, loading
@@ -158,14 +158,15 @@ def disturb(
 
 
 def _loading(
-    scenario: Scenario, deployment: Deployment, transfers: Transfers | None
+    scenario: Scenario, deployment: Deployment, transfers: Transfers | None, front: FrontEnd
 ) -> Loading | None:
     """Weights over the fabric, where `faults.restart` says so."""
     restart = None if scenario.faults is None else scenario.faults.restart
     if transfers is None or restart is None or restart.load_from is None:
         return None
-    gpus, replicas = deployment.sharding.gpus, scenario.deployment.replicas
-    return Loading(transfers, restart.load_from, replicas, gpus, restart.load_bytes_per_s)
+    shape = scenario.deployment.replicas, deployment.sharding.gpus
+    cap = restart.load_bytes_per_s
+    return Loading(transfers, restart.load_from, *shape, cap, front.is_on)
 
 
 def _masks(

@@ -52,6 +52,7 @@ class Autoscaler:
         self.starts = 0
         self.stops = 0
         self._since_s = [0.0] * replicas
+        self._start_of = [0] * replicas  # its last start; one given up before does not count
         self._wanted: list[tuple[float, int]] = []
         for k in range(first, replicas):
             front.close(k, "scale")
@@ -111,13 +112,14 @@ class Autoscaler:
             self.mode[off[0]] = STARTING
             self._since_s[off[0]] = self.env.now
             self.starts += 1
-            self.env.process(self._start(off[0]))
+            self._start_of[off[0]] = self.starts
+            self.env.process(self._start(off[0], self.starts))
 
-    def _start(self, k: int) -> Generator[simpy.Event, None, None]:
+    def _start(self, k: int, start: int) -> Generator[simpy.Event, None, None]:
         if self.loading is not None:
-            yield self.loading.load(k, self.weights_bytes)
+            yield self.loading.load(k, self.weights_bytes, "scale")
         yield at(self.env, self.env.now + self.cold_start_s)
-        if self.mode[k] == STARTING:
+        if self.mode[k] == STARTING and self._start_of[k] == start:
             self.mode[k] = ON
             self.front.closed[k].discard("off")
             self.front.open(k, "scale")
@@ -144,7 +146,7 @@ class Autoscaler:
     def _switch_off(self, k: int) -> None:
         self.mode[k] = OFF
         if self.loading is not None:
-            self.loading.cancel(k)
+            self.loading.cancel(k, "scale")
         self.stops += 1
         self.paid.append((k, self._since_s[k], self.env.now))
 

@@ -58,7 +58,9 @@ def _subset_s(
         tiles += (n + tile) >> cost.tile_shift
         if measured:
             tile_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
-    return rank_s(c, active, pairs, tiles, tile_s, how[0], how[1])
+    slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], c.rank_of_slot[first]]
+    time_s: float = slow * rank_s(c, active, pairs, tiles, tile_s, how[0], how[1])
+    return time_s
 
 
 @inner
@@ -174,7 +176,9 @@ def _rank_offload_s(
             cache.store_s_R[r] = max(cache.store_s_R[r], start_s + store_s)
     for p in range(first, stop):
         cache.ready_P[p] = np.inf  # what came and is not used is dropped
-    keep(cache, cost.cache_policy, k, layer, first, stop, s.replicas[k].steps, w.counts_LP[layer])
+    # This step is counted already.
+    step_number = s.replicas[k].steps - 1
+    keep(cache, cost.cache_policy, k, layer, first, stop, step_number, w.counts_LP[layer])
     return max(gpu_s, cpu_s)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from moesim.policies.faults import FOREVER_S, FaultPlan, Strike
 from moesim.sim.clock import at
@@ -83,6 +85,9 @@ class Faults:
         self._down = [False] * replicas  # whether it starts anew, or is away
         self._stopped_s = [np.nan] * replicas
         self._slow: list[Strike] = []
+        experts = fleet.state.experts
+        self._caches: list[NDArray[Any]] = [experts.held_KLP, experts.order_KLP, experts.uses_KLP]
+        self._cold_caches = [table.copy() for table in self._caches]
         self._faults = 1 + max((strike.fault for strike in plan.strikes), default=-1)
         for strike in plan.strikes:
             env.process(self._script(strike))
@@ -179,6 +184,8 @@ class Faults:
         for d in range(self.ranks):
             self.front.over_ranks[k].open[d] = True
         self._give_up(k, range(self.ranks), log)
+        for table, cold in zip(self._caches, self._cold_caches, strict=True):
+            table[k : k + 1] = cold[k : k + 1]
         if self.loading is None:
             yield at(self.env, self.env.now + (away_s + self.plan.restart_s))
         else:

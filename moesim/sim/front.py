@@ -79,6 +79,8 @@ def _pace(s: Any, c: Any, w: Any, k: int, stage: int, kind: int, padded: int) ->
     shared_s = 0.0
     slowest = 1.0
     for d in range(ranks):
+        if s.ranks[k * ranks + d].masked > 0:
+            continue
         n = max(padded, w.part_tokens[d])
         slow = 1.0
         for of in range(first, stop):
@@ -203,6 +205,8 @@ def output_layer(s: Any, c: Any, w: Any, step: Any, k: int) -> float:
     last = rules.stages - 1
     head_s = 0.0
     for d in range(rules.ranks):
+        if s.ranks[k * rules.ranks + d].masked > 0:
+            continue
         slow = w.condition.attention_slow_KBD[k, last, d]
         head_s = max(head_s, c.head_s[w.logits[d]] * slow)
     w.stage_s[last] += head_s

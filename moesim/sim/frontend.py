@@ -254,6 +254,8 @@ class FrontEnd:
         self.deliver(request, int(self.over_ranks[k].ranks_nm[d, 0]))
 
     def _refuse(self, request: int, status: int) -> None:
+        if status == LOST and self.gate is not None:  # it had been let in
+            self.gate.leave(request)
         self.requests[request]["status"] = status
         self._ended(request, False)
 
@@ -273,6 +275,10 @@ class FrontEnd:
         held, self.held = self.held, []
         for request in held:
             self._send(request)
+
+    def is_on(self, k: int) -> bool:
+        """Whether replica k has its weights, as far as anybody knows."""
+        return not self.closed[k] & {"fault", "off"}
 
     def resubmit(self, requests: list[int]) -> None:
         """Requests that were taken away from a replica come again, by way of the tokeniser."""

@@ -60,6 +60,8 @@ class Handover:
     def take(self, request: int, rank: int) -> None:
         """A request is to be computed on attention rank `rank` of the prefill pool."""
         self.handed[request]["prefill_rank"] = rank
+        # Who comes when another one ends has no arrival before: queues by priority ask for it.
+        self.requests[request]["arrival_s"] = self.prefill.state.requests[request]["arrival_s"]
         if self.by.direction == "push":
             self._offer(request)
         else:

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moesim.deployment import deploy, step_costs
 from moesim.model import MoEModel, load_model
 from moesim.results import Result
 from moesim.routing.profiles import load_profile
 from moesim.routing.settings import SynthesisSettings
 from moesim.routing.synthesis import synthesise
-from moesim.scenario import load_scenario
-from moesim.sim.expert_cache import LRU, keep, look_up, make_cache
+from moesim.scenario import Scenario, load_scenario
+from moesim.sim.expert_cache import BELADY, LRU, keep, look_up, make_cache
 from moesim.simulation import simulate
+from moesim.wiring import wire
 
 
-def run(*changes: str) -> Result:
+def few_tokens(*changes: str) -> Scenario:
     few = (
         "workload.requests=2",
         "workload.prompt={fixed: 6}",
@@ -26,8 +28,30 @@ def run(*changes: str) -> Result:
         "routing.trace=uniform",
         "routing.tokens=256",
     )
-    scenario = load_scenario("mixtral-8x7b-offload", [*few, *changes])
-    return simulate(scenario, provenance=False)
+    return load_scenario("mixtral-8x7b-offload", [*few, *changes])
+
+
+def run(*changes: str) -> Result:
+    return simulate(few_tokens(*changes), provenance=False)
+
+
+def hits_with_foresight(scenario: Scenario, counts_SLP: NDArray[np.int32]) -> int:
+    """Hits of the scenario's caches where each step knows which experts the next ones use."""
+    deployment = deploy(scenario)
+    wired = wire(
+        scenario,
+        deployment,
+        step_costs(scenario, deployment),
+        (),
+        expert_uses=counts_SLP > 0,
+    )
+    assert wired.experts is not None
+    hits = 0
+    for step, counts_LP in enumerate(counts_SLP):
+        for layer, counts_P in enumerate(counts_LP):
+            hits += look_up(wired.experts, 0, layer, 0, counts_P.size, counts_P)
+            keep(wired.experts, BELADY, 0, layer, 0, counts_P.size, step, counts_P)
+    return hits
 
 
 def offloaded(*changes: str) -> dict[str, Any]:
@@ -43,6 +67,22 @@ def test_no_policy_hits_more_than_belady() -> None:
     }
     assert max(rate.values()) == rate["belady"] < 1.0
     assert rate["belady"] > rate["static"]
+
+
+def test_belady_knows_the_very_next_step() -> None:
+    scenario = few_tokens(
+        "deployment.expert_offload.miss=transfer", "deployment.expert_offload.policy=belady"
+    )
+    counts: list[NDArray[np.int32]] = []
+    uses = np.zeros((0, 32, 8), np.bool_)  # of no use: batches do not depend on what is cached
+    simulate(
+        scenario,
+        provenance=False,
+        expert_uses=uses,
+        on_step=lambda counts_LP: counts.append(counts_LP.copy()),
+    )
+    steps = simulate(scenario, provenance=False).raw.steps
+    assert steps["expert_hits"].sum() == hits_with_foresight(scenario, np.array(counts))
 
 
 def test_who_computes_what_is_missing() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from moesim.hardware import Link
 from moesim.sim.kv_sending import KVTransfer
-from moesim.sim.state import COMPLETED, FAILED
+from moesim.sim.state import BY_PRIORITY, COMPLETED, FAILED
 from tests.fixtures.engine import make_demand, make_threads
 from tests.fixtures.pools import GB, ONE_FLOW, PoolsHarness, PoolsRun
 
@@ -217,6 +217,16 @@ def test_a_closed_loop_goes_on_when_a_request_has_ended(output: int, leap: bool)
     run = PoolsHarness(way(), leap=leap).run(demand)
     each_s = 2.0 if output == 1 else 3.5
     assert run.prefill.requests["arrival_s"].tolist() == [0.0, each_s, 2 * each_s]
+
+
+@LEAPS
+@pytest.mark.parametrize("concurrency", [None, 4])
+def test_of_one_priority_who_came_first_decodes_first(concurrency: int | None, leap: bool) -> None:
+    """Prompts at 2, 4, 6 and 8; each decodes for 0.25 s x 39 and receives for 1 s before."""
+    own: dict[str, int | float] = {"max_running": 1, "queue_order": BY_PRIORITY}
+    demand = make_demand([8] * 4, [40] * 4, [0.0] * 4, concurrency)
+    run = PoolsHarness(way(), own, own, leap=leap).run(demand)
+    assert np.diff(run.requests["finish_s"]).min() > 0.0
 
 
 def test_what_fits_only_one_of_the_pools_is_refused() -> None:

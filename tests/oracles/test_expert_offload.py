@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from moesim.policies.faults import FaultPlan, Strike
 from moesim.sim.expert_cache import (
     BELADY,
     LFU,
@@ -293,6 +294,20 @@ def test_hits_and_misses_are_the_active_experts_and_parts_sum(
     total_s = sum(steps[part] for part in STEP_PARTS)
     assert np.abs(total_s - steps["duration_s"]).max() <= 1e-12 * steps["duration_s"].max()
     assert all((steps[part] >= -1e-15).all() for part in STEP_PARTS)
+
+
+def test_a_slow_gpu_computes_its_experts_slowly_and_copies_them_as_fast() -> None:
+    """Ten times as slow. Layer 1: 0 computes 0-10, 1, there at 4, 10-20. Layer 2: 4-14, 14-24.
+    Attention 5 ms, kernels 0.5 ms a layer. With both resident 20 ms a layer."""
+    slow = FaultPlan(strikes=(Strike(0, 0.0, "slow-rank", 0, (0,), factor=10.0),))
+    demand = make_demand([1], [1], [1.0])
+    steps = [
+        dataclasses.replace(engine(cache), faults=slow).run(demand).steps[0]
+        for cache in (cache_of(1), cache_of(4), None)
+    ]
+    assert steps[0]["duration_s"] == pytest.approx((5 + 20 + 24 + 1) * 1e-3)
+    assert steps[0]["expert_miss_s"] == pytest.approx((24 - 20) * 1e-3)
+    assert steps[1]["duration_s"] == steps[2]["duration_s"] == pytest.approx((5 + 40 + 1) * 1e-3)
 
 
 @given(SCENARIOS, OFFLOADED)

@@ -12,6 +12,7 @@ import pytest
 
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
+from moesim.policies.admission import Admission
 from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.faults import FaultPlan, Strike
 from moesim.sim.cost_tables import NORMAL
@@ -275,3 +276,51 @@ def test_replicas_start_with_load_and_leave_without() -> None:
     assert run.autoscaler.stops == 1
     assert run.autoscaler.paid[0][:2] == (1, 2.0)
     assert finish_s(run)[4] == 7.5
+
+
+def test_a_start_that_was_given_up_does_not_hasten_the_next() -> None:
+    """Replica 1 is to start at 2, is not needed at 4, and is to start again at 6: it serves from 16
+    on, not from 12."""
+    scaling = Autoscaling(min=1, target_queue=1.0, interval_s=2.0, stabilisation_s=0.0)
+    harness = Harness(
+        {"replicas": 2, "max_running": 1}, SECOND, autoscaling=scaling, cold_start_s=10.0
+    )
+    demand = make_demand([1] * 26, [1] * 26, [0.25] * 4 + [5.0] * 20 + [13.0, 17.0])
+    run = harness.run(demand)
+    assert run.autoscaler is not None
+    assert (run.autoscaler.starts, run.autoscaler.paid) == (2, [(1, 2.0, 4.0)])
+    assert run.requests["rank"][-2:].tolist() == [0, 1]
+
+
+def test_a_replica_that_leaves_while_it_starts_anew_starts_all_the_same() -> None:
+    """Replica 1 dies at 1 and begins at 1.5 to load 9 s of weights. At 2 it is to leave and at 4 it
+    is off, which ends no load: started again at 22, it serves, as its restart was over at 11.5."""
+    scaling = Autoscaling(min=1, initial=2, target_queue=1.0, interval_s=2.0, stabilisation_s=0.0)
+    dies = plan(failure(1.0, 1), detect_s=0.5, weights_bytes=9e9, start_s=1.0, load_bytes_per_s=1e9)
+    harness = Harness(
+        {"replicas": 2, "max_running": 1}, SECOND, faults=dies, autoscaling=scaling,
+        cold_start_s=1.0, load_from="storage",
+    )  # fmt: skip
+    run = harness.run(make_demand([1] * 8, [9, 1, *[9] * 5, 1], [0.0, 0.25, *[20.0] * 5, 35.0]))
+    assert run.faults is not None
+    assert run.faults.outages == [(1, 1.0, pytest.approx(11.5, rel=1e-3))]
+    assert run.requests["rank"].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("initial", "took_s"), [(1, 9.0), (2, 9.0 / 50)])
+def test_who_is_off_has_no_weights_to_send(initial: int, took_s: float) -> None:
+    """9 GB from storage at 1 GB/s, or from the other replica over 50 GB/s if that is on."""
+    scaling = Autoscaling(min=initial, max=initial, target_queue=1.0)
+    dies = plan(failure(1.0), weights_bytes=9e9, start_s=1.0, load_bytes_per_s=1e12)
+    harness = Harness({"replicas": 2}, SECOND, faults=dies, autoscaling=scaling, load_from="peers")
+    run = harness.run(make_demand([1], [4]))
+    assert run.faults is not None
+    fault = run.faults.log[0]
+    assert fault.recovered_s - fault.detected_s == pytest.approx(took_s + 1.0, rel=1e-3)
+
+
+def test_who_is_lost_counts_no_more_at_the_gate() -> None:
+    lose = plan(failure(0.5), on_failure="lose")
+    harness = Harness(costs=SECOND, faults=lose, admission=Admission(max_queued_tokens=100))
+    run = harness.run(make_demand([60] * 4, [1] * 4, [0.25, 0.25, 20.0, 30.0]))
+    assert run.requests["status"].tolist() == [LOST, LOST, COMPLETED, COMPLETED]

@@ -41,6 +41,7 @@ FAULTS = st.fixed_dictionaries(
         "no_replica": st.sampled_from(["wait", "lose"]),
         "max_retries": st.integers(0, 4),
         "scaled": st.booleans(),
+        "load_from": st.sampled_from([None, "storage", "peers"]),
     }
 )
 
@@ -53,6 +54,7 @@ def random_faults(
     no_replica: str,
     max_retries: int,
     scaled: bool,
+    load_from: str | None,
     **chosen: Any,
 ) -> tuple[Harness, Demand]:
     """Small engines under random demand that fail, drain, slow down and scale at random times."""
@@ -99,6 +101,8 @@ def random_faults(
         node_mtbf_s=float(rng.integers(1, 60)) / 8 if mtbf and chosen["seed"] % 2 else None,
         expert_bytes=float(rng.integers(0, 200)),
         load_bytes_per_s=1e4,
+        weights_bytes=float(rng.integers(0, 4000)),
+        start_s=float(rng.integers(0, 20)) / 128,
     )
     scaling = Autoscaling(
         min=1, target_queue=1.0, interval_s=1 / 16, stabilisation_s=1 / 8, initial=1
@@ -108,6 +112,7 @@ def random_faults(
         faults=plan,
         autoscaling=scaling if scaled else None,
         cold_start_s=float(rng.integers(0, 20)) / 128,
+        load_from=load_from,
     ), demand
 
 
@@ -150,6 +155,7 @@ STUCK = {
     "starved": True, "exchange": 0, "balancer": 0, "order": 2, "limited": False, "tiers": False,
     "threaded": False, "strikes": 3, "mtbf": False, "elastic": True, "on_failure": "retry",
     "no_replica": "lose", "max_retries": 2, "scaled": False,
+    "load_from": None,
 }  # fmt: skip
 
 
