@@ -56,9 +56,13 @@ def run(
         ),
     ] = None,
     timeline_steps: Annotated[
-        str,
-        typer.Option(metavar="FIRST:STOP", help="Which engine steps, counted from 0, STOP not."),
-    ] = "0:10",
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            help="Which engine steps, counted from 0, STOP not; 0:10 unless given.",
+            show_default=False,
+        ),
+    ] = None,
     report: ReportOption = None,
     charts: Annotated[
         Path | None,
@@ -104,9 +108,11 @@ def run(
         print(f"Wrote {path}")
 
 
-def _timeline(path: Path | None, steps: str) -> Timeline | None:
+def _timeline(path: Path | None, steps: str | None) -> Timeline | None:
     """What records the steps FIRST:STOP, where a timeline is wanted."""
-    first, colon, stop = steps.partition(":")
+    if steps is not None and path is None:
+        raise InputError("--timeline-steps", "needs --timeline FILE.json", steps)
+    first, colon, stop = (steps or "0:10").partition(":")
     if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
         rule = "must be FIRST:STOP, two numbers of steps in this order"
         raise InputError("--timeline-steps", rule, steps)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moesim.cli.output import WIDE, console, print_notes, print_table
+from moesim.cli.sections import NOTHING, section_lines
 from moesim.errors import one_line
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("end to end", "e2e_s"))
 STATISTICS = ("mean", "p50", "p90", "p99")
-NOTHING = "-"
 
 Path = tuple[str, ...]
 Show = Callable[[float], str]
@@ -107,8 +107,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             f"{number('energy', 'mean_power_w_per_gpu')} W each on average, "
             f"{number('energy', 'joules_per_output_token')} J per output token",
         )
-    yield from _pool_lines(summary)
-    yield from _traffic_lines(summary)
+    yield from section_lines(summary)
     weights = pick(summary, "memory", "weights_bytes_per_gpu")
     capacity = pick(summary, "memory", "kv_capacity_tokens")
     if weights is not None and capacity is not None:
@@ -127,56 +126,6 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     busy, links = (pick(summary, "utilisation", key) for key in ("gpu_busy", "link_busy"))
     if busy is not None and links is not None:
         yield ("Use", f"GPUs in a step {percent(busy)}, links in an exchange {percent(links)}")
-
-
-def _pool_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Prefill and decode, where they have pools of their own."""
-    from moesim.report.words import duration, gigabytes, percent, pick
-
-    if not (pools := summary.get("pools")):
-        return
-    for name in ("prefill", "decode"):
-        pool = pools[name]
-        queue = pick(pool, "queue_s", "p99")
-        waits = f", {duration(queue)} in its queue at p99" if queue is not None else ""
-        yield (
-            f"{name.capitalize()} pool",
-            f"{pool['gpus']} GPUs in {pool['replicas']} replica{'s' * (pool['replicas'] > 1)}, "
-            f"{percent(pool['gpu_busy'] or 0.0)} of the time in a step{waits}",
-        )
-    moved = pools["kv_transfer"]
-    times = [
-        f"{words} p50 {duration(pick(moved, key, 'p50') or 0.0)}, "
-        f"p99 {duration(pick(moved, key, 'p99') or 0.0)}"
-        for words, key in (("transfer", "transfer_s"), ("after prefill", "exposed_s"))
-    ]
-    yield ("KV transfer", f"{gigabytes(moved['bytes'])} in all; {'; '.join(times)}")
-
-
-def _traffic_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Sessions, service classes and tenants, where the run has any."""
-    from moesim.report.words import duration, percent, pick, significant
-
-    if sessions := summary.get("sessions"):
-        yield (
-            "Sessions",
-            f"{sessions['completed']:,} of {sessions['count']:,} completed, "
-            f"{percent(pick(sessions, 'cached_fraction') or 0.0)} of their prompts found in the "
-            f"cache, end to end p50 {duration(pick(sessions, 'e2e_s', 'p50'))}",
-        )
-    for name, each in (summary.get("classes") or {}).items():
-        met = pick(each, "slo_attainment")
-        within = "" if met is None else f", {percent(met)} within limits"
-        yield (
-            f"Class {name}",
-            f"{each['completed']:,} of {each['submitted']:,} completed, TTFT p99 "
-            f"{duration(pick(each, 'ttft_s', 'p99'))}, end to end p99 "
-            f"{duration(pick(each, 'e2e_s', 'p99'))}{within}",
-        )
-    if tenants := summary.get("tenants"):
-        jain = pick(tenants, "jain_index")
-        shown = NOTHING if jain is None else significant(jain, 3)
-        yield ("Tenants", f"{len(tenants['each'])}, Jain index of their service {shown}")
 
 
 def _figures() -> tuple[tuple[str, Path, Show], ...]:

@@ -36,10 +36,9 @@ ASSUMPTIONS = (
 NOT_MODELLED = (
     "the client's network, and tokenisation beyond a fixed time per request",
     "routers' and schedulers' own messages where prefill and decode have pools of their own",
-    "speculative decoding and multi-token prediction",
-    "rebalancing of experts while serving, and other transfers on the links of the exchange",
-    "thermal throttling, clock variation and other tenants on the same GPUs or links",
-    "hardware faults, restarts and weight loading",
+    "rebalancing of experts while serving",
+    "thermal throttling and clock variation; faults, restarts and other traffic on the links where "
+    "the scenario gives none",
     "the quality of the answers: precision and placement change speed here, never text",
 )
 
