@@ -16,7 +16,8 @@ from moesim.economics import gpu_hour_price
 from moesim.fabric import build_fabric
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
-from moesim.results import PoolRun, RawRun, Result
+from moesim.raw_run import PoolRun, RawRun
+from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.sim.background import start_background
 from moesim.sim.clock import LOW

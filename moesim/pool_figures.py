@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.metrics import counted_rows, distribution, utilisation
+from moesim.raw_run import PoolRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,24 +18,7 @@ if TYPE_CHECKING:
 MEMORY = ("weights_bytes_per_gpu", "kv_capacity_tokens")
 
 
-class PoolLike(Protocol):
-    """A pool of a run (moesim.results.PoolRun)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def gpus(self) -> int: ...
-    @property
-    def replicas(self) -> int: ...
-    @property
-    def ranks(self) -> int: ...
-    @property
-    def stages(self) -> int: ...
-    @property
-    def memory(self) -> Mapping[str, float]: ...
-
-
-def pool_of_replica(pools: Sequence[PoolLike]) -> NDArray[np.object_]:
+def pool_of_replica(pools: Sequence[PoolRun]) -> NDArray[np.object_]:
     """The name of the pool of each replica; replicas are numbered through the pools."""
     return np.repeat(
         np.array([pool.name for pool in pools], object), [pool.replicas for pool in pools]
@@ -42,7 +26,7 @@ def pool_of_replica(pools: Sequence[PoolLike]) -> NDArray[np.object_]:
 
 
 def request_columns(
-    pools: Sequence[PoolLike], handed: NDArray[Any], scheduled_s: NDArray[np.float64]
+    pools: Sequence[PoolRun], handed: NDArray[Any], scheduled_s: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
     """Columns of the request table that only pools have; NaN where a request did not get so far.
 
@@ -66,7 +50,7 @@ def request_columns(
 
 
 def pools_summary(
-    pools: Sequence[PoolLike], requests: pd.DataFrame, steps: pd.DataFrame, duration_s: float
+    pools: Sequence[PoolRun], requests: pd.DataFrame, steps: pd.DataFrame, duration_s: float
 ) -> dict[str, Any]:
     """Each pool's GPUs and use, and the transfers between them, of counted requests."""
     counted = requests[counted_rows(requests)]
@@ -95,7 +79,7 @@ def pools_summary(
 
 
 def pools_utilisation(
-    pools: Sequence[PoolLike], steps: pd.DataFrame, duration_s: float
+    pools: Sequence[PoolRun], steps: pd.DataFrame, duration_s: float
 ) -> dict[str, float | None]:
     """Use of all GPUs: the pools' by their number of GPUs."""
     of_pools = [

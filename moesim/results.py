@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from moesim.costs.profile import PowerProfile
 from moesim.files import replace_atomically
+from moesim.raw_run import RawRun
 from moesim.scenario import Scenario
-from moesim.sim.faults import FaultLog
 from moesim.sim.state import CANCELLED, COMPLETED, LOST, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
-from moesim.workload.groups import Groups
-from moesim.workload.threads import Threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,43 +31,6 @@ LONG_DRAIN = 0.2
 
 # What became of a request, in the tables.
 _ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled", LOST: "lost"}
-
-
-@dataclass(frozen=True, eq=False)
-class PoolRun:
-    """A pool of a run with disaggregation: its GPUs, and the shape of its replicas."""
-
-    name: str
-    gpus: int
-    replicas: int
-    ranks: int  # attention ranks of a replica
-    stages: int
-    memory: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class RawRun:
-    """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times."""
-
-    requests: NDArray[Any]
-    steps: NDArray[Any]
-    token_s: NDArray[np.float64]
-    rank_tokens_LR: NDArray[np.float64]
-    rank_active_LR: NDArray[np.float64]
-    routed_ids: int
-    counted_steps: int
-    ranks_per_replica: int
-    background_finish_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    threads: Threads | None = None
-    groups: Groups | None = None
-    tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
-    faults: tuple[FaultLog, ...] | None = None
-    outages: tuple[tuple[int, float, float], ...] | None = None  # (replica, from, to)
-    # Replicas started, switched off, and (replica, from, to) of all that was paid for.
-    scaling: tuple[int, int, tuple[tuple[int, float, float], ...]] | None = None
-    pools: tuple[PoolRun, ...] = ()  # prefill, decode; empty where every replica does both
-    handed: NDArray[Any] | None = None  # HANDED rows of their requests
-    decode_start_s: NDArray[np.float64] | None = None  # first step in the decode pool
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,8 @@ from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.provenance import run_notes
-from moesim.results import RawRun, Result
+from moesim.raw_run import RawRun
+from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.background import start_background
 from moesim.sim.detailed.timeline import Timeline

@@ -12,6 +12,7 @@ sweep, and what the chart shows. Its page is `docs/studies/PAGE.md`, where the t
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -33,6 +34,7 @@ from moesim.spec import Spec
 
 HERE = Path(__file__).resolve().parent
 LEAST_REQUESTS = 200
+MARGIN = 1.1  # of a logarithmic axis, beyond its first and last value
 
 
 class Arm(Spec):
@@ -202,6 +204,11 @@ def chart(study: Study, frame: pd.DataFrame) -> bytes:
         if panel.limit is not None:
             kept = kept[kept[panel.column] <= panel.limit]
         scale = alt.Scale(type="log" if panel.log else "linear", nice=not panel.log)
+        marks = alt.Axis(format="~s", tickCount=6)
+        if panel.log:
+            low, high = kept[panel.column].min() / MARGIN, kept[panel.column].max() * MARGIN
+            scale = alt.Scale(type="log", nice=False, domain=[low, high])
+            marks = alt.Axis(format="~s", values=decades(low, high))
         across = alt.Scale(type="log" if study.sweep.log else "linear", nice=False)
         ticks = alt.Axis(values=list(study.sweep.values), format="~g", labelOverlap=True)
         panels.append(
@@ -213,7 +220,7 @@ def chart(study: Study, frame: pd.DataFrame) -> bytes:
                     f"{panel.column}:Q",
                     title=panel.title,
                     scale=scale,
-                    axis=alt.Axis(format="~s", tickCount=6),
+                    axis=marks,
                 ),
                 color=by_deployment(names),
                 strokeDash=dash_by_deployment(names),
@@ -221,6 +228,14 @@ def chart(study: Study, frame: pd.DataFrame) -> bytes:
             .properties(width=360, height=290)
         )
     return png(Figure(study.page, study.finding, "", alt.hconcat(*panels)), scale=1.4)
+
+
+def decades(low: float, high: float) -> list[float]:
+    """The grid of a logarithmic axis: 1, 2 and 5 of every power of ten, finer within a decade."""
+    steps = (1.0, 2.0, 5.0) if high > 10.0 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [step * 10.0**power for power in powers for step in steps]
+    return [mark for mark in marks if low <= mark <= high]
 
 
 def write(path: Path, content: bytes) -> None:

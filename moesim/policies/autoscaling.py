@@ -16,10 +16,10 @@ TOLERANCE = 0.1
 class Autoscaling(Spec):
     """Kubernetes' rule (HorizontalPodAutoscaler v2): wanted = ceil(running x measured / target).
 
-    Measured, a mean over the replicas that serve: waiting requests (`target_queue`), or the share
-    of the cache that requests hold (`target_utilisation`). Fewer replicas are wanted only once that
-    has been so for `stabilisation_s`; who leaves ends its requests first. `cold_start_s` null: what
-    `faults.restart` says of loading weights and starting the engine.
+    Measured, a mean over the replicas that serve or start: waiting requests (`target_queue`), or
+    the share of the cache that requests hold (`target_utilisation`). Fewer replicas are wanted only
+    once that has been so for `stabilisation_s`; who leaves ends its requests first. `cold_start_s`
+    null: what `faults.restart` says of loading weights and starting the engine.
     """
 
     min: int = Field(1, ge=1, le=100_000)

@@ -26,6 +26,16 @@ from moesim.sim.offload import Offload
 from moesim.sim.state import Record
 from moesim.sim.stop import forget_progress, requeue_prompts, take_requests
 
+# Of Condition: how much slower GPUs and links are; the rest says where experts are.
+FACTORS = (
+    "attention_slow_KBD",
+    "expert_slow_KBR",
+    "up_slow_KR",
+    "out_slow_KR",
+    "worst_up_K",
+    "worst_out_K",
+)
+
 Process = Generator[simpy.Event, None, None]
 
 
@@ -275,8 +285,8 @@ class Faults:
     def _set_factors(self, k: int) -> None:
         """Factors of replica k from what slows it down now."""
         condition, plan = self.condition, self.plan
-        for table in condition[:6]:
-            table[k] = 1.0
+        for name in FACTORS:
+            getattr(condition, name)[k] = 1.0
         for strike in self._slow:
             if strike.replica != k:
                 continue

@@ -48,7 +48,8 @@ class Loading:
             if source is not None:
                 begin = gpu(source * self.replica_gpus + place)
             arrivals.append(self.transfers.send(begin, target, size, self.rate_cap_bytes_per_s))
-        self._under_way.setdefault((k, why), []).extend(self.transfers.active[before:])
+        waiting = [one for one in self._under_way.get((k, why), []) if not one.arrived.triggered]
+        self._under_way[k, why] = [*waiting, *self.transfers.active[before:]]
         return simpy.AllOf(self.transfers.env, arrivals)
 
     def cancel(self, k: int, why: str = "fault") -> None:

@@ -126,6 +126,17 @@ def _drop_running(s: Any, g: int, position: int) -> None:
 
 
 @inner
+def walk_again(s: Any, r: int) -> None:
+    """Computing again must meet the same experts again: rows are drawn anew from draw 0."""
+    request = s.requests[r]
+    request.routed = 0
+    request.prompt_draws = 0
+    request.prompt_rows_left = 0
+    request.decode_draws = 0
+    request.decode_rows_left = 0
+
+
+@inner
 def preempt(s: Any, g: int, position: int, first: bool) -> None:
     """Send a running request back to the queue; its keys and values are computed again later."""
     r = s.running[g, position]
@@ -135,12 +146,7 @@ def preempt(s: Any, g: int, position: int, first: bool) -> None:
     request.preemptions += 1
     request.landed = 0
     if s.rules[0].reload == 0:
-        # Computing again must meet the same experts again: its rows are drawn anew from draw 0.
-        request.routed = 0
-        request.prompt_draws = 0
-        request.prompt_rows_left = 0
-        request.decode_draws = 0
-        request.decode_rows_left = 0
+        walk_again(s, r)
     if s.ranks[g].chunked == r:
         s.ranks[g].chunked = NOBODY
     push_waiting(s, g, r, first)

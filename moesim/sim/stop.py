@@ -16,20 +16,9 @@ from numpy.typing import NDArray
 from moesim.compiled import hot, inner
 from moesim.sim.door import wake
 from moesim.sim.kvcache import make_room
-from moesim.sim.queues import preempt
+from moesim.sim.queues import preempt, walk_again
 from moesim.sim.setup import empty_ranks
 from moesim.sim.state import LOADING, NOBODY, NOT_ARRIVED, STEP_PARTS, Record, State
-
-
-@inner
-def _walk_again(s: Any, r: int) -> None:
-    """Computing again must meet the same experts again: rows are drawn anew from draw 0."""
-    request = s.requests[r]
-    request.routed = 0
-    request.prompt_draws = 0
-    request.prompt_rows_left = 0
-    request.decode_draws = 0
-    request.decode_rows_left = 0
 
 
 @hot
@@ -45,7 +34,7 @@ def stop(s: Any, k: int, now: float) -> None:
                 r = s.batch_request[k, b, d, i]
                 s.requests[r].in_flight -= 1
                 s.requests[r].computed -= s.batch_tokens[k, b, d, i]
-                _walk_again(s, r)
+                walk_again(s, r)
         s.stage_free_s[k, b] = now
     replica.in_flight = 0
     replica.oldest = 0

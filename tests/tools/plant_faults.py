@@ -182,7 +182,7 @@ FAULTS = (
     Fault(
         "other-experts-when-computed-again",
         "moesim/sim/queues.py",
-        "        request.prompt_draws = 0\n",
+        "    request.prompt_draws = 0\n",
         "",
         "tests/oracles/test_routing_replay.py::test_computing_again_meets_the_same_experts",
     ),
