@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moesim.compiled import compiled
 from moesim.errors import InputError
-from moesim.placement.placement import Placement
+from moesim.placement.placement import EMPTY, MOST_SLOTS, Placement
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 
@@ -33,9 +33,12 @@ def slot_dtype(slots: int) -> np.dtype[np.unsignedinteger[Any]]:
 def copy_table(placement: Placement) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Copies of expert e in layer l: slot_LP[l, start_LE1[l, e] : start_LE1[l, e + 1]].
 
-    Slots of one expert ascend. Returns start_LE1, int32 [L, E + 1], and slot_LP, int32 [L, P].
+    Slots of one expert ascend; empty slots come last. Returns start_LE1, int32 [L, E + 1], and
+    slot_LP, int32 [L, P].
     """
-    slot_LP = np.argsort(placement.slot_expert_LP, axis=1, kind="stable").astype(np.int32)
+    held_LP = placement.slot_expert_LP
+    last_LP = np.where(held_LP == EMPTY, MOST_SLOTS, held_LP)
+    slot_LP = np.argsort(last_LP, axis=1, kind="stable").astype(np.int32)
     start_LE1 = np.zeros((placement.layers, placement.experts + 1), dtype=np.int32)
     np.cumsum(placement.copies_LE(), axis=1, out=start_LE1[:, 1:])
     return start_LE1, slot_LP

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.compiled import compiled
 from moesim.errors import InputError
 from moesim.placement.copies import Ids
-from moesim.placement.placement import Placement
+from moesim.placement.placement import EMPTY, Placement
 
 _ALL_ROWS = np.empty(0, dtype=np.int64)
 
@@ -67,7 +67,8 @@ def rank_load(placement: Placement, load_LE: NDArray[np.float64]) -> NDArray[np.
         shape = [placement.layers, placement.experts]
         raise InputError("deployment.placement.load", f"must be {shape}", list(load_LE.shape))
     share_LE = load_LE / placement.copies_LE()
-    share_LP = np.take_along_axis(share_LE, placement.slot_expert_LP, axis=1)
+    held_LP = placement.slot_expert_LP != EMPTY
+    share_LP = np.take_along_axis(share_LE, placement.slot_expert_LP * held_LP, axis=1) * held_LP
     return np.asarray(share_LP.reshape(placement.layers, placement.ranks, -1).sum(axis=2))
 
 

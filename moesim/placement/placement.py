@@ -15,14 +15,16 @@ from moesim.errors import InputError
 FIELD = "deployment.placement"
 MOST_SLOTS = 65_536  # slot ids are stored in at most 16 bits
 MOST_LAYERS = 4_096
+EMPTY = -1  # a slot that holds no expert
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
     """`slot_expert_LP[l, p]` is the expert in slot p; rank r owns slots [r P/R, (r + 1) P/R).
 
-    The array is copied, made int32 and read-only. Raises InputError unless it is a [L, P] array of
-    integers >= 0 whose slots divide evenly over the ranks; `validate` also checks the coverage.
+    A slot may be EMPTY: no token reaches it, nothing of it is read. The array is copied, made int32
+    and read-only. Raises InputError unless it is a [L, P] array of integers >= EMPTY whose slots
+    divide evenly over the ranks; `validate` also checks the coverage.
     """
 
     slot_expert_LP: NDArray[np.int32]
@@ -40,9 +42,10 @@ class Placement:
         if self.ranks < 1 or slots % self.ranks:
             rule = f"must give every rank as many slots: {slots} slots do not divide over the ranks"
             raise InputError(FIELD, rule, self.ranks)
-        if table_LP.min() < 0 or table_LP.max() >= MOST_SLOTS:
-            worst = int(table_LP.min() if table_LP.min() < 0 else table_LP.max())
-            raise InputError(FIELD, "must name experts by their number, from 0", worst)
+        if table_LP.min() < EMPTY or table_LP.max() >= MOST_SLOTS:
+            worst = int(table_LP.min() if table_LP.min() < EMPTY else table_LP.max())
+            rule = f"must name experts by their number, from 0 ({EMPTY}: an empty slot)"
+            raise InputError(FIELD, rule, worst)
         frozen_LP = np.array(table_LP, dtype=np.int32, order="C")
         frozen_LP.setflags(write=False)
         object.__setattr__(self, "slot_expert_LP", frozen_LP)
@@ -66,8 +69,13 @@ class Placement:
 
     @property
     def redundant(self) -> int:
-        """Slots beyond one for each expert."""
+        """Slots beyond one for each expert, empty ones included."""
         return self.slots - self.experts
+
+    def filled_LR(self) -> NDArray[np.int64]:
+        """Experts that each rank holds of each layer, int64 [L, R]."""
+        held_LP = self.slot_expert_LP != EMPTY
+        return np.asarray(held_LP.reshape(self.layers, self.ranks, -1).sum(axis=2))
 
     def rank_of_slot_P(self) -> NDArray[np.int32]:
         """The rank that owns each slot."""
@@ -75,10 +83,10 @@ class Placement:
 
     def copies_LE(self) -> NDArray[np.int32]:
         """How many slots hold each expert, int32 [L, E]."""
-        experts = self.experts
-        flat = np.arange(self.layers)[:, None] * experts + self.slot_expert_LP
-        counts = np.bincount(flat.ravel(), minlength=self.layers * experts)
-        return counts.reshape(self.layers, experts).astype(np.int32)
+        places = self.experts + 1  # the first counts empty slots
+        flat = np.arange(self.layers)[:, None] * places + self.slot_expert_LP - EMPTY
+        counts = np.bincount(flat.ravel(), minlength=self.layers * places)
+        return counts.reshape(self.layers, places)[:, 1:].astype(np.int32)
 
     def validate(self, experts: int) -> None:
         """InputError unless exactly the experts 0..experts-1 are placed, each at least once."""

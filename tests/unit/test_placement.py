@@ -116,8 +116,8 @@ def test_a_placement_keeps_its_own_read_only_copy() -> None:
         (np.zeros((1, 65_537), dtype=np.uint8), 1, "1 to 65536 slots"),
         (np.zeros((1, 4), dtype=int), 3, "4 slots do not divide over the ranks; got 3"),
         (np.zeros((1, 4), dtype=int), 0, "do not divide over the ranks; got 0"),
-        (np.array([[0, -1]]), 1, "must name experts by their number, from 0; got -1"),
-        (np.array([[0, 2**40]]), 1, "must name experts by their number, from 0; got 1099511627776"),
+        (np.array([[0, -2]]), 1, "from 0 (-1: an empty slot); got -2"),
+        (np.array([[0, 2**40]]), 1, "(-1: an empty slot); got 1099511627776"),
     ],
 )
 def test_malformed_tables_are_refused(table: NDArray[np.int64], ranks: int, words: str) -> None:

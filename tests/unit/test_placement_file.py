@@ -106,7 +106,10 @@ def test_malformed_safetensors_are_refused(tmp_path: Path) -> None:
         ({"slot_expert": np.zeros(4, dtype=np.int32)}, r"must hold a \[layers, slots\] table"),
         ({"slot_expert": np.zeros((2, 4))}, "must hold integers"),
         ({"slot_expert": np.zeros((2, 70_000), dtype=np.int32)}, "must hold a .* table"),
-        ({"slot_expert": np.full((2, 4), -5, dtype=np.int32)}, "from 0; got -5"),
+        (
+            {"slot_expert": np.full((2, 4), -5, dtype=np.int32)},
+            r"from 0 \(-1: an empty slot\); got -5",
+        ),
     ):
         save_file(tensors, path)
         with pytest.raises(InputError, match=words):
