@@ -22,6 +22,7 @@ from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.scenario import Scenario
 from moesim.sim.autoscaler import Autoscaler
+from moesim.sim.copies import prepare_to_move
 from moesim.sim.cost_tables import Work
 from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.faults import Faults
@@ -81,6 +82,10 @@ def assemble(
     record = build_record(keep_times, demand, wired.costs, most_done)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
+    if of.rebalancing is not None:
+        assert wired.placement is not None
+        condition = prepare_to_move(work.condition, wired.placement, replicas)
+        work = work._replace(condition=condition)
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, batching, not singly)
     return Assembled(rules, wired, state, record, work, masks, fleet)
 
@@ -97,7 +102,8 @@ def join_links(
     None where nothing but steps is on them, and every replica has its own to itself.
     """
     cluster, transfers = scenario.cluster, None
-    if cluster.topology or cluster.background or loads_over_fabric(scenario):
+    moves = loads_over_fabric(scenario) or scenario.deployment.rebalancing is not None
+    if cluster.topology or cluster.background or moves:
         transfers = Transfers(env, build_fabric(deployment.cluster))
     if run.rules["detailed"]:
         priced = run.state, run.wired.routes, run.wired.costs, run.record, run.work.condition

@@ -12,6 +12,7 @@ from moesim.policies.batching import Batching
 from moesim.policies.expert_offload import ExpertOffload
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.policies.queueing import FirstCome, QueueChoice
+from moesim.policies.rebalancing import Rebalancing
 from moesim.spec import Spec, broken_rule, by_policy
 
 MOST_DRAFTS = 16
@@ -221,6 +222,7 @@ class DeploymentSpec(Spec):
     parallelism: ParallelismSpec = ParallelismSpec()
     batching: Batching | None = None
     placement: PlacementChoice = Contiguous()
+    rebalancing: Rebalancing | None = None  # None: experts stay where they are
     exchange: Exchange = "auto"
     overlap: OverlapSpec = OverlapSpec()
     attention_ffn: AttentionFFN | None = None  # None: every GPU computes both

@@ -26,7 +26,7 @@ def check_detailed(scenario: Scenario, deployment: Deployment) -> None:
     if deployment.model.is_moe and scenario.routing.mode != "replay":
         rule = "must be replay in the detailed mode, which follows every token"
         raise InputError("routing.mode", rule, scenario.routing.mode)
-    for name in ("expert_offload", "autoscaling", "attention_ffn"):
+    for name in ("expert_offload", "autoscaling", "attention_ffn", "rebalancing"):
         if getattr(scenario.deployment, name) is not None:
             raise InputError(f"deployment.{name}", NOT_THERE)
     faults = scenario.faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from moesim.deployment import Deployment
@@ -40,12 +41,7 @@ def place(
         sequences = max(1, round(choice.fit_fraction * trace.sequences))
         seen = ids_TLK[: trace.sequence_start_S1[sequences]]
         load_LE = load_from_trace(seen, model.experts)
-        nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
-        groups = model.expert_groups
-        hierarchical = groups % nodes == 0 if choice.hierarchical is None else choice.hierarchical
-        if not hierarchical:
-            groups, nodes = 1, 1
-        slot_expert_LP = eplb(load_LE, deployment.slots, groups, nodes, ranks)
+        slot_expert_LP = fit_eplb(load_LE, deployment, choice.hierarchical)
     elif choice.policy == "random":
         rng = stream(scenario.seed, "placement")
         slot_expert_LP = policies.random(layers, model.experts, deployment.slots, ranks, rng)
@@ -54,6 +50,20 @@ def place(
     else:
         slot_expert_LP = policies.contiguous(layers, model.experts, deployment.slots, ranks)
     return Placement(slot_expert_LP, ranks)
+
+
+def fit_eplb(
+    load_LE: NDArray[np.float64], deployment: Deployment, hierarchical: bool | None
+) -> NDArray[np.int32]:
+    """EPLB's placement of a load on the deployment's slots, int32 [L, P]. `hierarchical` None:
+    where groups of experts divide over nodes, as the algorithm does."""
+    nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
+    groups = deployment.model.expert_groups
+    if hierarchical is None:
+        hierarchical = groups % nodes == 0
+    if not hierarchical:
+        groups, nodes = 1, 1
+    return eplb(load_LE, deployment.slots, groups, nodes, deployment.sharding.expert_parallel)
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:

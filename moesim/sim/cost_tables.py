@@ -142,10 +142,12 @@ class Costs(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What is wrong with the GPUs of each replica; changed between steps (sim/faults.py).
+    """What is wrong with the GPUs of each replica, and where its experts are; changed between steps
+    (sim/faults.py, sim/rebalancing.py).
 
     Factors are at least 1. Legend: K replicas, E experts; copies of expert e in a replica that goes
-    on without a rank: copy_slot_KLP[k, l, copy_start_KLE1[k, l, e] : copy_start_KLE1[k, l, e + 1]].
+    on without a rank, or with experts placed anew: copy_slot_KLP[k, l, copy_start_KLE1[k, l, e] :
+    copy_start_KLE1[k, l, e + 1]].
     """
 
     attention_slow_KBD: NDArray[np.float64]  # of computing
@@ -157,6 +159,7 @@ class Condition(NamedTuple):
     expert_of_slot_LP: NDArray[np.int32]  # of whole replicas; empty where none is remapped
     copy_start_KLE1: NDArray[np.int32]
     copy_slot_KLP: NDArray[np.int32]
+    load_KLE: NDArray[np.int64]  # tokens of each expert in the steps that count it
 
 
 class Work(NamedTuple):

@@ -1,8 +1,10 @@
-"""Counting a token's experts where a replica goes on without one of its ranks.
+"""Counting a token's experts where a replica goes on without one of its ranks, or with its experts
+placed anew.
 
-The trace is placed on the slots of whole replicas. Each slot's expert is looked up, and one of its
-remaining copies taken by the hash that placed it (moesim.placement.copies): the counts are those of
-a trace placed anew. Nothing is added up beforehand, so that long prompts take longer to count.
+The trace is placed on the slots that replicas begin with. Each slot's expert is looked up, and one
+of its present copies taken by the hash that placed it (moesim.placement.copies): the counts are
+those of a trace placed anew. Nothing is added up beforehand, so that long prompts take longer to
+count.
 
 Legend as in replay.py; `k` the replica.
 """
@@ -58,3 +60,15 @@ def touch_remapped(routes: Any, c: Any, w: Any, k: int, row: int, rows: int) -> 
                         w.mark_X[x] = stamp
                         w.source_LX[layer, x] += 1
             stamp += 1
+
+
+@inner
+def add_load(w: Any, k: int) -> None:
+    """Add the tokens of a part, which w.counts_LP has by slot, to their experts' load."""
+    condition = w.condition
+    for layer in range(w.counts_LP.shape[0]):
+        start_E1 = condition.copy_start_KLE1[k, layer]
+        slot_P, counts_P = condition.copy_slot_KLP[k, layer], w.counts_LP[layer]
+        for e in range(start_E1.size - 1):
+            for i in range(start_E1[e], start_E1[e + 1]):
+                condition.load_KLE[k, layer, e] += counts_P[slot_P[i]]

@@ -29,6 +29,7 @@ from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
+    NEVER,
     NOBODY,
     RANK,
     REPLICA,
@@ -103,6 +104,8 @@ def build_state(
     replica_rows["commit_s"] = np.inf
     replica_rows["up_slowdown"] = 1.0
     replica_rows["out_slowdown"] = 1.0
+    replica_rows["due_step"] = NEVER
+    replica_rows["load_step"] = NEVER
     batch = (replicas, stages, ranks, most)
     prefix = (replicas * ranks, blocks)
     return State(
@@ -222,6 +225,7 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
             expert_of_slot_LP=np.zeros((0, 0), np.int32),
             copy_start_KLE1=np.zeros((0, 0, 0), np.int32),
             copy_slot_KLP=np.zeros((0, 0, 0), np.int32),
+            load_KLE=np.zeros((0, 0, 0), np.int64),
         ),
     )
 
