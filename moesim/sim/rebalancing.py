@@ -51,7 +51,7 @@ class RebalanceLog:
     at_s: float
     window_steps: int
     outcome: str = "rebalanced"
-    end_s: float = np.nan  # switch of the last layer
+    end_s: float = np.nan  # switch of the last layer; NaN also where the run ended before
     balancedness: float = np.nan
     predicted: float = np.nan
     moved_slots: int = 0
