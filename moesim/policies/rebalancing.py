@@ -51,11 +51,14 @@ class Rebalancing(Spec):
     `layers_per_chunk`: layers copied at once; with sync the replica takes a step between chunks
     (None: all at once), with async one chunk is switched at a step's end (None: one layer), for
     which each GPU keeps a buffer. `layer_s`: what copying a layer takes beside its bytes on the
-    links. `copy_bytes_per_s`: most that a GPU sends or receives of them; None: its links' limit.
+    links. `relabel`: hand what the policy puts on each rank to the rank that has most of it, which
+    changes no balance and moves fewest experts (engines only leave in its slot what stays on its
+    rank). `copy_bytes_per_s`: most that a GPU sends or receives of them; None: its links' limit.
     """
 
     policy: Literal["eplb"] = "eplb"
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
+    relabel: bool = False
     mode: Literal["sync", "async"] | None = None
     window_steps: int | None = Field(None, ge=1, le=10**9)
     interval_steps: int | None = Field(None, ge=1, le=10**9)
@@ -87,6 +90,7 @@ class RebalancingPlan:
     planning_s: float
     layer_s: float
     copy_bytes_per_s: float
+    relabel: bool = False
 
     @property
     def stops(self) -> bool:
@@ -114,6 +118,7 @@ def plan_rebalancing(spec: Rebalancing, engine: str) -> RebalancingPlan:
         window_steps=window,
         first_steps=spec.first_steps or max(1, int(interval * float(of.get("first_share", 1.0)))),  # type: ignore[arg-type]
         threshold=spec.threshold,
+        relabel=spec.relabel,
         layers_per_chunk=layers,
         copy_bytes_per_s=float("inf") if spec.copy_bytes_per_s is None else spec.copy_bytes_per_s,
         **chosen,  # type: ignore[arg-type]

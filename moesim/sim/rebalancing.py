@@ -19,7 +19,7 @@ import simpy
 from numpy.typing import NDArray
 
 from moesim.placement.load import balancedness, rank_load
-from moesim.placement.migration import Moves, keep_slots, moves
+from moesim.placement.migration import Moves, keep_slots, moves, relabel
 from moesim.placement.placement import Placement
 from moesim.policies.rebalancing import RebalancingPlan
 from moesim.sim.clock import at, fire
@@ -149,6 +149,8 @@ class Rebalancer:
     def _start(self, k: int, now: float, load_LE: NDArray[np.float64], log: RebalanceLog) -> None:
         old = self.placements[k]
         wanted_LP = np.asarray(self.replace(load_LE, old), np.int32)
+        if self.plan.relabel:
+            wanted_LP = relabel(old.slot_expert_LP, wanted_LP, self.domain_of_rank_R)
         new = Placement(keep_slots(old.slot_expert_LP, wanted_LP, old.ranks), old.ranks)
         new.validate(load_LE.shape[1])
         moved = moves(old.slot_expert_LP, new.slot_expert_LP, self.domain_of_rank_R)
