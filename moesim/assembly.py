@@ -22,7 +22,6 @@ from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.scenario import Scenario
 from moesim.sim.autoscaler import Autoscaler
-from moesim.sim.copies import prepare_to_move
 from moesim.sim.cost_tables import Work
 from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.faults import Faults
@@ -38,7 +37,7 @@ from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
 from moesim.streams import stream
-from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers
+from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers, ready_to_move
 from moesim.workload.demand import Demand
 
 
@@ -82,10 +81,7 @@ def assemble(
     record = build_record(keep_times, demand, wired.costs, most_done)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
-    if of.rebalancing is not None:
-        assert wired.placement is not None
-        condition = prepare_to_move(work.condition, wired.placement, replicas)
-        work = work._replace(condition=condition)
+    work = ready_to_move(scenario, wired, work, replicas)
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, batching, not singly)
     return Assembled(rules, wired, state, record, work, masks, fleet)
 

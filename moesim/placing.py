@@ -18,6 +18,8 @@ from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.streams import stream
 
+MOST_CHOSEN_TOKENS = 8_000_000  # of a step, 16 bytes each, where copies are chosen from counts
+
 
 def place(
     scenario: Scenario,
@@ -75,6 +77,28 @@ def placement_notes(scenario: Scenario) -> tuple[str, ...]:
         f"placement: EPLB fitted on the first {choice.fit_fraction:.0%} of the routing that is "
         "replayed; `moesim place` scores it on routing it has not seen",
     )
+
+
+def check_choice(scenario: Scenario, deployment: Deployment) -> None:
+    """InputError where the copies of experts cannot be chosen as the scenario says."""
+    of = scenario.deployment
+    choice = of.placement.replica_choice
+    if choice == "hash":
+        return
+    field = "deployment.placement.replica_choice"
+    if scenario.routing.mode != "replay":
+        raise InputError(field, "must be hash where routing.mode is averaged", choice)
+    if scenario.faults is not None and scenario.faults.recovery == "elastic":
+        raise InputError(field, "must be hash where faults.recovery is elastic", choice)
+    if of.expert_offload is not None:
+        raise InputError(field, "must be hash with deployment.expert_offload", choice)
+    if of.attention_ffn is not None and choice == "nearest":
+        rule = "must not be nearest with deployment.attention_ffn, where no copy is nearer"
+        raise InputError(field, rule, choice)
+    most = deployment.token_budget * deployment.sharding.attention_dp
+    if most > MOST_CHOSEN_TOKENS:
+        rule = f"must be hash where a step may have more than {MOST_CHOSEN_TOKENS} tokens"
+        raise InputError(field, rule, choice, f"{most} here")
 
 
 def check_placement(placement: Placement, deployment: Deployment) -> None:

@@ -109,6 +109,8 @@ def _experts(
         w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
             c, w, step, layer, exchange, kind, group_tokens
         )
+        w.layer_s[half, layer, 0] += c.scalars[0].choice_s
+        step.dispatch_s += c.scalars[0].choice_s
         if offloaded:
             start_s += front_s + w.layer_s[half, layer, 0]
             w.layer_s[half, layer, 1] = offload_layer(

@@ -33,14 +33,22 @@ MOVES = st.fixed_dictionaries(
         "interval": st.integers(1, 12),
         "instant": st.booleans(),
         "random": st.booleans(),
+        "choice": st.integers(0, 4),
     }
 )
 
 
 def random_moves(
-    mode: Any, each: int | None, interval: int, instant: bool, random: bool, **chosen: Any
+    mode: Any,
+    each: int | None,
+    interval: int,
+    instant: bool,
+    random: bool,
+    choice: int,
+    **chosen: Any,
 ) -> tuple[Harness, Demand]:
-    """A random engine whose experts move every few steps, by EPLB or at random, with copies."""
+    """A random engine whose experts move every few steps, by EPLB or at random, with copies,
+    however these are chosen."""
     harness, demand = random_engine(**chosen)
     rng = np.random.default_rng(chosen["seed"] + 3)
     ranks = harness.costs.domain_of_rank.size
@@ -61,8 +69,11 @@ def random_moves(
     def at_random(load_LE: Any, old: Placement) -> Any:
         return np.stack([rng.permutation(row) for row in old.slot_expert_LP])
 
+    costs = harness.costs
+    rates = {**costs.rates, "replica_choice": choice, "choice_s": 2.0**-14 * (choice > 1)}
     harness = dataclasses.replace(
         harness,
+        costs=dataclasses.replace(costs, rates=rates),
         placement=Placement(slots_LP, ranks),
         rebalancing=plan,
         replace=at_random if random else None,
