@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,3 +174,17 @@ def test_a_run_reports_gaps_during_and_between() -> None:
     stalls = int((gaps > 2.0).sum())
     assert stalls == 8 * figures["count"]  # eight requests wait for each
     assert not result.steps["rebalancing"].any()  # nobody computes meanwhile
+
+
+def test_the_report_draws_the_balance_with_its_rebalances(tmp_path: Path) -> None:
+    moving = simulate(scenario({"mode": "sync"}), provenance=False)
+    still = simulate(scenario(deployment={"rebalancing": None}), provenance=False)
+    moving.report(tmp_path / "moving.html")
+    still.report(tmp_path / "still.html")
+    shown = [(tmp_path / name).read_text() for name in ("moving.html", "still.html")]
+    assert ["figure-balance" in page for page in shown] == [True, False]
+    assert "rebalances: balancedness from" in shown[0]
+    assert len(moving.rebalances)
+    assert still.rebalances.empty
+    moving.save(tmp_path / "out")
+    assert (tmp_path / "out" / "rebalances.parquet").exists()
