@@ -163,7 +163,7 @@ def _sift(heap: Keys, size: int, at: int = 0) -> None:
     key = heap[at]
     child = 2 * at + 1
     while child + 1 < size:
-        child += np.int64(heap[np.uintp(child + 1)] < heap[np.uintp(child)])
+        child += int(heap[np.uintp(child + 1)] < heap[np.uintp(child)])
         below = heap[np.uintp(child)]
         if below >= key:
             break

@@ -1,7 +1,7 @@
 """How long placing takes: `python tests/benchmarks/bench_placement.py`. Best and median of 15.
 
 Targets, one core: EPLB of 58 x 256 experts into 288 slots on 144 ranks in 10 ms with NumPy, 3 ms
-compiled. Measured 2026-11-22 in three runs, Python 3.11, a shared 2-core VM (Xeon, Sapphire Rapids):
+compiled. Measured 2026-11-22 in three runs, Python 3.11, a shared 2-core VM (Sapphire Rapids):
 best 6.4 to 9.5 ms and 1.0 to 1.4 ms, medians 8.5 to 10.1 and 1.2 to 1.5.
 """
 
