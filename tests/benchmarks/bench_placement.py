@@ -3,7 +3,7 @@
 Targets, one core: EPLB of 58 x 256 experts into 288 slots on 144 ranks in 10 ms with NumPy, 3 ms
 compiled. Measured 2026-11-22 in four runs, Python 3.11, a shared 2-core VM (Sapphire Rapids): best
 6.4 to 9.5 ms and 1.0 to 1.4 ms, medians 8.5 to 10.1 and 1.2 to 1.5. On 144 ranks, what stays is
-found in 0.1 ms, who sends in 0.5, ranks are relabelled in 22 (nodes of 8: 200); affinity takes 2.5 s.
+found in 0.1 ms, who sends in 0.5, new labels in 22 (nodes of 8: 200); affinity takes 2.5 s.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from moesim.placement.layer_law import one_corner
 from moesim.placement.load import load_from_trace
 from moesim.placement.migration import keep_slots, moves, relabel
 from moesim.placement.placement import Placement
+from moesim.placement.settling import settle
 from moesim.placement.task import Workload
 
 LAW = one_corner(6.34e-6, 0.0326e-6, 31e-6)
@@ -60,6 +61,15 @@ def bench_move(
         print(f"    {left} of {old_LP.size} slots to be sent, {what}")
 
 
+def bench_settling(load_LE: NDArray[np.float64], rng: np.random.Generator) -> None:
+    drifted_LE = load_LE * rng.lognormal(0.0, 0.1, load_LE.shape)
+    one_R = np.zeros(32, np.int32)
+    old_LP, new_LP = (eplb_compiled(load, 288, 1, 1, 32) for load in (load_LE, drifted_LE))
+    timed("settle on 32 ranks", lambda: settle(old_LP, new_LP, drifted_LE, one_R), runs=3)
+    left = moves(old_LP, settle(old_LP, new_LP, drifted_LE, one_R), one_R).layer_M.size
+    print(f"    {left} of {old_LP.size} slots to be sent")
+
+
 def bench_affinity(rng: np.random.Generator) -> None:
     """Tokens that choose within one of four hidden groups of experts, on 32 ranks of 4 nodes."""
     hidden_LE = rng.permuted(np.tile(np.arange(256, dtype=np.uint8), (58, 1)), axis=1)
@@ -90,6 +100,7 @@ def main() -> None:
         timed(name, lambda a=(slots, groups, nodes, ranks): eplb(load_LE, *a))
         timed("  compiled", lambda a=(slots, groups, nodes, ranks): eplb_compiled(load_LE, *a))
     bench_migration(load_LE, rng)
+    bench_settling(load_LE, rng)
     bench_affinity(rng)
     ids_TLK = rng.integers(0, 256, (50_000, 58, 8)).astype(np.uint8)
     timed("load_from_trace, 50,000 rows", lambda: load_from_trace(ids_TLK, 256), ids_TLK.size)
