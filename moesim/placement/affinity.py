@@ -8,7 +8,7 @@ fitted to, and is found by replay on others. On gpt-oss-20b and DeepSeek-V2-Lite
 on 2 nodes and 16 on 4, prefill of 4,096 tokens and decode of 32 a rank, with and without a slot
 more a rank) tokens of unseen sequences went to 11 to 28 % fewer nodes and 4 to 32 % fewer ranks
 than with EPLB; their layer time grew by 0.4 to 2.7 %, in gpt-oss's prefill by up to 4.6 %. 58
-layers of 256 experts take 2.5 s on one core.
+layers of 256 experts take 2.1 to 2.5 s on one core.
 
 Legend: T sampled tokens, L layers, K top-k, E experts, P slots, R ranks, D steps.
 """
