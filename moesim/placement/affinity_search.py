@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.compiled import compiled, inner
-from moesim.placement.fan_out import level_of, price, swap, tokens_of_items
+from moesim.placement.destinations import level_of, price, swap, tokens_of_items
 from moesim.placement.placement import EMPTY
 
 Ints: TypeAlias = NDArray[np.int32]

@@ -15,8 +15,8 @@ from moesim.errors import InputError
 from moesim.placement.affinity import affinity, lower_destinations
 from moesim.placement.batches import Batches, halves, prefill_batches
 from moesim.placement.copies import place_rows
+from moesim.placement.destinations import level_of, price, swap, tokens_of_items
 from moesim.placement.eplb import eplb
-from moesim.placement.fan_out import level_of, price, swap, tokens_of_items
 from moesim.placement.layer_law import LayerLaw, one_corner, rank_seconds
 from moesim.placement.placement import EMPTY, Placement
 from moesim.placement.task import PlacementTask, Workload
