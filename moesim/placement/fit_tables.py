@@ -11,7 +11,7 @@ Legend: W workloads, D steps of all workloads, L MoE layers, E experts, N tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class FitTables:
     @property
     def experts(self) -> int:
         return int(self.counts_LED.shape[1])
+
+    def take(self, chosen_L: NDArray[np.bool_]) -> FitTables:
+        """Some of the layers."""
+        return replace(self, counts_LED=np.ascontiguousarray(self.counts_LED[chosen_L]))
 
 
 def fit_tables(fit: Sequence[Workload], ranks: int) -> FitTables:
