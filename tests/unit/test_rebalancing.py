@@ -60,6 +60,15 @@ def test_engines_do_what_their_sources_say() -> None:
         (scenario(dp=1, ep=1), "several expert-parallel ranks"),
         (scenario(deployment={"autoscaling": {"target_queue": 1}}), "autoscaling"),
         (scenario(deployment={"expert_offload": {"gpu_experts": 4}}), "expert_offload"),
+        (
+            scenario(
+                deployment={
+                    "parallelism": {"attention_dp": 4, "expert_parallel": 4},
+                    "attention_ffn": {"expert_gpus": 4},
+                }
+            ),
+            "attention_ffn",
+        ),
         (scenario(routing={**BASE["routing"], "mode": "averaged"}), "must be replay"),
         (scenario(faults={"mtbf": {"gpu_hours": 9.0}}), "other than slow-rank and slow-link"),
         (
