@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.deployment import deploy
+from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.load import load_from_trace, rank_load
@@ -104,7 +104,8 @@ def candidates(
     batches_DBLK = ids_TLK[_decode_rows(trace, first, tokens, rng)]
     found = []
     for variant, deployment in zip(variants, deployments, strict=True):
-        placement = place(variant, deployment, trace, ids_TLK)
+        costs = step_costs(variant, deployment)
+        placement = place(variant, deployment, costs, trace, ids_TLK)
         check_placement(placement, deployment)
         score = score_placement(placement, load_LE, batches_DBLK)
         choice = variant.deployment.placement
