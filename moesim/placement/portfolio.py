@@ -89,20 +89,21 @@ def split(fit: Sequence[Workload]) -> tuple[tuple[Workload, ...], tuple[Workload
     order of the trace, is held out of each domain, and the steps' tokens, in their order, are put
     together to steps anew. Domains too small for that are whole in both parts.
     """
-    kept, held_out = [], []
+    kept: list[Workload] = []
+    held_out: list[Workload] = []
     for workload in fit:
-        parts = [_divided(workload.batches, x) for x in np.unique(workload.batches.domain_D)]
-        for found, side in ((kept, 0), (held_out, 1)):
+        batches = workload.batches
+        domains = np.unique(batches.domain_D)
+        parts = [_divided(batches, domain) for domain in domains]
+        for side, found in enumerate((kept, held_out)):
             rows_DN = np.concatenate([part[side] for part in parts])
-            domain_D = np.concatenate([np.full(len(part[side]), part[2]) for part in parts])
-            batches = Batches(workload.batches.ids_TLK, rows_DN, domain_D, workload.batches.experts)
-            found.append(replace(workload, batches=batches))
+            domain_D = np.repeat(domains, [len(part[side]) for part in parts])
+            again = Batches(batches.ids_TLK, rows_DN, domain_D, batches.experts)
+            found.append(replace(workload, batches=again))
     return tuple(kept), tuple(held_out)
 
 
-def _divided(
-    batches: Batches, domain: np.int32
-) -> tuple[NDArray[np.int64], NDArray[np.int64], np.int32]:
+def _divided(batches: Batches, domain: np.int32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of steps to fit on and held out of a domain."""
     rows_DN = batches.rows_DN[batches.domain_D == domain]
     known = np.unique(rows_DN)
@@ -114,8 +115,8 @@ def _divided(
         steps = chosen.size // tokens
         sides.append(chosen[: steps * tokens].reshape(steps, tokens))
     if not (len(sides[0]) and len(sides[1])):
-        return rows_DN, rows_DN, domain
-    return sides[0], sides[1], domain
+        return rows_DN, rows_DN
+    return sides[0], sides[1]
 
 
 def replayed_times(
