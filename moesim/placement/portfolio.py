@@ -28,6 +28,7 @@ from moesim.placement.task import PlacementTask, Workload
 
 SEGMENTS = 24  # of each domain's rows, every third of them held out
 ERRORS = 2.0  # standard errors by which a candidate must be better (steps share sequences)
+LEAST_GAIN = 0.005  # of the time: below, the routing to come may as well turn it round
 
 
 @dataclass(frozen=True)
@@ -152,18 +153,21 @@ def choose(times_XDL: NDArray[np.float64], plain: int = 0) -> NDArray[np.int64]:
     home = int(total_X.argmin())
     if plain:
         plainest = int(total_X[:plain].argmin())
-        gain_D = (times_XDL[plainest] - times_XDL[home]).sum(axis=1)
-        home = home if _beyond_chance(gain_D[:, None])[0] else plainest
+        plain_D1, home_D1 = times_XDL[[plainest, home]].sum(axis=2)[..., None]
+        home = home if _worth_it(plain_D1, home_D1)[0] else plainest
     best_L = times_XDL.sum(axis=1).argmin(axis=0)
     best_DL = np.take_along_axis(times_XDL, best_L[None, None], axis=0)[0]
-    return np.asarray(np.where(_beyond_chance(times_XDL[home] - best_DL), best_L, home))
+    return np.asarray(np.where(_worth_it(times_XDL[home], best_DL), best_L, home))
 
 
-def _beyond_chance(gain_DL: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether gains, summed over the steps, exceed ERRORS standard errors of the sum; bool [L]."""
+def _worth_it(old_DL: NDArray[np.float64], new_DL: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether the gain, summed over steps, exceeds LEAST_GAIN of the time and ERRORS standard
+    errors of the sum; bool [L]."""
+    gain_DL = old_DL - new_DL
     steps = gain_DL.shape[0]
     error_L = gain_DL.std(axis=0, ddof=min(1, steps - 1)) * np.sqrt(steps)
-    return np.asarray(gain_DL.sum(axis=0) > ERRORS * error_L)
+    least_L = np.maximum(ERRORS * error_L, LEAST_GAIN * old_DL.sum(axis=0))
+    return np.asarray(gain_DL.sum(axis=0) > least_L)
 
 
 def _remade(
