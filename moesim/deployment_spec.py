@@ -43,6 +43,13 @@ class Copies(Spec):
     replica_choice: Literal["hash", "nearest", "least-loaded", "lp", "active"] = "hash"
     choice_s: float | None = Field(None, ge=0.0, le=1.0)
 
+    @model_validator(mode="after")
+    def _hash_takes_no_time(self) -> Self:
+        if self.choice_s and self.replica_choice == "hash":
+            rule = "must be left out with replica_choice hash, which takes no time"
+            raise broken_rule("choice_s", rule, self.choice_s)
+        return self
+
     def seconds_to_choose(self) -> float:
         """Of each MoE layer."""
         if self.choice_s is not None:
@@ -95,6 +102,10 @@ class Searched(Copies):
     def _some_steps(self) -> Self:
         if self.decode == 0 and self.prefill == 0:
             raise broken_rule("decode", "must leave a kind of step: decode and prefill are both 0")
+        if self.decode == 0 and self.decode_share == 1.0:
+            raise broken_rule("decode_share", "must be below 1 where decode is 0", 1.0)
+        if self.prefill == 0 and self.decode_share == 0.0:
+            raise broken_rule("decode_share", "must be above 0 where prefill is 0", 0.0)
         return self
 
 

@@ -65,6 +65,7 @@ def wire(
     graphs = graph_tokens(costs.head_s.size - 1)
     if not deployment.model.is_moe:
         return Wired(build_costs(costs, 1, graphs), no_routes(), ())
+    check_choice(scenario, deployment)
     trace, ids_TLK, notes = open_routing(
         scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
     )
@@ -72,7 +73,6 @@ def wire(
         placement = place(scenario, deployment, costs, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
-    check_choice(scenario, deployment)
     given = scenario.routing.trace not in GENERATED
     spare = expert_spares(scenario, deployment, placement)
     compiled_costs = build_costs(costs, placement.slots + placement.ranks * spare, graphs)

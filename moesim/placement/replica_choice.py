@@ -201,6 +201,15 @@ def _least_maximum(copies: Any, replicated: int, tokens_E: Any, tokens_P: Any, s
         if s.load_R[fullest(s.load_R)] >= before:
             break
     level_out(copies, tokens_P, s.load_R, s)
+    _count_active(copies[2], tokens_P, s.active_R)
+
+
+@inner
+def _count_active(rank_of_slot_P: Any, tokens_P: Any, active_R: Any) -> None:
+    """Experts of each rank with any token, which paths do not keep count of."""
+    active_R[:] = 0
+    for p in range(tokens_P.size):
+        active_R[rank_of_slot_P[p]] += tokens_P[p] > 0
 
 
 @inner

@@ -148,11 +148,12 @@ class Rebalancer:
 
     def _start(self, k: int, now: float, load_LE: NDArray[np.float64], log: RebalanceLog) -> None:
         old = self.placements[k]
-        wanted_LP = np.asarray(self.replace(load_LE, old), np.int32)
+        wanted = Placement(np.asarray(self.replace(load_LE, old)), old.ranks)
+        wanted.validate(load_LE.shape[1])  # before compiled code takes its numbers for indices
+        wanted_LP = wanted.slot_expert_LP
         if self.plan.relabel:
             wanted_LP = relabel(old.slot_expert_LP, wanted_LP, self.domain_of_rank_R)
         new = Placement(keep_slots(old.slot_expert_LP, wanted_LP, old.ranks), old.ranks)
-        new.validate(load_LE.shape[1])
         moved = moves(old.slot_expert_LP, new.slot_expert_LP, self.domain_of_rank_R)
         if (new.slot_expert_LP == old.slot_expert_LP).all():
             log.outcome = "unchanged"

@@ -18,7 +18,7 @@ from moesim.workload.arrivals import (
     Gamma,
     Replay,
 )
-from moesim.workload.drift import MAX_DOMAINS, Domains, DriftPoint
+from moesim.workload.drift import MAX_DOMAINS, Domains, DriftPoint, domain_names
 from moesim.workload.groups import RequestClass, Tenant
 from moesim.workload.lengths import MAX_TOKENS, LengthChoice, Tokens, no_flag, or_short
 from moesim.workload.prefixes import SharedPrefix
@@ -126,6 +126,9 @@ class Workload(Spec):
             raise broken_rule("drift", "must have ascending at_s, the first of them 0", times)
         if not all(sum(point.domains.values()) > 0 for point in self.drift):
             raise broken_rule("drift", "must have a positive weight in every mix")
+        names = len(domain_names(self.drift))
+        if names > MAX_DOMAINS:
+            raise broken_rule("drift", f"must name at most {MAX_DOMAINS} domains in all", names)
 
     def _check_amount(self) -> None:
         if self.requests is not None and self.duration_s is not None:
