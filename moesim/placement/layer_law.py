@@ -56,6 +56,34 @@ def corner_s(law: Any, active: float, pairs: float, padded: float) -> float:
     return seconds
 
 
+@inner
+def slots_s(law: Any, tokens_P: Any, first: int, stop: int) -> float:
+    """Seconds of the rank that owns slots [first, stop), all terms of the formula."""
+    tile = (1 << law.tile_shift) - 1
+    measured = law.tile_s.size > 0
+    active, pairs, tiles = 0, 0, 0
+    seconds: float = law.fixed_s
+    for p in range(first, stop):
+        n = tokens_P[p]
+        active += n > 0
+        pairs += n
+        own = (n + tile) >> law.tile_shift
+        tiles += own
+        if measured:
+            seconds += law.tile_s[own]
+    return seconds + corner_s(law, active, pairs, tiles << law.tile_shift)
+
+
+@inner
+def slowest_s(law: Any, tokens_P: Any, ranks: int) -> float:
+    """Seconds of the slowest rank, which all others wait for."""
+    per_rank = tokens_P.size // ranks
+    slowest = 0.0
+    for r in range(ranks):
+        slowest = max(slowest, slots_s(law, tokens_P, r * per_rank, (r + 1) * per_rank))
+    return slowest
+
+
 def rank_seconds(
     law: LayerLaw, tokens_xP: NDArray[np.integer[Any]], ranks: int
 ) -> NDArray[np.float64]:
