@@ -2,10 +2,7 @@
 takes, without a simulation.
 
 A step's tokens lie evenly on the ranks, in order: token j of N is sent by rank j R // N (where
-attention ranks have several GPUs, these share their tokens out). What is counted of its dispatch is
-DeepEP's normal mode, as moesim.sim.exchange.add_normal prices it: one copy to every other node that
-holds any of its experts, landing on the GPU with the sender's place there; then, in each node, one
-copy from there (in its own node: from the sender) to every other rank that holds any.
+attention ranks have several GPUs, these share their tokens out). Copies sent: fan_out.py.
 
 Legend: D steps, N tokens of a step, L MoE layers, K top-k, E experts, P slots, R ranks.
 """
@@ -22,13 +19,13 @@ from moesim.compiled import compiled, inner
 from moesim.errors import InputError
 from moesim.placement.batches import Batches
 from moesim.placement.copies import copy_table
+from moesim.placement.fan_out import count_sent, hash_row, sent_scratch
 from moesim.placement.layer_law import LayerLaw, corner_s, slowest_s
 from moesim.placement.placement import Placement
 from moesim.placement.replica_choice import (
     HASH,
     NEAREST,
     choice_code,
-    hashed,
     nearest,
     scratch,
     spread,
@@ -134,12 +131,13 @@ def _replay(
 ) -> None:
     start_LE1, slot_LP, rank_of_slot_P = placed
     layers, experts = counts_DLE.shape[1], counts_DLE.shape[2]
-    tokens_LP, left_LP = np.zeros_like(slot_LP), np.zeros_like(slot_LP)
-    at_LE = np.zeros((layers, experts), np.int32)
+    tokens_LP = np.zeros_like(slot_LP)
     most = (start_LE1[:, 1:] - start_LE1[:, :-1]).max()
-    choice_C = np.zeros(most + 1, np.int64)
-    mark_R, mark_X = np.zeros(domain_R.size, np.int64), np.zeros(domain_R.size, np.int64)
-    marks = (mark_R, mark_X, *_places(domain_R))
+    near_RLE = np.zeros((domain_R.size if choice == NEAREST else 1, layers, experts), np.int32)
+    if choice == NEAREST:
+        _nearest(placed, domain_R, near_RLE)
+    chosen = (np.zeros(most + 1, np.int64), near_RLE)
+    sent = sent_scratch(domain_R, slot_LP, experts)
     for d in range(rows_DN.shape[0]):
         if choice > NEAREST or most == 1:
             for layer in range(layers):
@@ -147,35 +145,28 @@ def _replay(
                 spread(choice, law, counts_DLE[d, layer], *at, tokens_LP[layer], s)
         else:
             tokens_LP[:] = 0
-            _count(ids_TLK, rows_DN[d], choice, placed, domain_R, choice_C, tokens_LP)
+            _count(ids_TLK, rows_DN[d], choice, placed, chosen, tokens_LP)
         for layer in range(layers):
             found_5 = found_5DL[:, d, layer]
             _summarise(law, counts_DLE[d, layer], tokens_LP[layer], domain_R.size, found_5)
         if copies_2DL.size > 0:
-            left_LP[:] = tokens_LP
-            at_LE[:] = start_LE1[:, :-1]
-            mark_R[:] = -1
-            mark_X[:] = -1
-            dealt = (choice_C, at_LE, left_LP)
-            _send(ids_TLK, rows_DN[d], choice, placed, domain_R, dealt, marks, copies_2DL[:, d])
+            sent[0][:] = tokens_LP
+            sent[1][:] = start_LE1[:, :-1]
+            row = copies_2DL[:, d]
+            count_sent(ids_TLK, rows_DN[d], choice, placed, domain_R, chosen, sent, row)
 
 
 @compiled
-def _places(domain_R: Any) -> Any:
-    """Each rank's place in its node, and the ranks of each node."""
-    width_X = np.zeros(domain_R.max() + 1, np.int64)
-    place_R = np.zeros(domain_R.size, np.int64)
-    for r in range(domain_R.size):
-        place_R[r] = width_X[domain_R[r]]
-        width_X[domain_R[r]] += 1
-    return place_R, width_X
-
-
-@inner
-def _hash(row: int, choice_C: Any) -> None:
-    """Which of c copies this row takes, for every c."""
-    for copies in range(1, choice_C.size):
-        choice_C[copies] = hashed(row, copies)
+def _nearest(placed: Any, domain_R: Any, near_RLE: Any) -> None:
+    """Fill in the slot that serves each expert's tokens of each rank."""
+    start_LE1, slot_LP, rank_of_slot_P = placed
+    for r in range(near_RLE.shape[0]):
+        for layer in range(slot_LP.shape[0]):
+            slot_P = slot_LP[layer]
+            for e in range(near_RLE.shape[2]):
+                first, stop = start_LE1[layer, e], start_LE1[layer, e + 1]
+                q = nearest(r, first, stop, slot_P, rank_of_slot_P, domain_R)
+                near_RLE[r, layer, e] = slot_P[q]
 
 
 @inner
@@ -184,80 +175,27 @@ def _count(
     rows_N: Any,
     choice: int,
     placed: Any,
-    domain_R: Any,
-    choice_C: Any,
+    chosen: Any,
     tokens_LP: Any,
 ) -> None:
     """Tokens of each slot, copies chosen one token at a time."""
-    start_LE1, slot_LP, rank_of_slot_P = placed
-    ranks, tokens = domain_R.size, rows_N.size
+    start_LE1, slot_LP, _ = placed
+    choice_C, near_RLE = chosen
+    tokens = rows_N.size
     for j in range(tokens):
         row = rows_N[j]
-        _hash(row, choice_C)
-        source = j * ranks // tokens
+        hash_row(row, choice_C)
+        near_LE = near_RLE[j * near_RLE.shape[0] // tokens]
         for layer in range(ids_TLK.shape[1]):
             start_E1, slot_P, tokens_P = start_LE1[layer], slot_LP[layer], tokens_LP[layer]
             for k in range(ids_TLK.shape[2]):
                 e = np.uintp(ids_TLK[row, layer, k])  # unsigned: no check for negative indices
-                first, stop = start_E1[e], start_E1[e + np.uintp(1)]
                 if choice == HASH:
-                    q = first + choice_C[np.uintp(stop - first)]
+                    first = start_E1[e]
+                    copies = np.uintp(start_E1[e + np.uintp(1)] - first)
+                    tokens_P[slot_P[np.uintp(first + choice_C[copies])]] += 1
                 else:
-                    q = nearest(source, first, stop, slot_P, rank_of_slot_P, domain_R)
-                tokens_P[slot_P[np.uintp(q)]] += 1
-
-
-@inner
-def _send(
-    ids_TLK: Any,
-    rows_N: Any,
-    choice: int,
-    placed: Any,
-    domain_R: Any,
-    dealt: Any,
-    marks: Any,
-    copies_2L: Any,
-) -> None:
-    """Copies of a step's tokens sent within nodes, and between them."""
-    start_LE1, slot_LP, rank_of_slot_P = placed
-    choice_C, at_LE, left_LP = dealt
-    mark_R, mark_X, place_R, width_X = marks
-    ranks, tokens, layers = domain_R.size, rows_N.size, ids_TLK.shape[1]
-    for j in range(tokens):
-        row = rows_N[j]
-        _hash(row, choice_C)
-        source = j * ranks // tokens
-        for layer in range(layers):
-            slot_P = slot_LP[layer]
-            stamp = j * layers + layer
-            for k in range(ids_TLK.shape[2]):
-                e = np.intp(ids_TLK[row, layer, k])
-                first, stop = start_LE1[layer, e], start_LE1[layer, e + 1]
-                if choice == HASH:
-                    slot = slot_P[first + choice_C[stop - first]]
-                elif choice == NEAREST:
-                    slot = slot_P[nearest(source, first, stop, slot_P, rank_of_slot_P, domain_R)]
-                else:
-                    slot = _deal(slot_P, at_LE[layer], left_LP[layer], e)
-                rank = rank_of_slot_P[slot]
-                if mark_R[rank] == stamp:
-                    continue
-                mark_R[rank] = stamp
-                node = domain_R[rank]
-                copies_2L[0, layer] += place_R[rank] != place_R[source] % width_X[node]
-                if node != domain_R[source] and mark_X[node] != stamp:
-                    mark_X[node] = stamp
-                    copies_2L[1, layer] += 1
-
-
-@inner
-def _deal(slot_P: Any, at_E: Any, left_P: Any, e: Any) -> Any:
-    """The next of expert e's slots that still wants tokens; one less from now on."""
-    while left_P[slot_P[at_E[e]]] == 0:
-        at_E[e] += 1
-    slot = slot_P[at_E[e]]
-    left_P[slot] -= 1
-    return slot
+                    tokens_P[near_LE[layer, e]] += 1
 
 
 @inner
