@@ -9,6 +9,8 @@
 - vllm-ascend, `expert_map_path: FILE.json`: `moe_layer_count` and `layer_list`, MoE layers counted
   from 0, each with the experts of every device.
 
+None knows an empty slot: `filling.fill_empty` makes a placement of them that all do.
+
 Shapes: L MoE layers, P physical slots, R ranks.
 """
 
@@ -25,9 +27,10 @@ import yaml
 
 from moesim.errors import InputError
 from moesim.files import replace_atomically
-from moesim.placement.placement import Placement
+from moesim.placement.placement import EMPTY, Placement
 
 ENDINGS = {"sglang": ".json", "tensorrt-llm": ".yaml", "vllm-ascend": ".json"}
+REPEATS_ON_RANK = {"sglang": True, "tensorrt-llm": True, "vllm-ascend": False}
 
 
 def write_engine_placement(
@@ -40,7 +43,8 @@ def write_engine_placement(
     """Write the placement of a model for an engine of ENDINGS, whole or not at all.
 
     `moe_layers` are the indices of the model's layers with experts among its `layers`. Raises
-    InputError for another engine, a file name with another ending, and what the engine cannot do.
+    InputError for another engine, a file name with another ending, an empty slot (`fill_empty`,
+    with REPEATS_ON_RANK of the engine, leaves none), and what the engine cannot do.
     """
     target = Path(path)
     if engine not in ENDINGS:
@@ -50,6 +54,11 @@ def write_engine_placement(
     if len(moe_layers) != placement.layers:
         raise InputError("placement", f"must be of {len(moe_layers)} layers", placement.layers)
     placement.validate(placement.experts)
+    empty = np.argwhere(placement.slot_expert_LP == EMPTY)
+    if len(empty):
+        layer, slot = (int(i) for i in empty[0])
+        rule = f"must have every slot filled for {engine}: slot {slot} of MoE layer {layer} is not"
+        raise InputError("placement", rule, None, "fill_empty fills them with copies")
     contents: dict[str, Callable[[], str]] = {
         "sglang": lambda: json.dumps(_sglang(placement, moe_layers, layers)),
         "tensorrt-llm": lambda: _yaml(_tensorrt_llm(placement, moe_layers)),

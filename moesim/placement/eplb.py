@@ -4,7 +4,7 @@ The algorithm of github.com/deepseek-ai/EPLB (eplb.py at d52c72d, 2025-03-24), t
 vLLM and SGLang too, written over whole arrays: each greedy step treats all layers at once. Ties are
 broken as there (the lower index first), and weights and sums are float32 as there, so results are
 identical, slot for slot. 58 layers x 256 experts into 288 slots on 144 ranks take 6 to 9 ms on one
-core of a 2026 server (tests/benchmarks/bench_placement.py).
+core of a 2026 server (tests/benchmarks/bench_placement.py); `eplb_compiled` takes 1.0 to 1.4.
 
 Shapes: L layers, E experts, P slots, G groups; X independent packing problems (layers x nodes).
 """
@@ -32,20 +32,35 @@ def eplb(
     node: groups to nodes, replicas inside each node, then to its ranks); global otherwise.
     Raises InputError for shapes that do not divide, and for a load that is negative or not finite.
     """
+    load_LE, groups, nodes = checked(load_LE, slots, groups, nodes, ranks)
+    return _hierarchical(load_LE, slots, groups, nodes, ranks)
+
+
+def checked(
+    load_LE: NDArray[np.number[Any]], slots: int, groups: int, nodes: int, ranks: int
+) -> tuple[Floats, int, int]:
+    """The load as float32, and the groups and nodes to use: 1 and 1 for the global policy."""
     load_LE = np.asarray(load_LE)
     if load_LE.ndim != 2 or load_LE.size == 0:
         raise InputError(f"{FIELD}.load", "must be a [layers, experts] table", list(load_LE.shape))
     experts = load_LE.shape[1]
     check_slots(experts, slots, ranks)
-    if not np.isfinite(load_LE).all() or (load_LE < 0).any():
+    with np.errstate(over="ignore"):
+        narrow_LE = load_LE.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
+        finite = bool(np.isfinite(narrow_LE.sum(axis=1)).all())
+    if not finite or (narrow_LE < 0).any():
         raise InputError(f"{FIELD}.load", "must be finite and not negative")
     if groups < 1 or experts % groups:
         raise InputError(f"{FIELD}.groups", f"must divide the experts ({experts})", groups)
     if nodes < 1 or ranks % nodes:
         raise InputError(f"{FIELD}.nodes", f"must divide the ranks ({ranks})", nodes)
-    if groups % nodes:
-        groups = nodes = 1
-    return _hierarchical(load_LE.astype(np.float32), slots, groups, nodes, ranks)
+    return (narrow_LE, 1, 1) if groups % nodes else (narrow_LE, groups, nodes)
+
+
+def group_loads(load_LE: Floats, groups: int) -> Floats:
+    """Load of each group of neighbouring experts, float32 [L, G]."""
+    load_LGe = load_LE.reshape(len(load_LE), groups, -1)
+    return np.asarray(load_LGe.sum(axis=-1, dtype=np.float32))
 
 
 def _hierarchical(
@@ -55,8 +70,7 @@ def _hierarchical(
     layers, experts = load_LE.shape
     group_size, node_experts = experts // groups, experts // nodes
 
-    load_LG: Floats = load_LE.reshape(layers, groups, group_size).sum(axis=-1, dtype=np.float32)
-    node_LG, place_LG = balanced_packing(load_LG, nodes)
+    node_LG, place_LG = balanced_packing(group_loads(load_LE, groups), nodes)
     position_LG = node_LG * (groups // nodes) + place_LG
     group_of_position_LG = np.argsort(position_LG, axis=1)
     expert_LE = (group_of_position_LG[:, :, None] * group_size + np.arange(group_size)).reshape(

@@ -4,7 +4,7 @@ JSON: ``{"physical_to_logical_map": [[expert of slot 0, of slot 1, ...], ...]}``
 layer, or for every layer of the model as SGLang has it; vllm-ascend's `layer_list`. YAML:
 TensorRT-LLM's `initial_global_assignments`. safetensors: one tensor `slot_expert`, int32 [layers,
 slots]. A file says nothing about ranks unless moesim or vllm-ascend wrote it; slots divide evenly
-over them.
+over them. moesim's own files may have empty slots, -1.
 Files may come from strangers: sizes are limited, nothing is executed.
 """
 
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from moesim.errors import InputError
 from moesim.files import existing_file, read_text, replace_atomically
-from moesim.placement.placement import MOST_LAYERS, MOST_SLOTS, Placement
+from moesim.placement.placement import EMPTY, MOST_LAYERS, MOST_SLOTS, Placement
 from moesim.plain_yaml import read_yaml
 
 MAP = "physical_to_logical_map"
@@ -123,17 +123,18 @@ def _read_json(source: Path, name: str) -> _Table:
         hint = "logical_count is a load: an eplb placement is fitted to one" if is_load else ""
         raise InputError(name, f'must hold "{MAP}": one list of expert numbers a layer', None, hint)
     made_for = content.get("ranks")
-    return _Table(_whole_table(table, name), None if made_for is None else str(made_for))
+    lowest = EMPTY if content.get("format") == FORMAT else 0
+    return _Table(_whole_table(table, name, lowest), None if made_for is None else str(made_for))
 
 
-def _whole_table(table: Sequence[Sequence[Any]], name: str) -> NDArray[np.int32]:
+def _whole_table(table: Sequence[Sequence[Any]], name: str, lowest: int = 0) -> NDArray[np.int32]:
     width = len(table[0])
     for layer, row in enumerate(table):
         if len(row) != width:
             rule = f"must have {width} slots in layer {layer}, as in layer 0"
             raise InputError(name, rule, len(row))
         for expert in row:
-            if type(expert) is not int or not 0 <= expert < MOST_SLOTS:
+            if type(expert) is not int or not lowest <= expert < MOST_SLOTS:
                 raise InputError(name, f"must hold expert numbers in layer {layer}", expert)
     return np.array(table, dtype=np.int32)
 

@@ -92,6 +92,8 @@ class Placement:
         """InputError unless exactly the experts 0..experts-1 are placed, each at least once."""
         if self.experts > experts:
             raise InputError(FIELD, f"must name experts below {experts}", self.experts - 1)
+        if not self.experts:
+            raise InputError(FIELD, "must hold experts: every slot is empty")
         copies_LE = self.copies_LE()
         missing = np.argwhere(copies_LE == 0)
         if self.experts == experts and not len(missing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.placement.copies import place_rows
 from moesim.placement.eplb import balanced_packing, eplb, replicate_experts
+from moesim.placement.eplb_compiled import eplb_compiled
 from moesim.placement.load import balancedness, load_from_trace, rank_load
 from moesim.placement.placement import Placement
 from moesim.placement.policies import contiguous
@@ -31,8 +33,9 @@ PUBLISHED_MAP = [
 ]
 
 
-def test_published_example_is_reproduced_exactly() -> None:
-    placed = eplb(PUBLISHED_LOAD, slots=16, groups=4, nodes=2, ranks=8)
+@pytest.mark.parametrize("balance", [eplb, eplb_compiled])
+def test_published_example_is_reproduced_exactly(balance: Callable[..., NDArray[np.int32]]) -> None:
+    placed = balance(PUBLISHED_LOAD, slots=16, groups=4, nodes=2, ranks=8)
     assert placed.dtype == np.int32
     assert placed.tolist() == PUBLISHED_MAP
 
@@ -116,6 +119,27 @@ def test_equals_the_plain_reference(
     load, slots, groups, nodes, ranks = instance
     expected = [reference_eplb(row, slots, groups, nodes, ranks) for row in load]
     assert eplb(load, slots, groups, nodes, ranks).tolist() == expected
+    assert eplb_compiled(load, slots, groups, nodes, ranks).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["real", "ties", "zeros", "one hot", "counts", "huge", "tiny"])
+@pytest.mark.parametrize(
+    "shape", [(288, 1, 1, 144), (288, 1, 1, 32), (288, 8, 4, 32), (320, 8, 8, 64), (256, 8, 2, 16)]
+)
+def test_compiled_fills_the_same_slots(kind: str, shape: tuple[int, int, int, int]) -> None:
+    """At the sizes of DeepSeek-V3, where float32 sums and ties decide among hundreds of slots."""
+    rng = np.random.default_rng(4)
+    size = (12, 256)
+    load_LE = {
+        "real": lambda: rng.lognormal(0.0, 1.0, size),
+        "ties": lambda: rng.integers(0, 3, size),
+        "zeros": lambda: np.zeros(size) * -1.0,
+        "one hot": lambda: np.eye(*size),
+        "counts": lambda: rng.poisson(rng.lognormal(3.0, 1.0, size)),
+        "huge": lambda: rng.lognormal(0.0, 1.0, size) * 1e34,
+        "tiny": lambda: rng.lognormal(0.0, 1.0, size) * 1e-42,  # float32 has them as subnormals
+    }[kind]()
+    np.testing.assert_array_equal(eplb_compiled(load_LE, *shape), eplb(load_LE, *shape))
 
 
 @settings(max_examples=60, deadline=None)
@@ -224,12 +248,14 @@ def test_replicas_by_hand() -> None:
         (np.full((1, 8), np.nan), (8, 1, 1, 4), "must be finite and not negative"),
         (np.full((1, 8), -1.0), (8, 1, 1, 4), "must be finite and not negative"),
         (np.full((1, 8), np.inf), (8, 1, 1, 4), "must be finite and not negative"),
+        (np.full((1, 8), 1e38), (8, 1, 1, 4), "must be finite and not negative"),  # of float32
     ],
 )
 def test_refuses_what_it_cannot_balance(
     load: NDArray[np.float64], arguments: tuple[int, int, int, int], words: str
 ) -> None:
-    with pytest.raises(InputError) as error:
-        eplb(load, *arguments)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    for balance in (eplb, eplb_compiled):
+        with pytest.raises(InputError) as error:
+            balance(load, *arguments)
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
