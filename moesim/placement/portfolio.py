@@ -126,9 +126,11 @@ def choose(times_XDL: NDArray[np.float64], plain: int) -> NDArray[np.int64]:
     """The fastest of the first `plain` candidates, unless another is faster by ERRORS standard
     errors of the difference over steps; int64 [L]."""
     total_XL = times_XDL.sum(axis=1)
+    best_L = total_XL.argmin(axis=0)
+    if not plain:
+        return best_L
     layers = np.arange(total_XL.shape[1])
     plain_L = total_XL[:plain].argmin(axis=0)
-    best_L = total_XL.argmin(axis=0)
     gain_DL = times_XDL[plain_L, :, layers].T - times_XDL[best_L, :, layers].T
     steps = gain_DL.shape[0]
     error_L = gain_DL.std(axis=0, ddof=min(1, steps - 1)) * np.sqrt(steps)
