@@ -83,17 +83,22 @@ def nearest(
 ) -> int:
     """Of copies [first, stop), the one that serves tokens of rank `source`.
 
-    The first on the rank itself, else the first in its node; else ranks are dealt out in turn (by
-    their number; SGLang shuffles them, as evenly).
+    The first on the rank itself; else the first in its node, where others lie outside (in one node
+    it would take all tokens, as it did in older SGLang); else ranks without a copy take turns, by
+    number (SGLang shuffles them, as evenly).
     """
-    near = -1
+    near, inside, below = -1, 0, 0
     for q in range(first, stop):
         rank = rank_of_slot_P[slot_P[q]]
         if rank == source:
             return q
-        if near < 0 and domain_of_rank_R[rank] == domain_of_rank_R[source]:
-            near = q
-    return near if near >= 0 else first + source % (stop - first)
+        below += rank < source
+        if domain_of_rank_R[rank] == domain_of_rank_R[source]:
+            inside += 1
+            if near < 0:
+                near = q
+    copies = stop - first
+    return near if 0 < inside < copies else first + (source - below) % copies
 
 
 @hot

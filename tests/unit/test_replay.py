@@ -109,8 +109,9 @@ def test_nearest_serves_on_the_rank_then_in_the_node() -> None:
         copies = np.flatnonzero(held_LP[layer] == expert)
         own = copies[copies // per_rank == source]
         near = copies[NODES[copies // per_rank] == NODES[source]]
-        turn = copies[source % copies.size]
-        slots_DNLK[d, j, layer, k] = own[0] if own.size else near[0] if near.size else turn
+        turn = copies[(source - (copies // per_rank < source).sum()) % copies.size]
+        narrows = 0 < near.size < copies.size
+        slots_DNLK[d, j, layer, k] = own[0] if own.size else near[0] if narrows else turn
     found = replay(placement, batches, LAW, "nearest", NODES, fan_out=True)
     same(found, plain(slots_DNLK, LAW, RANKS, SLOTS, NODES))
 

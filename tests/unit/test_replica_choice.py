@@ -215,10 +215,13 @@ def test_nearest_by_hand() -> None:
 
     assert ranks_of(0, node_R) == [0, 0, 0, 5, 5, 5]
     assert ranks_of(1, node_R) == [3] * 6
-    # Own rank first, else the first of the node.
+    # Own rank first, else the first of the node, as there are copies in the other.
     assert ranks_of(2, node_R) == [1, 1, 2, 4, 4, 4]
-    # Every rank a node: those without a copy take turns over all copies.
-    assert ranks_of(2, np.arange(6, dtype=np.int32)) == [1, 1, 2, 1, 4, 4]
+    # One node of all, or every rank one: ranks 0, 3 and 5 take turns over slots 1, 2 and 4.
+    assert ranks_of(2, np.zeros(6, np.int32)) == [1, 1, 2, 2, 4, 4]
+    assert ranks_of(2, np.arange(6, dtype=np.int32)) == [1, 1, 2, 2, 4, 4]
+    # Ranks 1 to 4 take turns: half of all tokens each.
+    assert ranks_of(0, np.zeros(6, np.int32)) == [0, 0, 5, 0, 5, 5]
 
 
 def test_names() -> None:
