@@ -37,7 +37,7 @@ from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
 from moesim.streams import stream
-from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers
+from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers, ready_to_move
 from moesim.workload.demand import Demand
 
 
@@ -81,6 +81,7 @@ def assemble(
     record = build_record(keep_times, demand, wired.costs, most_done)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
+    work = ready_to_move(scenario, wired, work, replicas)
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, batching, not singly)
     return Assembled(rules, wired, state, record, work, masks, fleet)
 
@@ -97,7 +98,8 @@ def join_links(
     None where nothing but steps is on them, and every replica has its own to itself.
     """
     cluster, transfers = scenario.cluster, None
-    if cluster.topology or cluster.background or loads_over_fabric(scenario):
+    moves = loads_over_fabric(scenario) or scenario.deployment.rebalancing is not None
+    if cluster.topology or cluster.background or moves:
         transfers = Transfers(env, build_fabric(deployment.cluster))
     if run.rules["detailed"]:
         priced = run.state, run.wired.routes, run.wired.costs, run.record, run.work.condition

@@ -35,9 +35,10 @@ from moesim.fabric import endpoint_of
 from moesim.hardware import Cluster, make_cluster
 from moesim.model import MoEModel, load_model
 from moesim.offloading import OffloadPlan, plan_offload
+from moesim.policies.rebalancing import plan_rebalancing
 from moesim.precision import Precision, make_precision, native_formats
 from moesim.scenario import Scenario
-from moesim.sharding import Sharding, check_sharding
+from moesim.sharding import Sharding, check_sharding, expert_bytes
 from moesim.workload.demand import Demand
 
 
@@ -122,6 +123,7 @@ def deploy(
         slots_per_rank = offload.slots_per_rank
         reserve += offload.buffer_bytes
         notes += offload.notes
+    reserve += _arriving_bytes(scenario, model, sharding, precision, slots)
     memory = plan_memory(
         model,
         sharding,
@@ -158,6 +160,20 @@ def deploy(
         exchanged=model.is_moe and scenario.exchanges()[0] not in PLAIN,
     )
     return replace(made, notes=(*notes, *_exchange_notes(scenario, made)))
+
+
+def _arriving_bytes(
+    scenario: Scenario, model: MoEModel, sharding: Sharding, precision: Precision, slots: int
+) -> float:
+    """A GPU's buffer for experts on their way behind its steps: as many layers as come at once
+    (vLLM's `expert_buffer`). Those that come while it stands still take what activations leave."""
+    of = scenario.deployment
+    if of.rebalancing is None or not model.is_moe:
+        return 0.0
+    plan = plan_rebalancing(of.rebalancing, of.engine)
+    layers = 0 if plan.stops else min(plan.layers_per_chunk or 1, len(model.moe_layers))
+    share_bytes = expert_bytes(model, precision) / sharding.moe_tp
+    return layers * (slots // sharding.expert_parallel) * share_bytes
 
 
 def _sharding(scenario: Scenario) -> Sharding:

@@ -12,6 +12,7 @@ from moesim.policies.batching import Batching
 from moesim.policies.expert_offload import ExpertOffload
 from moesim.policies.load_balancing import LeastLoaded, LoadBalancing
 from moesim.policies.queueing import FirstCome, QueueChoice
+from moesim.policies.rebalancing import Rebalancing
 from moesim.spec import Spec, broken_rule, by_policy
 
 MOST_DRAFTS = 16
@@ -28,43 +29,59 @@ class ParallelismSpec(Spec):
     pipeline: Count = 1
 
 
-class Contiguous(Spec):
+class Copies(Spec):
+    """How many experts have several copies, and which of them serves a token.
+
+    `replica_choice`: hash of the token (vLLM), nearest copy (SGLang's static), or from the counts
+    of each step and layer: least-loaded in one pass, lp the least maximum of tokens on a rank
+    (LPLB), active few distinct experts on every rank (METRO). `choice_s`: what choosing adds to
+    each MoE layer; None: 100 us with lp (LPLB's README; 100 to 200 by its authors, issue 3), else
+    nothing.
+    """
+
+    redundant_experts: int = Field(0, ge=0, le=65_536)
+    replica_choice: Literal["hash", "nearest", "least-loaded", "lp", "active"] = "hash"
+    choice_s: float | None = Field(None, ge=0.0, le=1.0)
+
+    def seconds_to_choose(self) -> float:
+        """Of each MoE layer."""
+        if self.choice_s is not None:
+            return self.choice_s
+        return 1e-4 if self.replica_choice == "lp" else 0.0
+
+
+class Contiguous(Copies):
     """Slot p holds expert p modulo the number of experts (vLLM's linear placement)."""
 
     policy: Literal["contiguous"] = "contiguous"
-    redundant_experts: int = Field(0, ge=0, le=65_536)
 
 
-class RoundRobinPlacement(Spec):
+class RoundRobinPlacement(Copies):
     """Experts dealt to the ranks in turn."""
 
     policy: Literal["round-robin"] = "round-robin"
-    redundant_experts: int = Field(0, ge=0, le=65_536)
 
 
-class RandomPlacement(Spec):
+class RandomPlacement(Copies):
     """Experts at random, each layer anew."""
 
     policy: Literal["random"] = "random"
-    redundant_experts: int = Field(0, ge=0, le=65_536)
 
 
-class EPLB(Spec):
+class EPLB(Copies):
     """DeepSeek's expert-parallel load balancer, fitted on a part of the routing trace."""
 
     policy: Literal["eplb"] = "eplb"
-    redundant_experts: int = Field(0, ge=0, le=65_536)
     # Share of the trace's sequences whose load the balancer sees (the first ones).
     fit_fraction: float = Field(0.5, gt=0.0, le=1.0)
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
 
 
-class FromFile(Spec):
+class FromFile(Copies):
     """A placement given in a file ({"physical_to_logical_map": [layers][slots]})."""
 
     policy: Literal["file"] = "file"
     file: str
-    redundant_experts: int = Field(0, ge=0, le=65_536)
 
 
 PlacementChoice = Annotated[
@@ -221,6 +238,7 @@ class DeploymentSpec(Spec):
     parallelism: ParallelismSpec = ParallelismSpec()
     batching: Batching | None = None
     placement: PlacementChoice = Contiguous()
+    rebalancing: Rebalancing | None = None  # None: experts stay where they are
     exchange: Exchange = "auto"
     overlap: OverlapSpec = OverlapSpec()
     attention_ffn: AttentionFFN | None = None  # None: every GPU computes both

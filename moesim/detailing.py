@@ -26,9 +26,12 @@ def check_detailed(scenario: Scenario, deployment: Deployment) -> None:
     if deployment.model.is_moe and scenario.routing.mode != "replay":
         rule = "must be replay in the detailed mode, which follows every token"
         raise InputError("routing.mode", rule, scenario.routing.mode)
-    for name in ("expert_offload", "autoscaling", "attention_ffn"):
+    for name in ("expert_offload", "autoscaling", "attention_ffn", "rebalancing"):
         if getattr(scenario.deployment, name) is not None:
             raise InputError(f"deployment.{name}", NOT_THERE)
+    choice = scenario.deployment.placement.replica_choice
+    if choice != "hash":
+        raise InputError("deployment.placement.replica_choice", NOT_THERE, choice, "hash is")
     faults = scenario.faults
     if faults is None:
         return

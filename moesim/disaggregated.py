@@ -39,6 +39,7 @@ from moesim.wiring import (
     failure_notes,
     memory_summary,
     most_in_flight,
+    ready_to_move,
     wire,
 )
 from moesim.workload.demand import Demand
@@ -160,6 +161,7 @@ def _build(
     most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
     record = build_record(keep_times, demand, wired.costs, most_done)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
+    work = ready_to_move(of, wired, work, replicas)
     decodes = plan.name == "decode"
     # At the same instant the prefill pool comes first: what it hands over is there.
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, None, leap, LOW + decodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from moesim.deployment import Deployment
@@ -16,6 +17,8 @@ from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.streams import stream
+
+MOST_CHOSEN_TOKENS = 8_000_000  # of a step, 16 bytes each, where copies are chosen from counts
 
 
 def place(
@@ -40,12 +43,7 @@ def place(
         sequences = max(1, round(choice.fit_fraction * trace.sequences))
         seen = ids_TLK[: trace.sequence_start_S1[sequences]]
         load_LE = load_from_trace(seen, model.experts)
-        nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
-        groups = model.expert_groups
-        hierarchical = groups % nodes == 0 if choice.hierarchical is None else choice.hierarchical
-        if not hierarchical:
-            groups, nodes = 1, 1
-        slot_expert_LP = eplb(load_LE, deployment.slots, groups, nodes, ranks)
+        slot_expert_LP = fit_eplb(load_LE, deployment, choice.hierarchical)
     elif choice.policy == "random":
         rng = stream(scenario.seed, "placement")
         slot_expert_LP = policies.random(layers, model.experts, deployment.slots, ranks, rng)
@@ -54,6 +52,20 @@ def place(
     else:
         slot_expert_LP = policies.contiguous(layers, model.experts, deployment.slots, ranks)
     return Placement(slot_expert_LP, ranks)
+
+
+def fit_eplb(
+    load_LE: NDArray[np.float64], deployment: Deployment, hierarchical: bool | None
+) -> NDArray[np.int32]:
+    """EPLB's placement of a load on the deployment's slots, int32 [L, P]. `hierarchical` None:
+    where groups of experts divide over nodes, as the algorithm does."""
+    nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
+    groups = deployment.model.expert_groups
+    if hierarchical is None:
+        hierarchical = groups % nodes == 0
+    if not hierarchical:
+        groups, nodes = 1, 1
+    return eplb(load_LE, deployment.slots, groups, nodes, deployment.sharding.expert_parallel)
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:
@@ -65,6 +77,28 @@ def placement_notes(scenario: Scenario) -> tuple[str, ...]:
         f"placement: EPLB fitted on the first {choice.fit_fraction:.0%} of the routing that is "
         "replayed; `moesim place` scores it on routing it has not seen",
     )
+
+
+def check_choice(scenario: Scenario, deployment: Deployment) -> None:
+    """InputError where the copies of experts cannot be chosen as the scenario says."""
+    of = scenario.deployment
+    choice = of.placement.replica_choice
+    if choice == "hash":
+        return
+    field = "deployment.placement.replica_choice"
+    if scenario.routing.mode != "replay":
+        raise InputError(field, "must be hash where routing.mode is averaged", choice)
+    if scenario.faults is not None and scenario.faults.recovery == "elastic":
+        raise InputError(field, "must be hash where faults.recovery is elastic", choice)
+    if of.expert_offload is not None:
+        raise InputError(field, "must be hash with deployment.expert_offload", choice)
+    if of.attention_ffn is not None and choice == "nearest":
+        rule = "must not be nearest with deployment.attention_ffn, where no copy is nearer"
+        raise InputError(field, rule, choice)
+    most = deployment.token_budget * deployment.sharding.attention_dp
+    if most > MOST_CHOSEN_TOKENS:
+        rule = f"must be hash where a step may have more than {MOST_CHOSEN_TOKENS} tokens"
+        raise InputError(field, rule, choice, f"{most} here")
 
 
 def check_placement(placement: Placement, deployment: Deployment) -> None:

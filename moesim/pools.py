@@ -171,6 +171,7 @@ def _check_together(scenario: Scenario) -> None:
         ("deployment.autoscaling", of.autoscaling is None),
         ("deployment.expert_offload", of.expert_offload is None),
         ("deployment.attention_ffn", of.attention_ffn is None),
+        ("deployment.rebalancing", of.rebalancing is None),
     )
     for field, fine in absent:
         if not fine:

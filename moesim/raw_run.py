@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.sim.faults import FaultLog
+from moesim.sim.rebalancing import RebalanceLog
 from moesim.workload.groups import Groups
 from moesim.workload.threads import Threads
 
@@ -44,6 +45,7 @@ class RawRun:
     tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
     faults: tuple[FaultLog, ...] | None = None
     outages: tuple[tuple[int, float, float], ...] | None = None  # (replica, from, to)
+    rebalances: tuple[RebalanceLog, ...] | None = None
     # Replicas started, switched off, and (replica, from, to) of all that was paid for.
     scaling: tuple[int, int, tuple[tuple[int, float, float], ...]] | None = None
     pools: tuple[PoolRun, ...] = ()  # prefill, decode; empty where every replica does both

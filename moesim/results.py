@@ -38,8 +38,9 @@ class Result:
     """One simulated scenario.
 
     requests: a row per request; steps: a row per engine step; sessions: a row per session or chain;
-    faults: a row per fault and replica that it met; both empty without. itl_s: every gap between
-    two output tokens of a counted request, in order of request; rank_tokens_LR, rank_active_LR:
+    faults: a row per fault and replica that it met; rebalances: a row each time a replica's load
+    was looked at; all empty without. itl_s: every gap between two output tokens of a counted
+    request, in order of request; rank_tokens_LR, rank_active_LR:
     token-expert pairs and distinct active experts per step, mean over steps, for each MoE layer and
     rank of the expert-parallel group; summary: the object that ``moesim run --json`` prints; notes:
     what to know before believing the numbers. Columns are described in docs/reference/results.md.
@@ -171,6 +172,12 @@ class Result:
         return faults_table(self.raw.faults)
 
     @cached_property
+    def rebalances(self) -> pd.DataFrame:
+        from moesim.rebalance_figures import rebalances_table
+
+        return rebalances_table(self.raw.rebalances)
+
+    @cached_property
     def steps(self) -> pd.DataFrame:
         import pandas as pd
 
@@ -182,6 +189,12 @@ class Result:
             from moesim.pool_figures import pool_of_replica
 
             table["pool"] = pool_of_replica(self.raw.pools)[table["replica"].to_numpy()]
+        if self.raw.rebalances is not None:
+            from moesim.rebalance_figures import during
+
+            start_s = raw["start_s"]
+            span = start_s, start_s + raw["duration_s"]
+            table["rebalancing"] = during(self.rebalances, raw["replica"].astype(np.int64), *span)
         return table
 
     @cached_property
@@ -209,8 +222,7 @@ class Result:
             return np.zeros(0)
         counted = counted_rows(self.requests)
         rows = self.raw.requests
-        drafts = [of.deployment.speculation.drafts for _, of in self.scenario.pools()]
-        least = 0.0 if any(drafts) else -1.0
+        least = self._least_gap_s()
         if not counted.all():
             keep = np.repeat(counted, rows["output_tokens"])
             times = self.raw.token_s[keep]
@@ -219,6 +231,22 @@ class Result:
         else:
             gaps = itl(self.raw.token_s, rows["token_start"])
         return gaps[gaps > least]
+
+    def _least_gap_s(self) -> float:
+        """Gaps that are no longer are none: those between tokens of one message."""
+        drafts = [of.deployment.speculation.drafts for _, of in self.scenario.pools()]
+        return 0.0 if any(drafts) else -1.0
+
+    def _rebalancing(self) -> dict[str, Any]:
+        """What the summary says of experts placed anew."""
+        from moesim.metrics import counted_rows
+        from moesim.rebalance_figures import gaps_during, rebalancing_summary
+
+        raw, table = self.raw, self.rebalances
+        counted_N, least_s = counted_rows(self.requests), self._least_gap_s()
+        of = raw.token_s, raw.requests, raw.ranks_per_replica
+        gaps = gaps_during(table, *of, counted_N, least_s)
+        return rebalancing_summary(table, self.steps, gaps)
 
     @property
     def rank_tokens_LR(self) -> NDArray[np.float64]:
@@ -286,6 +314,8 @@ class Result:
         if self.raw.tiers is not None:
             found["kv_tiers"] = self.raw.tiers
         found |= self._outages()
+        if self.raw.rebalances is not None:
+            found["rebalancing"] = self._rebalancing()
         return {key: plain(value) for key, value in found.items()}
 
     def _outages(self) -> dict[str, Any]:
@@ -331,6 +361,8 @@ class Result:
             tables["sessions"] = self.sessions
         if self.raw.faults is not None:
             tables["faults"] = self.faults
+        if self.raw.rebalances is not None:
+            tables["rebalances"] = self.rebalances
         for name, table in tables.items():
             with replace_atomically(target / f"{name}.parquet") as path:
                 table.to_parquet(path, index=False)

@@ -27,12 +27,15 @@ from moesim.outages import (
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
+from moesim.policies.rebalancing import FIELD
 from moesim.provenance import run_notes
 from moesim.raw_run import RawRun
+from moesim.rebalancing import check_rebalancing, rebalance
 from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.background import start_background
 from moesim.sim.detailed.timeline import Timeline
+from moesim.sim.rebalancing import Replacer
 from moesim.sim.state import (
     COMPLETED,
     COUNTED_STEPS,
@@ -65,6 +68,7 @@ def simulate(
     costs: StepCosts | None = None,
     provenance: bool = True,
     leap: bool = True,
+    rebalancing: Replacer | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_step: Callable[[NDArray[np.int32]], None] | None = None,
     expert_uses: NDArray[np.bool_] | None = None,
@@ -78,6 +82,8 @@ def simulate(
     the place of the one that the scenario names, `costs` times steps by tables of your own.
     `provenance=False` leaves out the notes on measured tables, which take as long as a short run.
     `leap=False` takes every step as an event of its own: slower, same numbers.
+    `rebalancing` takes the place of the policy of `deployment.rebalancing`: a function of a
+    window's load, float64 [L, E], and the present Placement that returns experts of slots, [L, P].
     `progress` is called now and then with (requests that have ended, requests in all).
     `on_step` is called after every step with the tokens of each slot, [L, P], which it must not
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
@@ -88,8 +94,9 @@ def simulate(
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
-        own = (batching, load_balancing, placement, costs, on_step, expert_uses, detailed or None)
-        return _simulate_pools(scenario, own, profile, demand, provenance, leap, progress)
+        own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
+        all_own = (*own, detailed or None)
+        return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
     if detailed:
         check_detailed(scenario, deployment)
@@ -101,6 +108,9 @@ def simulate(
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     check_outages(scenario, deployment)
+    check_rebalancing(scenario, deployment)
+    if rebalancing is not None and scenario.deployment.rebalancing is None:
+        raise InputError(FIELD, "is required where simulate() is given a rebalancing policy")
     wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
     notes = [*deployment.notes, *demand.notes, *wired.notes, *outage_notes(scenario, deployment)]
     env = simpy.Environment()
@@ -122,6 +132,12 @@ def simulate(
         run.fleet.on_turn = _teller(progress, run.state.requests)
     front, offload = let_in(env, scenario, deployment, demand, run, load_balancing)
     faults, autoscaler = disturb(env, scenario, deployment, run, front, offload, transfers)
+    rebalancer = None
+    if scenario.deployment.rebalancing is not None:
+        assert wired.placement is not None
+        assert transfers is not None
+        parts = run.fleet, run.work.condition, wired.placement, transfers
+        rebalancer = rebalance(env, scenario, deployment, *parts, rebalancing)
     env.run()
     run.fleet.finish()
 
@@ -147,6 +163,7 @@ def simulate(
             tiers=None if offload is None else offload.summary(),
             faults=None if faults is None else tuple(faults.log),
             outages=None if faults is None else tuple(faults.outages),
+            rebalances=None if rebalancer is None else tuple(rebalancer.log),
             scaling=None
             if autoscaler is None
             else (autoscaler.starts, autoscaler.stops, tuple(autoscaler.finish(_end_s(state)))),

@@ -16,7 +16,7 @@ from moesim.sim.advance import launch
 from moesim.sim.cost_tables import Work
 from moesim.sim.setup import build_record, build_state, build_work
 from moesim.sim.state import State
-from moesim.wiring import Wired
+from moesim.wiring import Wired, ready_to_move
 from moesim.workload.demand import Demand
 
 
@@ -85,6 +85,7 @@ def price(
     _put(state, parts)
     record = build_record(False, demand, wired.costs, len(parts) + 1)
     work = build_work(ranks, int(rules["stages"]), wired.costs)
+    work = ready_to_move(scenario, wired, work, 1)
     launch(state, wired.routes, wired.costs, work, record, 0, 0.0, len(parts))
     return record.steps[0], work
 

@@ -17,13 +17,15 @@ from moesim.offloading import build_expert_cache
 from moesim.outages import expert_spares
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
-from moesim.placing import check_placement, place, placement_notes
+from moesim.placement.replica_choice import choice_code
+from moesim.placing import check_choice, check_placement, place, placement_notes
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.routing.coverage import Pool
 from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario
 from moesim.sim.averages import average_experts
-from moesim.sim.cost_tables import Costs
+from moesim.sim.copies import prepare_to_move
+from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer
@@ -70,9 +72,13 @@ def wire(
         placement = place(scenario, deployment, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
+    check_choice(scenario, deployment)
     given = scenario.routing.trace not in GENERATED
     spare = expert_spares(scenario, deployment, placement)
     compiled_costs = build_costs(costs, placement.slots + placement.ranks * spare, graphs)
+    choice = scenario.deployment.placement
+    compiled_costs.scalars["replica_choice"] = choice_code(choice.replica_choice)
+    compiled_costs.scalars["choice_s"] = choice.seconds_to_choose()
     if scenario.routing.mode == "replay":
         routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
         pool = Pool.of(trace, domains) if given else None
@@ -98,6 +104,17 @@ def wire(
     said = "routing: averaged over batches of each size, no variance from it"
     pool = Pool.of(trace) if given else None
     return Wired(compiled_costs._replace(average=average), no_routes(), (*notes, said), pool)
+
+
+def ready_to_move(scenario: Scenario, wired: Wired, work: Work, replicas: int) -> Work:
+    """`work` with tables of where every replica's copies are, where that may differ from what the
+    routes say."""
+    of = scenario.deployment
+    if wired.placement is None or (
+        of.rebalancing is None and of.placement.replica_choice == "hash"
+    ):
+        return work
+    return work._replace(condition=prepare_to_move(work.condition, wired.placement, replicas))
 
 
 def most_in_flight(requests: NDArray[Any]) -> int:

@@ -14,6 +14,7 @@ def section_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield from _faults(summary)
     yield from _scaling(summary)
     yield from _offload(summary)
+    yield from _rebalancing(summary)
     yield from _traffic(summary)
 
 
@@ -61,6 +62,38 @@ def _offload(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         f"{waits} of the time of steps is waiting for them; {gigabytes(offload['host_bytes'])} "
         "copied from host memory",
     )
+
+
+def _rebalancing(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    from moesim.report.words import duration, gigabytes, percent, pick
+
+    if not (of := summary.get("rebalancing")):
+        return
+    if not of["count"]:
+        yield ("Rebalancing", f"looked {of['looks']} times, moved nothing")
+        return
+    stood = f"stood still for {duration(of['stall_s_mean'] or 0.0)} each"
+    if not of["stall_s"]:
+        stood = f"behind the steps, {duration(of['duration_s_mean'] or 0.0)} each"
+    yield (
+        "Rebalancing",
+        f"{of['count']} times, {stood}; {of['moved_slots']:,} experts moved, "
+        f"{gigabytes(of['bytes_within'])} within and {gigabytes(of['bytes_across'])} across "
+        f"scale-up domains; balancedness {percent(of['balancedness_before'])} before, "
+        f"{percent(of['balancedness_predicted'])} planned",
+    )
+    tail = [pick(of, "itl_s", when, "p99") for when in ("during", "between")]
+    shown = [NOTHING if one is None else duration(one) for one in tail]
+    text = f"gaps between tokens p99 {shown[0]} during, {shown[1]} between"
+    if (gain_s := of["gain_s_per_step"]) is not None:
+        text += f"; lost {duration(of['lost_s_mean'])} each, "
+        text += f"{'gained' if gain_s > 0 else 'lost as well'} {duration(abs(gain_s))} a step"
+    if of["break_even_steps"] is not None:
+        text += (
+            f": pays from every {of['break_even_steps']:,.0f} steps on "
+            f"({duration(of['break_even_s'])})"
+        )
+    yield ("Its effect", text)
 
 
 def _pools(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

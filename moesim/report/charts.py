@@ -9,6 +9,7 @@ from moesim.report.expert_charts import expert_heatmap, imbalance
 from moesim.report.figure import AnyChart, Figure
 from moesim.report.gap_charts import token_gaps
 from moesim.report.latency_charts import latency_cdf, percentile_curves
+from moesim.report.rebalance_charts import balance, rebalances
 from moesim.report.source import ReportedResult, checked
 from moesim.report.step_charts import over_time, step_parts
 
@@ -22,6 +23,7 @@ def figures(results: Sequence[ReportedResult]) -> tuple[Figure, ...]:
     """
     runs = checked(results)
     compared = (cost_and_throughput(runs),) if len(runs) > 1 else ()
+    moved = (balance(runs),) if rebalances(runs) else ()
     return (
         *compared,
         latency_cdf(runs),
@@ -31,6 +33,7 @@ def figures(results: Sequence[ReportedResult]) -> tuple[Figure, ...]:
         over_time(runs),
         expert_heatmap(runs),
         imbalance(runs),
+        *moved,
         memory(runs),
     )
 

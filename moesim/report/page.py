@@ -31,7 +31,7 @@ SECTIONS = (
     ("gaps", "Gaps between tokens", ("itl",)),
     ("steps", "Where the time goes", ("step-parts",)),
     ("history", "Queue and KV memory over time", ("queue-kv",)),
-    ("experts", "Expert load", ("expert-load", "imbalance")),
+    ("experts", "Expert load", ("expert-load", "imbalance", "balance")),
     ("memory", "Memory", ("memory",)),
 )
 

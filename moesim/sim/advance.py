@@ -28,7 +28,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED = range(7)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED, DUE = range(8)
 
 
 @inner
@@ -198,7 +198,8 @@ def fleet(
     scheduled after it yet; DECISION where replica's batch must be composed outside (policy
     EXTERNAL); COMPOSED where it is, and the detailed mode is to time it; FETCH where requests of
     the replica wait for blocks from elsewhere, after its launch, and after every launch where the
-    rules say so; EVICTED where the last step evicted blocks that a memory below is to take in;
+    rules say so; EVICTED where the last step evicted blocks that a memory below is to take in; DUE
+    before the replica composes a batch, where it has taken the steps after which it is looked at;
     otherwise the time of the next boundary.
     """
     rules = s.rules[0]
@@ -225,6 +226,8 @@ def fleet(
             start_next(s, door, ended, t)
             if ended > 0 and stop_on_completion:
                 return COMPLETION, k, t
+        elif replica.steps >= replica.due_step:
+            return DUE, k, t
         elif rules.policy == EXTERNAL:
             return DECISION, k, t
         else:

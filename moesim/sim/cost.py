@@ -37,6 +37,7 @@ from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.ping_pong import cut_batch, ping_pong, price_ffn
+from moesim.sim.remap import add_load
 from moesim.sim.state import COUNTED_STEPS
 
 
@@ -96,6 +97,8 @@ def _experts(
             return
     else:
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
+        if s.replicas[k].steps > s.replicas[k].load_step:
+            add_load(w, k)
     offloaded = offloads(s) and not averaged
     start_s = 0.0
     if offloaded:
@@ -106,6 +109,8 @@ def _experts(
         w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
             c, w, step, layer, exchange, kind, group_tokens
         )
+        w.layer_s[half, layer, 0] += c.scalars[0].choice_s
+        step.dispatch_s += c.scalars[0].choice_s
         if offloaded:
             start_s += front_s + w.layer_s[half, layer, 0]
             w.layer_s[half, layer, 1] = offload_layer(

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.placement.layer_law import LayerLaw
+from moesim.placement.replica_choice import Scratch
 from moesim.sim.state import row_dtype
 
 # How tokens reach their experts (field `exchange` of COSTS; moesim.costs.exchanges.traffic_code):
@@ -60,6 +62,8 @@ COSTS = row_dtype(
         ("expert_kernel_s", "f8"),  # per MoE layer
         ("expert_token_s", "f8"),  # per token of the whole group (measured experts only)
         ("tile_shift", "i4"),
+        ("replica_choice", "i4"),  # who serves an expert's token (placement/replica_choice.py)
+        ("choice_s", "f8"),  # choosing, per MoE layer
         ("prefill_exchange", "i4"),  # steps that carry prefill
         ("decode_exchange", "i4"),
         ("gather_base_s", "f8"),  # all-gather or reduce-scatter of one layer
@@ -142,10 +146,12 @@ class Costs(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What is wrong with the GPUs of each replica; changed between steps (sim/faults.py).
+    """What is wrong with the GPUs of each replica, and where its experts are; changed between steps
+    (sim/faults.py, sim/rebalancing.py).
 
     Factors are at least 1. Legend: K replicas, E experts; copies of expert e in a replica that goes
-    on without a rank: copy_slot_KLP[k, l, copy_start_KLE1[k, l, e] : copy_start_KLE1[k, l, e + 1]].
+    on without a rank, or with experts placed anew: copy_slot_KLP[k, l, copy_start_KLE1[k, l, e] :
+    copy_start_KLE1[k, l, e + 1]].
     """
 
     attention_slow_KBD: NDArray[np.float64]  # of computing
@@ -157,6 +163,20 @@ class Condition(NamedTuple):
     expert_of_slot_LP: NDArray[np.int32]  # of whole replicas; empty where none is remapped
     copy_start_KLE1: NDArray[np.int32]
     copy_slot_KLP: NDArray[np.int32]
+    load_KLE: NDArray[np.int64]  # tokens of each expert in the steps that count it
+
+
+class Chosen(NamedTuple):
+    """Scratch of copies chosen from counts (sim/copy_choice.py); empty where they are not."""
+
+    law: LayerLaw
+    scratch: Scratch
+    tokens_LE: NDArray[np.int64]  # of all ranks
+    share_LP: NDArray[np.int32]  # of them, those of each copy
+    given_LP: NDArray[np.int64]  # of its share, dealt out so far
+    dealt_LE: NDArray[np.int64]
+    rows_S2: NDArray[np.int64]  # pieces of the trace that tokens take: first row, rows
+    first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last
 
 
 class Work(NamedTuple):
@@ -192,4 +212,5 @@ class Work(NamedTuple):
     stage_s: NDArray[np.float64]  # [B]
     slowdown: NDArray[np.float64]  # [2] of bytes on the links, UP and OUT, by traffic of others
     replica: NDArray[np.int64]  # [1] whose step it is
+    chosen: Chosen
     condition: Condition

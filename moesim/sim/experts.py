@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from moesim.compiled import inner
+from moesim.placement.replica_choice import NEAREST
+from moesim.sim.copy_choice import deal, forget_rows, note_rows, share_out, take_shares
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_m_to_n, add_normal, clear_traffic
 from moesim.sim.remap import count_remapped, touch_remapped
@@ -30,13 +32,19 @@ def part_of(w: Any, d: int, part: int) -> Any:
 
 @inner
 def _count(
-    s: Any, routes: Any, c: Any, w: Any, k: int, row: int, rows: int, touch: bool, into: Any
+    s: Any, routes: Any, c: Any, w: Any, k: int, d: int, row: int, rows: int, touch: bool, into: Any
 ) -> None:
-    """Count the slots of routing rows into `into`, and whom they touch into w.source_LX."""
-    if s.replicas[k].remapped > 0:
-        count_remapped(routes, w.condition, k, row, rows, into)
+    """Count the slots of rank d's routing rows into `into`, and whom they touch into w.source_LX;
+    or note the rows, where copies are chosen from counts."""
+    choice = c.scalars[0].replica_choice
+    if choice > NEAREST:
+        note_rows(routes, w, d, row, rows)
+        return
+    if choice == NEAREST or s.replicas[k].remapped > 0:
+        ranks = s.rules[0].ranks
+        count_remapped(routes, c, w, k, d, ranks, row, rows, into)
         if touch:
-            touch_remapped(routes, c, w, k, row, rows)
+            touch_remapped(routes, c, w, k, d, ranks, row, rows)
         return
     count_rows(routes, row, rows, into)
     if touch:
@@ -86,11 +94,11 @@ def _walk(
             row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
             if counted:
-                _count(s, routes, c, w, k, row, rows, touch, into)
+                _count(s, routes, c, w, k, d, row, rows, touch, into)
                 rows_taken += rows
         for ahead in range(max(start, stop), end):
             row = peek_row(request, ahead - max(start, request.computed - rejected))
-            _count(s, routes, c, w, k, row, 1, touch, into)
+            _count(s, routes, c, w, k, d, row, 1, touch, into)
             rows_taken += 1
     return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
 
@@ -107,14 +115,34 @@ def add_traffic(c: Any, w: Any, d: int, exchange: int) -> None:
 
 
 @inner
+def _choose_copies(
+    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, half: int
+) -> None:
+    """Share the tokens of all ranks out over the copies of their experts."""
+    forget_rows(w)
+    for d in range(s.rules[0].ranks):
+        if w.part_tokens[d] > 0:
+            part = part_of(w, d, half)
+            ids = _walk(s, routes, c, w, k, b, d, part, False, w.counts_LP)
+            record.counters[ROUTED_IDS] += ids
+    share_out(c, w, k)
+
+
+@inner
 def route_tokens(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
     """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
     by_source = exchange >= NORMAL
+    by_counts = c.scalars[0].replica_choice > NEAREST
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
+    if by_counts:
+        _choose_copies(s, routes, c, w, record, k, b, half)
+        if not by_source:
+            take_shares(w)
+            return
     for d in range(s.rules[0].ranks):
         if w.part_tokens[d] == 0:
             continue
@@ -125,8 +153,12 @@ def route_tokens(
             continue
         w.source_LP[:] = 0
         w.source_LX[:] = 0
-        ids = _walk(s, routes, c, w, k, b, d, part, exchange != LOW_LATENCY, w.source_LP)
-        record.counters[ROUTED_IDS] += ids
+        touch = exchange != LOW_LATENCY
+        if by_counts:
+            deal(routes, c, w, k, d, touch)
+        else:
+            ids = _walk(s, routes, c, w, k, b, d, part, touch, w.source_LP)
+            record.counters[ROUTED_IDS] += ids
         add_traffic(c, w, d, exchange)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]

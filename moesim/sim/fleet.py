@@ -16,6 +16,7 @@ from moesim.sim.advance import (
     COMPLETION,
     COMPOSED,
     DECISION,
+    DUE,
     EVICTED,
     FETCH,
     fleet,
@@ -78,6 +79,7 @@ class Fleet:
         self.on_evictions: Callable[[], None] | None = None  # empties `evicted`
         self.on_fetch: Callable[[int, float], None] | None = None  # of a replica, at a time
         self.on_launch: Callable[[int, float], None] | None = None  # likewise, if the rules say so
+        self.on_due: Callable[[int, float], None] | None = None  # likewise, at its `due_step`
         self.on_turn: Callable[[], None] | None = None  # only looks; called as the run moves on
         # Times a replica's batch, composed at a time for so many requests (the detailed mode).
         self.on_composed: Callable[[int, float, int], None] | None = None
@@ -128,6 +130,14 @@ class Fleet:
             replica["busy_s"] -= lost_s / stages
         stop(self.state, k, self.env.now)
 
+    def hold(self, k: int) -> None:
+        """Replica k, with nothing in flight, composes no batch until it goes on."""
+        replica = self.state.replicas[k]
+        replica["stopped"] += 1
+        replica["schedule_s"] = np.inf
+        # Its links are free: to transfers, its traffic is none from now on.
+        replica["up_bytes"] = replica["out_bytes"] = 0.0
+
     def go_on(self, k: int) -> None:
         """One reason for replica k to stand still is gone."""
         go_on(self.state, k, self.env.now)
@@ -170,6 +180,10 @@ class Fleet:
             elif reason == EVICTED:
                 assert self.on_evictions is not None
                 self.on_evictions()
+            elif reason == DUE:
+                assert self.on_due is not None
+                self.on_due(replica, time_s)
+                break  # whatever begins now comes before the batches composed at the same instant
             elif reason == FETCH:
                 for look in (self.on_fetch, self.on_launch):
                     if look is not None:

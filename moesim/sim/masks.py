@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.placement.placement import Placement
+from moesim.sim.copies import room_for_copies, write_copies
 from moesim.sim.cost_tables import Condition
 from moesim.sim.state import State
 from moesim.sim.stop import lend
@@ -30,11 +31,7 @@ def prepare(condition: Condition, placement: Placement, spare: int, replicas: in
     layers, slots = placement.layers, placement.slots + placement.ranks * spare
     expert_of_slot_LP = np.full((layers, slots), -1, np.int32)
     expert_of_slot_LP[:, _own_slots(placement, spare)] = placement.slot_expert_LP
-    return condition._replace(
-        expert_of_slot_LP=expert_of_slot_LP,
-        copy_start_KLE1=np.zeros((replicas, layers, placement.experts + 1), np.int32),
-        copy_slot_KLP=np.zeros((replicas, layers, slots), np.int32),
-    )
+    return room_for_copies(condition, expert_of_slot_LP, placement.experts, replicas)
 
 
 def _own_slots(placement: Placement, spare: int) -> NDArray[np.int64]:
@@ -130,13 +127,8 @@ class Masks:
             return False
         self._new_R[k] = found[1] - np.minimum(found[1], self._loaded_R[k])
         self._loaded_R[k] = found[1]
-        experts = self.condition.copy_start_KLE1.shape[2] - 1
         for layer, slot_expert_P in enumerate(found[0]):
-            here = np.flatnonzero(slot_expert_P >= 0)
-            order = np.argsort(slot_expert_P[here], kind="stable")
-            self.condition.copy_slot_KLP[k, layer, : here.size] = here[order]
-            counts = np.bincount(slot_expert_P[here], minlength=experts)
-            self.condition.copy_start_KLE1[k, layer, 1:] = np.cumsum(counts)
+            write_copies(self.condition, k, layer, slot_expert_P)
         self.state.replicas[k]["remapped"] = 1
         return True
 

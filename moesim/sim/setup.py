@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from moesim.costs.step import StepCosts
 from moesim.errors import InputError
 from moesim.placement.copies import place_rows
+from moesim.placement.layer_law import LayerLaw
 from moesim.placement.placement import Placement
+from moesim.placement.replica_choice import NEAREST, scratch
 from moesim.routing.coverage import usable_sequences
 from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import (
@@ -21,6 +23,7 @@ from moesim.sim.cost_tables import (
     M_TO_N,
     NORMAL,
     Averages,
+    Chosen,
     Condition,
     Costs,
     Work,
@@ -29,6 +32,7 @@ from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
 from moesim.sim.state import (
     COUNTERS,
+    NEVER,
     NOBODY,
     RANK,
     REPLICA,
@@ -103,6 +107,8 @@ def build_state(
     replica_rows["commit_s"] = np.inf
     replica_rows["up_slowdown"] = 1.0
     replica_rows["out_slowdown"] = 1.0
+    replica_rows["due_step"] = NEVER
+    replica_rows["load_step"] = NEVER
     batch = (replicas, stages, ranks, most)
     prefix = (replicas * ranks, blocks)
     return State(
@@ -212,6 +218,7 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         stage_s=np.zeros(stages),
         slowdown=np.ones(2),
         replica=np.zeros(1, np.int64),
+        chosen=_chosen(ranks, costs),
         condition=Condition(
             attention_slow_KBD=np.ones((replicas, stages, ranks)),
             expert_slow_KBR=np.ones((replicas, stages, expert_ranks)),
@@ -222,7 +229,39 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
             expert_of_slot_LP=np.zeros((0, 0), np.int32),
             copy_start_KLE1=np.zeros((0, 0, 0), np.int32),
             copy_slot_KLP=np.zeros((0, 0, 0), np.int32),
+            load_KLE=np.zeros((0, 0, 0), np.int64),
         ),
+    )
+
+
+def _chosen(ranks: int, costs: Costs) -> Chosen:
+    """Room to choose copies from counts, where they are so chosen."""
+    cost = costs.scalars[0]
+    by_counts = bool(cost["replica_choice"] > NEAREST)
+    # The corner of a rank's time alone decides between two ways to share tokens out.
+    rates = 0.0 if costs.expert_tile_s.size else 1.0
+    law = LayerLaw(
+        active_s=rates * float(cost["expert_weight_s"]),
+        padded_s=rates * float(cost["expert_flop_s"]),
+        power=np.inf,
+        fixed_s=0.0,
+        pair_s=float(cost["expert_pair_s"]),
+        tile_shift=int(cost["tile_shift"]),
+        tile_s=costs.expert_tile_s,
+    )
+    layers = costs.stage_of_layer.size * by_counts
+    slots = costs.rank_of_slot.size * by_counts
+    pieces = ranks * costs.head_s.size * by_counts  # of a token at least
+    table_LP = np.zeros((layers, slots), np.int64)
+    return Chosen(
+        law=law,
+        scratch=scratch(slots, slots, costs.domain_of_rank.size),
+        tokens_LE=table_LP.copy(),
+        share_LP=table_LP.astype(np.int32),
+        given_LP=table_LP.copy(),
+        dealt_LE=table_LP,
+        rows_S2=np.zeros((pieces, 2), np.int64),
+        first_D1=np.zeros(ranks + 1, np.int64),
     )
 
 

@@ -125,8 +125,12 @@ REPLICA = row_dtype(
         ("out_slowdown", "f8"),
         ("stopped", "i4"),  # reasons for it to stand still; 0 = it goes on
         ("remapped", "i4"),  # whether tokens go to the experts of Condition.copy_slot_KLP
+        ("due_step", "i8"),  # with so many steps it is looked at (sim/rebalancing.py)
+        ("load_step", "i8"),  # steps behind this one count their experts' load
     ]
 )
+
+NEVER = 1 << 62  # a number of steps
 
 RECENT_S = 1.0  # seconds over which a replica's traffic counts as recent
 

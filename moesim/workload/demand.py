@@ -23,6 +23,7 @@ from moesim.workload.arrivals import (
     first_arrivals,
 )
 from moesim.workload.contexts import draw_threads
+from moesim.workload.drift import domain_names, drifting_domains
 from moesim.workload.groups import Groups, draw_groups
 from moesim.workload.lengths import Length
 from moesim.workload.prefixes import Prefixes, no_prefixes, renumber, resample, take, whole_blocks
@@ -299,19 +300,13 @@ def _declared(
     prefixes = shapes.prefixes
     if threads is None:
         prefixes = whole_blocks(prefixes, shapes.prompt_tokens_N)
-    names = tuple(workload.domains)
-    cumulative = np.cumsum(list(workload.domains.values()) or [1.0])
-    drawn_N = domain_rng.random(len(arrival_s)) * cumulative[-1]
-    if threads is not None:  # a thread keeps to what it is about
-        drawn_N = drawn_N[threads.thread_N]
-    domain_N = np.searchsorted(cumulative, drawn_N, side="right")
-    last = int(np.flatnonzero(np.diff(cumulative, prepend=0.0))[-1])
+    names, domain_N = _domains(workload, arrival_s, threads, domain_rng)
     demand = Demand(
         arrival_s=arrival_s,
         prompt_tokens=shapes.prompt_tokens_N,
         output_tokens=output_tokens_N,
         max_output_tokens=max_output_tokens_N,
-        domain=np.minimum(domain_N, last).astype(np.uint16),
+        domain=domain_N.astype(np.uint16),
         domains=names,
         concurrency=(
             workload.arrivals.concurrency if isinstance(workload.arrivals, ClosedLoop) else None
@@ -328,3 +323,27 @@ def _declared(
             if isinstance(array, np.ndarray):
                 array.flags.writeable = False
     return demand
+
+
+def _domains(
+    workload: Workload,
+    arrival_s: NDArray[np.float64],
+    threads: Threads | None,
+    rng: np.random.Generator,
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of domains and that of each request; a thread keeps to what it is about."""
+    quantile_N = rng.random(len(arrival_s))
+    if threads is not None:
+        quantile_N = quantile_N[threads.thread_N]
+    if workload.drift:
+        first_s = arrival_s
+        if threads is not None:
+            first_s = arrival_s[threads.turn_N == 0][threads.thread_N]
+        linear = workload.drift_blend == "linear"
+        return domain_names(workload.drift), drifting_domains(
+            workload.drift, linear, first_s, quantile_N
+        )
+    cumulative = np.cumsum(list(workload.domains.values()) or [1.0])
+    domain_N = np.searchsorted(cumulative, quantile_N * cumulative[-1], side="right")
+    last = int(np.flatnonzero(np.diff(cumulative, prepend=0.0))[-1])
+    return tuple(workload.domains), np.minimum(domain_N, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -17,6 +18,7 @@ from moesim.workload.arrivals import (
     Gamma,
     Replay,
 )
+from moesim.workload.drift import MAX_DOMAINS, Domains, DriftPoint
 from moesim.workload.groups import RequestClass, Tenant
 from moesim.workload.lengths import MAX_TOKENS, LengthChoice, Tokens, no_flag, or_short
 from moesim.workload.prefixes import SharedPrefix
@@ -24,7 +26,6 @@ from moesim.workload.presets import load_preset, preset_names
 from moesim.workload.readers import FormatName
 from moesim.workload.threads import Chains, Sessions
 
-MAX_DOMAINS = 1000
 MAX_GROUPS = 1000
 
 
@@ -64,6 +65,10 @@ class Workload(Spec):
     thing a scheduler may know of an output: ``exact`` for benchmark clients that ignore the end of
     text, a number that also cuts longer outputs, or nothing for the largest output of the workload.
 
+    `drift` is `domains` over time: each mix holds from its `at_s` on, or changes to the next in
+    proportion (`drift_blend` linear). A request has the domain of its arrival, a session or chain
+    that of its first.
+
     With `sessions` or `chains` the arrivals are those of their first requests, a closed loop holds
     so many of them in flight, `prompt` is the new text of a turn, and `requests` still counts
     requests: the last session or chain is cut short.
@@ -81,10 +86,9 @@ class Workload(Spec):
     chains: Chains | None = None
     classes: Annotated[tuple[RequestClass, ...], Field(max_length=MAX_GROUPS)] = ()
     tenants: Annotated[tuple[Tenant, ...], Field(max_length=MAX_GROUPS)] = ()
-    domains: dict[
-        Annotated[str, Field(min_length=1, max_length=200)],
-        Annotated[float, Field(ge=0, le=1e9), BeforeValidator(no_flag)],
-    ] = Field(default_factory=dict, max_length=MAX_DOMAINS)
+    domains: Domains = Field(default_factory=dict, max_length=MAX_DOMAINS)
+    drift: Annotated[tuple[DriftPoint, ...], Field(max_length=MAX_GROUPS)] = ()
+    drift_blend: Literal["step", "linear"] = "step"
     max_output_tokens: Annotated[
         Literal["exact"] | Tokens | None, BeforeValidator(_exact_or_tokens)
     ] = None
@@ -104,9 +108,24 @@ class Workload(Spec):
         self._check_groups()
         if self.domains and not sum(self.domains.values()) > 0:
             raise broken_rule("domains", "must have a positive weight")
+        self._check_drift()
         if isinstance(self.arrivals, Gamma) and self.arrivals.cv is None and not self.preset:
             raise broken_rule("arrivals.gamma.cv", "is required without a preset to take it from")
         return self
+
+    def _check_drift(self) -> None:
+        if not self.drift:
+            return
+        if self.domains:
+            raise broken_rule("domains", "must be left out where drift gives them over time")
+        if isinstance(self.arrivals, ClosedLoop | AllAtOnce):
+            rule = "needs arrivals with times of their own: the demand is the same for everybody"
+            raise broken_rule("drift", rule)
+        times = [point.at_s for point in self.drift]
+        if times[0] != 0.0 or any(a >= b for a, b in pairwise(times)):
+            raise broken_rule("drift", "must have ascending at_s, the first of them 0", times)
+        if not all(sum(point.domains.values()) > 0 for point in self.drift):
+            raise broken_rule("drift", "must have a positive weight in every mix")
 
     def _check_amount(self) -> None:
         if self.requests is not None and self.duration_s is not None:

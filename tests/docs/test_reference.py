@@ -46,6 +46,7 @@ SECTIONS = {
     "Admission": "deployment.admission",
     "RateLimit": "deployment.admission.rate_limit",
     "Autoscaling": "deployment.autoscaling",
+    "Rebalancing": "deployment.rebalancing",
     "DisaggregationSpec": "deployment.disaggregation",
     "PoolSpec": "deployment.disaggregation.prefill",
     "KVTransferSpec": "deployment.disaggregation.kv_transfer",
@@ -75,6 +76,7 @@ SECTIONS = {
         "workload.prompt",
     ),
     "TraceSource": "workload.trace",
+    "DriftPoint": "workload.drift",
     "SharedPrefix": "workload.shared_prefix",
     "SLOSpec": "slo",
     "EconomicsSpec": "economics",
@@ -130,7 +132,8 @@ def test_every_field_of_a_scenario_is_described(record: type[BaseModel]) -> None
         described = [row for row in rows if f"`{name}`" in row]
         assert described, f"{record.__name__}.{name}"
         expected = written(info)
-        if name == "policy" and record.__name__ not in ("OverlapSpec", "ExpertOffload"):
+        single = ("OverlapSpec", "ExpertOffload", "Rebalancing")
+        if name == "policy" and record.__name__ not in single:
             expected = "required"  # its default only says which choice it is
             assert any(row[0] == f"`{info.default}`" for row in rows), info.default
         defaults = {cell for row in described for cell in row if cell}
@@ -198,6 +201,14 @@ def traffic() -> moesim.Result:
 
 
 @pytest.fixture(scope="module")
+def moved(result: moesim.Result) -> moesim.Result:
+    """The run of `result` with experts that move."""
+    data = result.scenario.model_dump()
+    data["deployment"]["rebalancing"] = {"interval_steps": 2}
+    return moesim.simulate(data)
+
+
+@pytest.fixture(scope="module")
 def pools() -> moesim.Result:
     return moesim.simulate(
         {
@@ -220,13 +231,19 @@ def names(rows: list[list[str]]) -> set[str]:
 
 
 def test_every_column_is_described(
-    result: moesim.Result, traffic: moesim.Result, pools: moesim.Result
+    result: moesim.Result,
+    traffic: moesim.Result,
+    pools: moesim.Result,
+    moved: moesim.Result,
 ) -> None:
     described = sections("results.md")
     assert (
         names(described["requests"]) == set(pools.requests.columns) > set(result.requests.columns)
     )
-    assert names(described["steps"]) == {*result.steps.columns, "pool"} == set(pools.steps.columns)
+    assert set(pools.steps.columns) == {*result.steps.columns, "pool"}
+    assert names(described["steps"]) == {*moved.steps.columns, "pool"}
+    assert set(moved.steps.columns) == {*result.steps.columns, "rebalancing"}
+    assert names(described["rebalances"]) == set(moved.rebalances.columns)
     assert names(described["sessions"]) == set(traffic.sessions.columns)
     assert names(described["faults"]) == set(traffic.faults.columns)
 
@@ -239,10 +256,14 @@ def leaves(value: object, path: str = "") -> set[str]:
 
 
 def test_every_key_is_described(
-    result: moesim.Result, traffic: moesim.Result, pools: moesim.Result
+    result: moesim.Result,
+    traffic: moesim.Result,
+    pools: moesim.Result,
+    moved: moesim.Result,
 ) -> None:
     described = names(sections("results.md")["summary"])
     held = leaves(result.summary) | leaves(traffic.summary) | leaves(pools.summary)
+    held |= leaves(moved.summary)
     assert held - described == set()
     extra = described - held
     of_compare = {"first", "paired", "requests", "ttft_s", "tpot_s", "e2e_s"}

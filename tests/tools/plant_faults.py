@@ -357,6 +357,61 @@ FAULTS = (
         "sum(True for head in",
         "tests/unit/test_kv_layout.py::test_heads_are_gathered_and_split",
     ),
+    Fault(
+        "steps-go-on-while-experts-move",
+        "moesim/sim/fleet.py",
+        """        replica["stopped"] += 1
+        replica["schedule_s"] = np.inf
+        # Its""",
+        """        replica["stopped"] += 1
+        # Its""",
+        "tests/oracles/test_rebalancing.py::"
+        "test_a_replica_stands_still_for_planning_and_copying_and_is_faster_afterwards",
+    ),
+    Fault(
+        "chunks-one-after-the-other",
+        "moesim/sim/rebalancing.py",
+        "            due = self._met[k] + 1\n",
+        "            due = self._met[k]\n",
+        "tests/oracles/test_rebalancing.py::test_chunks_of_layers_are_copied_between_steps",
+    ),
+    Fault(
+        "every-step-counts-load",
+        "moesim/sim/cost.py",
+        "        if s.replicas[k].steps > s.replicas[k].load_step:\n",
+        "        if w.condition.load_KLE.size > 0:\n",
+        "tests/oracles/test_rebalancing.py::test_the_window_counts_its_own_steps_only",
+    ),
+    Fault(
+        "moved-experts-keep-their-copies",
+        "moesim/sim/copies.py",
+        '    order = np.argsort(slot_expert_P[here], kind="stable")\n',
+        '    order = np.argsort(slot_expert_P[here], kind="stable")[::-1]\n',
+        "tests/oracles/test_rebalancing.py::"
+        "test_counts_after_the_switch_are_those_of_a_trace_placed_anew",
+    ),
+    Fault(
+        "copies-on-links-of-their-own",
+        "moesim/sim/expert_copies.py",
+        "        port_M = np.array(list(ports), np.int64)\n",
+        "        port_M, weight_M = np.zeros(0, np.int64), np.zeros(0)\n",
+        "tests/oracles/test_rebalancing.py::"
+        "test_steps_and_copies_take_from_each_other_as_step_traffic_says",
+    ),
+    Fault(
+        "first-copy-first",
+        "moesim/sim/copy_choice.py",
+        "            if given < share and lack > most:\n",
+        "            if given < share and most < 0:\n",
+        "tests/oracles/test_replica_choice.py::test_dealing_is_proportional_for_every_sender",
+    ),
+    Fault(
+        "nearest-to-the-first-rank",
+        "moesim/sim/remap.py",
+        "    rank: int = (d * tp + row % tp) *",
+        "    rank: int = (0 * tp + row % tp) *",
+        "tests/oracles/test_replica_choice.py::test_the_nearest_copy_keeps_tokens_in_their_node",
+    ),
 )
 
 

@@ -344,3 +344,79 @@ def test_the_real_hour_of_conversation_replays_whole(shared_data: Path) -> None:
     assert found.prompt_tokens.sum() == 22_361_870
     assert found.output_tokens.sum() == 4_088_665
     assert found.max_output_tokens[0] == 1000
+
+
+DRIFT = [
+    {"at_s": 0, "domains": {"math": 3, "law": 1}},
+    {"at_s": 1000, "domains": {"law": 1, "code": 1, "none": 0}},
+]
+
+
+def shares(found: Demand, low_s: float, high_s: float) -> list[float]:
+    inside = (found.arrival_s >= low_s) & (found.arrival_s < high_s)
+    return (np.bincount(found.domain[inside], minlength=4) / inside.sum()).tolist()
+
+
+def test_drift_steps_from_mix_to_mix_at_their_times() -> None:
+    found = demand(
+        arrivals={"poisson": {"rate_per_s": 40}}, duration_s=2000, drift=DRIFT, **LENGTHS
+    )
+    assert found.domains == ("math", "law", "code", "none")
+    assert shares(found, 0, 1000) == pytest.approx([0.75, 0.25, 0, 0], abs=0.01)
+    assert shares(found, 1000, 2000) == pytest.approx([0, 0.5, 0.5, 0], abs=0.01)
+    assert shares(found, 0, 1000)[2:] == [0, 0]
+    assert shares(found, 1000, 2000)[::3] == [0, 0]
+
+
+def test_a_linear_drift_is_half_way_half_way() -> None:
+    found = demand(
+        arrivals={"poisson": {"rate_per_s": 40}},
+        duration_s=2000,
+        drift=DRIFT,
+        drift_blend="linear",
+        **LENGTHS,
+    )
+    assert shares(found, 450, 550) == pytest.approx([0.375, 0.375, 0.25, 0], abs=0.03)
+    assert shares(found, 1000, 2000) == pytest.approx([0, 0.5, 0.5, 0], abs=0.01)
+
+
+def test_drift_moves_nothing_else_and_one_mix_is_no_drift() -> None:
+    still = {"math": 3.0, "law": 1.0}
+    given = {"arrivals": POISSON, "requests": 500, **LENGTHS}
+    base = demand(domains=still, **given)
+    same = demand(drift=[{"at_s": 0, "domains": still}], **given)
+    drifting = demand(drift=DRIFT, **given)
+    for name in ARRAYS:
+        assert np.array_equal(getattr(base, name), getattr(same, name)), name
+        if name != "domain":
+            assert np.array_equal(getattr(base, name), getattr(drifting, name)), name
+
+
+def test_a_session_keeps_the_domain_of_its_first_request() -> None:
+    found = demand(
+        arrivals={"poisson": {"rate_per_s": 1}},
+        requests=3000,
+        sessions={"turns": {"fixed": 5}},
+        prompt={"fixed": 10},
+        output={"fixed": 10},
+        drift=[{"at_s": 0, "domains": {"a": 1}}, {"at_s": 300, "domains": {"b": 1}}],
+    )
+    assert found.threads is not None
+    first_s = found.arrival_s[found.threads.turn_N == 0][found.threads.thread_N]
+    assert np.array_equal(found.domain, first_s >= 300)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"domains": {"a": 1}}, "must be left out where drift"),
+        ({"arrivals": {"closed_loop": {"concurrency": 2}}, "requests": 9}, "times of their own"),
+        ({"drift": DRIFT[1:]}, "the first of them 0"),
+        ({"drift": [DRIFT[0], DRIFT[0]]}, "ascending"),
+        ({"drift": [{"at_s": 0, "domains": {"a": 0}}]}, "positive weight in every mix"),
+    ],
+)
+def test_drift_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> None:
+    base = {"arrivals": POISSON, "requests": 10, "drift": DRIFT, **LENGTHS}
+    with pytest.raises(InputError, match=rule):
+        demand(**{**base, **given})
