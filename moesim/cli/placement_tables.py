@@ -36,7 +36,8 @@ def print_study(study: PlacementFindings) -> None:
             f"balance: {_percent(study.cap_percent)} %."
         ],
     )
-    rows = (study.present, *study.candidates)
+    rows = [each for each in study.candidates if each.name != study.present.name]
+    rows.insert(0, study.present)
     print_table(out, GAINS, [_gains(study, each) for each in rows])
     _print_steps(out, study, rows)
     if study.present.summary is not None:

@@ -19,7 +19,7 @@ GAIN = "gain over the present placement (%)"
 def gains(study: PlacementFindings) -> Figure:
     """A row per placement: gain on unseen routing with its interval, in sample, other domains."""
     rows, order = [], []
-    for each in study.candidates:
+    for each in place_words.others(study)[1:]:
         label = each.name + (" ★" if each is study.recommended else "")
         order.append(label)
         for kind, gain in (
@@ -46,7 +46,9 @@ def gains(study: PlacementFindings) -> Figure:
     colour = alt.Color(
         "score:N",
         scale=alt.Scale(domain=kinds, range=[COLOURS[kind] for kind in kinds]),
-        legend=alt.Legend(title=None, orient="top", symbolSize=120, symbolStrokeWidth=0),
+        legend=alt.Legend(
+            title=None, orient="top", symbolSize=120, symbolOpacity=1, symbolStrokeWidth=0
+        ),
     )
     shape = alt.Shape(
         "score:N", scale=alt.Scale(domain=kinds, range=[SHAPES[kind] for kind in kinds])
@@ -102,7 +104,9 @@ def redundancy(study: PlacementFindings) -> Figure:
     colour = alt.Color(
         "policy:N",
         scale=alt.Scale(domain=names, range=list(theme.DEPLOYMENT_COLOURS)),
-        legend=alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=400),
+        legend=alt.Legend(
+            title=None, orient="top", symbolType="stroke", symbolSize=400, symbolOpacity=1
+        ),
     )
     ticks = sorted({value for value in frame["extra"] if value == int(value)})
     x = alt.X("extra:Q", title="extra slots on every rank", axis=alt.Axis(values=ticks, format="d"))
@@ -115,9 +119,7 @@ def redundancy(study: PlacementFindings) -> Figure:
         alt.Tooltip("kv:Q", title="KV tokens", format=",.0f"),
     ]
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True))
-    lines = line.encode(
-        x=x, y=alt.Y("gain:Q", title=GAIN), color=colour, tooltip=tips
-    )
+    lines = line.encode(x=x, y=alt.Y("gain:Q", title=GAIN), color=colour, tooltip=tips)
     band = base.mark_area(opacity=0.18).encode(
         x=x, y=alt.Y("low:Q", title=GAIN), y2="high:Q", color=colour
     )
@@ -137,9 +139,9 @@ def redundancy(study: PlacementFindings) -> Figure:
         figure.key,
         place_words.redundancy_title(study),
         "Left: gain with so many more slots on every rank, on unseen routing; shaded: 95 %. A "
-        "policy may leave slots empty. EPLB fills each, and each that is read costs time where "
-        "reading weights is what takes it. Right: what the same slots take from keys and values. "
-        "Between whole slots, EPLB makes fewer copies, on some ranks of each layer only.",
+        "policy may leave slots empty; EPLB fills each, and where reading weights is what takes "
+        "time, each costs its read. Right: what the slots take from keys and values. Between 0 and "
+        "1 EPLB fills a part of one slot a rank, and what is empty counts as free memory.",
         alt.hconcat(alt.layer(band, lines), memory).resolve_scale(color="independent"),
     )
 
@@ -171,15 +173,16 @@ def ageing(study: PlacementFindings) -> Figure:
     return Figure(
         figure.key,
         place_words.ageing_title(study),
-        "EPLB fitted to few tokens, against fitted to the whole first half: percent slower on the "
-        "second. Tokens are drawn as steps draw them; near 0 the draw decides, and a point may lie "
-        f"below it.{said}",
+        "EPLB fitted to few tokens of the first half, against fitted to all of them (at most "
+        "100,000): percent slower on the second. Tokens are drawn from different sequences, as "
+        f"decoding meets them; below 0 is luck.{said}",
         alt.hconcat(*panels),
     )
 
 
-def _line(frame: pd.DataFrame, x: alt.X, name: str, colour: str) -> alt.LayerChart:
-    y = alt.Y("y:Q", title="slower than with all of it (%)")
+def _line(frame: pd.DataFrame, x: alt.X, name: str, colour: str) -> AnyChart:
+    edges = [min(-1.0, float(frame["y"].min())), max(1.0, float(frame["y"].max()))]
+    y = alt.Y("y:Q", title="slower than with all of it (%)", scale=alt.Scale(domain=edges))
     base = alt.Chart(data(frame), width=PANEL, height=220)
     line = base.mark_line(
         color=colour, strokeWidth=2, point=alt.OverlayMarkDef(size=45, color=colour)

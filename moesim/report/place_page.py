@@ -66,7 +66,7 @@ def place_page(study: PlacementFindings) -> str:
         f"moesim {__version__}, seed {study.seed}."
     )
     body = [
-        f'<header><h1>{escape(title)}: where should the experts live?</h1>{question}'
+        f"<header><h1>{escape(title)}: where should the experts live?</h1>{question}"
         f'<p class="about">{escape(about)}</p>'
         f"{document.warning_box('How far to trust this', study.notes)}</header>",
         document.contents(entries),

@@ -8,13 +8,13 @@ from moesim.placement_findings import Candidate, Gain, PlacementFindings
 
 METHOD = (
     "Gains are in predicted time of the routed experts' kernels on the slowest rank of every MoE "
-    "layer, by the law of the scenario's own profile; they are larger than what a whole step gains. "
-    "The simulated runs below say what is left of them end to end.",
+    "layer, by the law of the scenario's own profile, and of choosing among copies; they are "
+    "larger than what a whole step gains, which the simulated runs tell.",
     "Placements see the first half of every domain's sequences and are scored on the second, on "
     "steps drawn from it: one output token of each of many requests for decode, contiguous tokens "
     "for prompts.",
-    "In sample: on the steps fitted to. Other domains: fitted on one half of the domains, scored on "
-    "the other, against the present policy in the same position. Intervals (95 %) resample the "
+    "In sample: on the steps fitted to. Other domains: fitted on one half of the domains, scored "
+    "on the other, against the present policy in the same position. Intervals (95 %) resample the "
     "scored sequences; they do not cover another kind of traffic.",
     "Perfect balance: every rank has the mean tokens and the mean number of distinct experts of a "
     "step. Nobody reaches it where experts are whole.",
@@ -25,14 +25,14 @@ NOT_MODELLED = (
     "skew between ranks that comes from elsewhere: launches, attention, clocks",
     "contention of exchanges with compute on one GPU; bytes are counted, their time is in the "
     "simulated runs only",
-    "the time an engine needs to choose among copies by anything but a hash",
     "accuracy: placements never change what the router chooses",
 )
 
 
 def others(study: PlacementFindings) -> tuple[Candidate, ...]:
-    """The present placement, then what was tried."""
-    return (study.present, *study.candidates)
+    """The present placement, then what was tried beside it."""
+    tried = (each for each in study.candidates if each.name != study.present.name)
+    return (study.present, *tried)
 
 
 def compared(study: PlacementFindings) -> Candidate:
@@ -44,10 +44,10 @@ def compared(study: PlacementFindings) -> Candidate:
 
 
 def gain_words(gain: Gain | None) -> str:
-    """'+4.2 (+3.9 to +4.5)', 'n/a'."""
+    """'+4.2 ± 0.3', 'n/a'; intervals lie evenly about the gain."""
     if gain is None:
         return "n/a"
-    interval = "" if gain.low is None else f" ({_signed(gain.low)} to {_signed(gain.high or 0.0)})"
+    interval = "" if gain.low is None else f" ± {gain.percent - gain.low:.1f}"
     return f"{_signed(gain.percent)}{interval}"
 
 
@@ -95,8 +95,9 @@ def bytes_title(study: PlacementFindings) -> str:
     before = one.near_bytes + (one.far_bytes or 0.0)
     change = 100.0 * ((two.near_bytes + (two.far_bytes or 0.0)) / before - 1.0) if before else 0.0
     if abs(change) < 0.5:
-        return f"{after.name} sends as many bytes as the present placement"
-    return f"{after.name} sends {abs(change):.1f} % {'more' if change > 0 else 'fewer'} bytes"
+        return f"With {after.name}, tokens travel as many bytes as they do now"
+    more = "more" if change > 0 else "fewer"
+    return f"With {after.name}, tokens travel {abs(change):.1f} % {more} bytes than now"
 
 
 def redundancy_title(study: PlacementFindings) -> str:
@@ -109,8 +110,8 @@ def redundancy_title(study: PlacementFindings) -> str:
         return "Copies bring nothing here that would pay for their memory"
     cost = none.kv_capacity_tokens - best.kv_capacity_tokens
     return (
-        f"{best.extra_per_rank:g} extra slots a rank gain {best.gain.percent:.1f} % where none gain "
-        f"{none.gain.percent:.1f} %, for {cost:,} tokens of KV cache a replica"
+        f"{best.policy} gains {best.gain.percent:.1f} % with {best.extra_per_rank:g} extra slots a "
+        f"rank, {none.gain.percent:.1f} % at most with none, for {cost:,} tokens of KV cache"
     )
 
 
@@ -120,8 +121,8 @@ def ageing_title(study: PlacementFindings) -> str:
     if enough is None:
         return "Even the longest of these windows is more than 1 % slower than the whole half"
     return (
-        f"{enough.tokens:,} tokens of statistics bring EPLB within 1 % of what the whole first half "
-        "does"
+        f"{enough.tokens:,} tokens of statistics bring EPLB within 1 % of what the whole first "
+        "half does"
     )
 
 
@@ -132,10 +133,14 @@ def domains_title(study: PlacementFindings) -> str:
     foreign = matrix.slower_percent_YX[:count][~np.eye(count, dtype=bool)]
     pooled = matrix.slower_percent_YX[count].mean()
     text = (
-        f"Fitted to a foreign domain EPLB is {foreign.mean():.1f} % slower than on its own, fitted "
-        f"to all {pooled:.1f} %"
+        f"Fitted to a foreign domain, EPLB is {_slower(foreign.mean())} than fitted to its own; "
+        f"fitted to all, {_slower(pooled)}"
     )
     if len(matrix.fitted) > count + 1:
-        text += f"; searched step by step, {matrix.slower_percent_YX[count + 1].mean():.1f} %"
+        searched = _slower(matrix.slower_percent_YX[count + 1].mean())
+        text += f"; one placement searched over all, {searched}"
     return text
 
+
+def _slower(percent: float) -> str:
+    return f"{abs(percent):.1f} % {'slower' if percent >= 0 else 'faster'}"

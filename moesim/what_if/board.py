@@ -51,11 +51,10 @@ class Board:
         return (-self.setting.experts) % self.setting.ranks
 
     def scored(self, fitted: Fitted, fan_out: bool = False) -> Played:
-        domains, again = self.setting.domain_of_rank_R, self.resampled
-        return play(fitted.placement, self.score, fitted.choice, domains, fan_out, again)
+        return _play(self.setting, fitted, self.score, fan_out, self.resampled)
 
     def in_sample(self, fitted: Fitted) -> Played:
-        return play(fitted.placement, self.fit, fitted.choice, self.setting.domain_of_rank_R)
+        return _play(self.setting, fitted, self.fit)
 
     def best_eplb(self, redundant: int) -> Played:
         """The faster of EPLB without redundancy and with so many redundant experts."""
@@ -71,12 +70,11 @@ def make_board(setting: Setting, sizes: StepSizes, extras: Sequence[int], tell: 
     fit = setting.workloads(kinds, setting.fit_S, FIT)
     score = setting.workloads(kinds, setting.score_S, SCORE)
     again = setting.resampled(kinds, setting.score_S)
-    domains = setting.domain_of_rank_R
     present = fit_present(setting, fit)
     shares = tuple(kind.share for kind in kinds)
     copies = setting.copy_bytes is not None
-    scored = play(present.placement, score, present.choice, domains, copies, again)
-    in_sample = play(present.placement, fit, present.choice, domains)
+    scored = _play(setting, present, score, copies, again)
+    in_sample = _play(setting, present, fit)
     eplb: dict[int, Fitted] = {}
     played: dict[int, Played] = {}
     base = (-setting.experts) % setting.ranks
@@ -84,8 +82,20 @@ def make_board(setting: Setting, sizes: StepSizes, extras: Sequence[int], tell: 
     for number, extra in enumerate(wanted):
         tell("fitting EPLB, to compare with", number, len(wanted))
         eplb[extra] = fit_policy(EPLB, POLICIES[EPLB], setting.task(fit, extra, HASH))
-        played[extra] = play(eplb[extra].placement, score, HASH, domains, copies, again)
+        played[extra] = _play(setting, eplb[extra], score, copies, again)
     return Board(
         setting, kinds, fit, score, again, present, scored, in_sample,
         Ruler(shares, scored.seconds), Ruler(shares, in_sample.seconds), eplb, played,
     )  # fmt: skip
+
+
+def _play(
+    setting: Setting,
+    fitted: Fitted,
+    steps: Sequence[Workload],
+    fan_out: bool = False,
+    resampled: Sequence[Workload] = (),
+) -> Played:
+    choose_s = setting.seconds_to_choose(fitted.redundant, fitted.choice)
+    domains = setting.domain_of_rank_R
+    return play(fitted.placement, steps, fitted.choice, domains, fan_out, resampled, choose_s)

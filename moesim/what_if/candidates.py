@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -137,6 +137,7 @@ def _cross_domain(board: Board, each: Combination, folds: Sequence[Fold]) -> Gai
         task = setting.task(fold.fit, each.redundant, each.choice)
         fitted = fit_policy(each.name, each.policy, task)
         played = play(fitted.placement, fold.score, each.choice, setting.domain_of_rank_R)
+        played = replace(played, choose_s=setting.seconds_to_choose(each.redundant, each.choice))
         before += list(fold.present.seconds)
         after += list(played.seconds)
     shares = tuple(k.share / len(folds) for k in board.kinds) * len(folds)

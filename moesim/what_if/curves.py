@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.placement.catalogue import POLICIES
-from moesim.placement.task import PlacementPolicy, Workload
+from moesim.placement.replica_counts import packed
+from moesim.placement.task import PlacementPolicy, PlacementTask
 from moesim.placement_findings import AgePoint, RedundancyPoint
 from moesim.what_if.board import Board
 from moesim.what_if.fitting import EPLB, HASH, fit_policy
 from moesim.what_if.gains import Seconds
 from moesim.what_if.scoring import play
-from moesim.what_if.setting import AGE, Setting, Tell
+from moesim.what_if.setting import Setting, Tell
 
 WINDOWS = (100, 200, 500, 1_000, 2_000, 5_000, 20_000)
+MOST_STATISTICS = 100_000
+FEW, FEW_DRAWS = 1_000, 3  # windows of at most so many tokens are drawn so often
 AGES = 4  # windows of equal length, one behind the other
 EXTRA_PER_RANK = (0, 1, 2, 4)
+PARTS = (0.125, 0.25, 0.5)  # of one extra slot a rank, the rest left empty
 
 
 def possible_extras(setting: Setting) -> tuple[tuple[int, int], ...]:
@@ -59,37 +63,68 @@ def redundancy_curve(
                     kv_tokens,
                 )
             )
-    return tuple(found)
+    return tuple(sorted([*found, *_parts(board, extras)], key=lambda p: p.extra_per_rank))
+
+
+def _parts(board: Board, extras: Sequence[tuple[int, int]]) -> list[RedundancyPoint]:
+    """EPLB with a part of one extra slot a rank filled; keys and values as if what is empty took no
+    memory."""
+    if len(extras) < 2 or board.fewest:
+        return []
+    setting, (none, one) = board.setting, extras[:2]
+    found = []
+    for part in PARTS:
+        copies = round(part * setting.ranks)
+        if not copies:
+            continue
+
+        def pack(task: PlacementTask, copies: int = copies) -> NDArray[np.int32]:
+            return packed(task.load_LE, copies, task.slots, task.ranks)
+
+        fitted = fit_policy(EPLB, pack, setting.task(board.fit, one[0], HASH))
+        share = copies / setting.ranks
+        gain = board.ruler.gain(board.present_played.times, board.scored(fitted).times)
+        kv_tokens = round(none[1] + share * (one[1] - none[1]))
+        found.append(RedundancyPoint(EPLB, share, share, gain, kv_tokens))
+    return found
 
 
 def ageing_curve(board: Board, redundant: int, tell: Tell) -> tuple[AgePoint, ...]:
-    """EPLB fitted on few tokens, and on equal windows that lie further back.
+    """EPLB fitted on few tokens, and on equal windows that lie further back; percent slower than
+    fitted on as many tokens as the first half has.
 
-    Tokens are drawn as the workload's steps draw them; within a domain a trace is in order of time.
+    Tokens are drawn one by one from different sequences, as decoding meets them; few of them are
+    drawn several times, and the mean told. Within a domain a trace is in order of time.
     """
-    setting, kinds = board.setting, board.kinds
-    whole = _served(board, board.fit, redundant)
+    setting = board.setting
     available = int(setting.trace.sequence_tokens_S[np.unique(setting.fit_S)].sum())
-    windows = [(tokens, 0.0, setting.fit_S) for tokens in WINDOWS if tokens <= available]
+    whole = _served(board, setting.fit_S, min(available, MOST_STATISTICS), redundant, 0)
+    windows = [(tokens, 0.0, setting.fit_S) for tokens in WINDOWS if tokens < available]
     parts = _by_age(setting)
     if parts:
-        least = min(int(setting.trace.sequence_tokens_S[part].sum()) for part in parts)
-        tokens = min(least, WINDOWS[-1])
+        tokens = min(int(setting.trace.sequence_tokens_S[part].sum()) for part in parts)
+        tokens = min(tokens, WINDOWS[-1])
         windows += [
             (tokens, (len(parts) - n - 0.5) / len(parts), part) for n, part in enumerate(parts)
         ]
     found = []
     for n, (tokens, age, sequences_S) in enumerate(windows):
         tell("gain against window age", n, len(windows))
-        fit = setting.workloads(kinds, sequences_S, AGE, tokens=tokens)
-        slower = -board.ruler.percent(whole, _served(board, fit, redundant))
-        found.append(AgePoint(tokens, age, slower))
+        slower = [
+            -board.ruler.percent(whole, _served(board, sequences_S, tokens, redundant, draw))
+            for draw in range(FEW_DRAWS if tokens <= FEW else 1)
+        ]
+        found.append(AgePoint(tokens, age, float(np.mean(slower))))
     return tuple(found)
 
 
-def _served(board: Board, fit: tuple[Workload, ...], redundant: int) -> Seconds:
+def _served(
+    board: Board, sequences_S: NDArray[np.int64], tokens: int, redundant: int, draw: int
+) -> Seconds:
+    """Times on the scored half under EPLB fitted on so many tokens of these sequences."""
     setting = board.setting
-    fitted = fit_policy(EPLB, POLICIES[EPLB], setting.task(fit, redundant, HASH))
+    statistics = setting.statistics(board.kinds, sequences_S, tokens, draw)
+    fitted = fit_policy(EPLB, POLICIES[EPLB], setting.task(statistics, redundant, HASH))
     return play(fitted.placement, board.score, HASH, setting.domain_of_rank_R).seconds
 
 

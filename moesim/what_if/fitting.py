@@ -117,10 +117,11 @@ def fit_present(setting: Setting, fit: tuple[Workload, ...]) -> Fitted:
     """What the scenario does today; fitted policies see the first half only."""
     chosen = setting.scenario.deployment.placement
     name, redundant = str(chosen.policy), chosen.redundant_experts
+    choice = chosen.replica_choice if redundant else HASH
     if name not in _UNFITTED:
         if getattr(chosen, "hierarchical", None) is False and "eplb-global" in POLICIES:
             name = "eplb-global"
-        return fit_policy(name, POLICIES[name], setting.task(fit, redundant, HASH))
+        return fit_policy(name, POLICIES[name], setting.task(fit, redundant, choice))
     placement = place(setting.scenario, setting.deployment, setting.trace, setting.ids_TLK)
     placement.validate(setting.experts)
-    return Fitted(name, redundant, HASH, placement, 0.0)
+    return Fitted(name, redundant, choice, placement, 0.0)

@@ -70,9 +70,7 @@ def reasons(
     return tuple(sentence for sentence in said if sentence)
 
 
-def _of_chosen(
-    chosen: Candidate, present: Candidate, candidates: Sequence[Candidate]
-) -> list[str]:
+def _of_chosen(chosen: Candidate, present: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     said = [
         f"Against EPLB in as many slots it gains {shown(chosen.against_eplb)}, against the better "
         f"of EPLB with and without redundancy {shown(chosen.against_best_eplb)}."
@@ -88,7 +86,7 @@ def _of_chosen(
             "Fitted on other domains than it serves it would gain "
             f"{shown(chosen.cross_domain)}: what to expect after a shift of the workload."
         )
-    if chosen.choice != "hash":
+    if chosen.choice != "hash" and chosen.redundant_experts:
         plain = [c for c in candidates if c.choice == "hash"]
         best = max(plain, key=lambda c: c.next_window.percent, default=None)
         said.append(

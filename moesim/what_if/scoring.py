@@ -27,11 +27,12 @@ class Played:
     choice: str
     replayed: tuple[Replayed, ...]
     resampled_GM: Seconds = ()
+    choose_s: float = 0.0  # of every layer, beside the experts
 
     @property
     def seconds(self) -> Seconds:
-        """[D] of each kind: all layers of a step."""
-        return [each.layer_s.sum(axis=1) for each in self.replayed]
+        """[D] of each kind: all layers of a step, choosing among copies included."""
+        return [each.layer_s.sum(axis=1) + self.choose_s * each.layers for each in self.replayed]
 
     @property
     def times(self) -> Times:
@@ -49,8 +50,10 @@ def play(
     domain_of_rank_R: NDArray[np.int32],
     fan_out: bool = False,
     resampled: Sequence[Workload] = (),
+    choose_s: float = 0.0,
 ) -> Played:
-    """Replay a placement on every kind of step, and on steps of resampled sequences."""
+    """Replay a placement on every kind of step, and on steps of resampled sequences; `choose_s` is
+    what choosing among copies adds to every layer."""
 
     def one(of: Workload, count_copies: bool) -> Replayed:
         domains = domain_of_rank_R
@@ -60,7 +63,11 @@ def play(
         placement,
         choice,
         tuple(one(of, fan_out) for of in workloads),
-        [one(of, False).layer_s.sum(axis=1).reshape(RESAMPLES, -1) for of in resampled],
+        [
+            one(of, False).layer_s.sum(axis=1).reshape(RESAMPLES, -1) + choose_s * placement.layers
+            for of in resampled
+        ],
+        choose_s,
     )
 
 
@@ -84,7 +91,7 @@ def step_scores(
         found.append(
             StepScore(
                 kind=name,
-                layer_s=float(of.layer_s.mean()),
+                layer_s=float(of.layer_s.mean()) + played.choose_s,
                 balanced_s=float(of.balanced_s.mean()),
                 imbalance_DL=of.tokens_max_over_mean.astype(np.float32),
                 active_max=float(of.active_max.mean()),

@@ -40,8 +40,8 @@ MOST_STEPS, FEWEST_STEPS = 48, 12  # of a kind, to fit to or to score on:
 DRAWN_TOKENS = 131_072  # so many tokens together, within those limits
 # Numbers of random streams, so that no draw depends on which others were made; two for each fold
 # from CROSS on, two for each domain from DOMAIN on.
-FIT, SCORE, AGE, POOLED, CROSS, DOMAIN = 0, 1, 2, 3, 4, 8
-RESAMPLED = 60  # a stream of its own
+FIT, SCORE, POOLED, CROSS, DOMAIN, ADVICE = 0, 1, 2, 4, 8, 32
+RESAMPLED, AGE = 70, 71
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -123,21 +123,24 @@ class Setting:
         kinds: tuple[Kind, ...],
         sequences_S: NDArray[np.int64],
         salt: int,
-        by_domain: bool = False,
-        tokens: int | None = None,
     ) -> tuple[Workload, ...]:
-        """Steps of every kind drawn from these sequences; `tokens`: one step of so many tokens."""
+        """Steps of every kind drawn from these sequences."""
         children = stream(self.scenario.seed, "what-if batches").spawn(salt * 2 + 2)[salt * 2 :]
         found = []
         for kind, rng in zip(kinds, children[: len(kinds)], strict=True):
             draw = prefill_batches if kind.prompts else decode_batches
-            size = kind.tokens if tokens is None else tokens
-            steps = 1 if tokens else _steps(size)
-            batches = draw(
-                self.trace, self.ids_TLK, sequences_S, size, steps, rng, by_domain=by_domain
-            )
+            steps = _steps(kind.tokens)
+            batches = draw(self.trace, self.ids_TLK, sequences_S, kind.tokens, steps, rng)
             found.append(Workload(batches, kind.law, kind.share, kind.name))
         return tuple(found)
+
+    def statistics(
+        self, kinds: tuple[Kind, ...], sequences_S: NDArray[np.int64], tokens: int, draw: int
+    ) -> tuple[Workload, ...]:
+        """So many tokens of different sequences, as one step, for every kind of step."""
+        rng = stream(self.scenario.seed, "what-if batches").spawn(AGE + draw + 1)[AGE + draw]
+        batches = decode_batches(self.trace, self.ids_TLK, sequences_S, tokens, 1, rng)
+        return tuple(Workload(batches, kind.law, kind.share, kind.name) for kind in kinds)
 
     def resampled(
         self, kinds: tuple[Kind, ...], sequences_S: NDArray[np.int64]
@@ -173,17 +176,24 @@ class Setting:
             seed=self.scenario.seed,
         )
 
-    def with_redundant(self, redundant: int) -> Scenario:
-        """The scenario with so many redundant experts."""
+    def with_copies(self, redundant: int, choice: str = "hash") -> Scenario:
+        """The scenario with so many redundant experts, copies chosen this way."""
         data = self.scenario.model_dump()
-        data["deployment"]["placement"]["redundant_experts"] = redundant
+        asked = {"redundant_experts": redundant, "replica_choice": choice}
+        data["deployment"]["placement"] |= asked
         return Scenario.parse(data)
+
+    def seconds_to_choose(self, redundant: int, choice: str) -> float:
+        """What choosing among copies adds to every layer."""
+        if not redundant:
+            return 0.0
+        return self.with_copies(redundant, choice).deployment.placement.seconds_to_choose()
 
     def kv_capacity_tokens(self, redundant: int) -> int:
         """Tokens whose keys and values fit a replica beside so many redundant experts; InputError
         where nothing fits."""
         check_slots(self.experts, self.experts + redundant, self.ranks)
-        memory = deploy(self.with_redundant(redundant)).memory
+        memory = deploy(self.with_copies(redundant)).memory
         return int(memory.kv_capacity_tokens) * self.attention_ranks
 
 

@@ -14,9 +14,7 @@ def shares_by_demand(setting: Setting, kinds: tuple[Kind, ...]) -> tuple[Kind, .
     priced by replay at experts in order of their numbers."""
     if len(kinds) == 1:
         return kinds
-    demand = draw_demand(
-        setting.scenario.workload, DemandStreams.from_seed(setting.scenario.seed)
-    )
+    demand = draw_demand(setting.scenario.workload, DemandStreams.from_seed(setting.scenario.seed))
     slots = setting.experts + (-setting.experts) % setting.ranks
     table_LP = contiguous(setting.ids_TLK.shape[1], setting.experts, slots, setting.ranks)
     some = setting.workloads(kinds, setting.fit_S, 0)

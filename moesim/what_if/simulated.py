@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from moesim.errors import InputError
 from moesim.metrics import counted_steps, measured_window
 from moesim.placement_findings import Candidate, Gain, SimulatedGain
+from moesim.placing import check_choice
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
+from moesim.what_if.fitting import HASH
 from moesim.what_if.gains import gain_over_seeds
 from moesim.what_if.setting import Setting, Tell
 
@@ -51,7 +54,8 @@ def run_once(
     setting: Setting, candidate: Candidate, trace: Path, seed: int, tell: Told | None = None
 ) -> Result:
     """One run of the scenario with this placement, replaying `trace`."""
-    data = setting.with_redundant(candidate.redundant_experts).model_dump()
+    choice = simulated_choice(setting, candidate)
+    data = setting.with_copies(candidate.redundant_experts, choice).model_dump()
     data["name"], data["seed"] = candidate.name[:200], seed
     data["routing"]["trace"] = str(trace)
     result = simulate(
@@ -61,16 +65,19 @@ def run_once(
         f"placement: {candidate.policy}, fitted on the first half of the trace's sequences; the "
         "second half is replayed"
     ]
-    if candidate.choice != simulated_choice(candidate):
-        said.append(
-            f"copies are chosen by hash here; the placement was made for {candidate.choice}"
-        )
+    if candidate.choice != choice:
+        said.append(f"copies are chosen by hash here, which the study chose by {candidate.choice}")
     return replace(result, labels=(*said, *result.labels))
 
 
-def simulated_choice(candidate: Candidate) -> str:
-    """How a run chooses among copies."""
-    return "hash"
+def simulated_choice(setting: Setting, candidate: Candidate) -> str:
+    """How a run chooses among copies: by hash where it cannot choose as the candidate does."""
+    changed = setting.with_copies(candidate.redundant_experts, candidate.choice)
+    try:
+        check_choice(changed, setting.deployment)
+    except InputError:
+        return HASH
+    return candidate.choice
 
 
 def figures(result: Result) -> Figures:
@@ -107,9 +114,11 @@ def run_all(
     seeds: int,
     tell: Tell,
 ) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """`present` and `candidates` with the summary of one run each; `best` against `present` over
-    `seeds` seeds from the scenario's on, the others for its seed alone."""
+    """`present` and `candidates` with the summary of one run each; `best` (where there is none, the
+    one with most gain) against `present` over `seeds` seeds from the scenario's on, the others for
+    its seed alone."""
     first = setting.scenario.seed
+    best = best or max(candidates, key=lambda each: each.next_window.percent)
     runs: dict[int, list[Figures]] = {}
     summaries: dict[int, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="moesim-place-") as folder:
@@ -126,6 +135,10 @@ def run_all(
     done = []
     for number, each in enumerate((present, *candidates)):
         of_present = runs[0][: len(runs[number])]
-        gain = simulated_gain(of_present, runs[number], simulated_choice(each)) if number else None
+        gain = (
+            simulated_gain(of_present, runs[number], simulated_choice(setting, each))
+            if number
+            else None
+        )
         done.append(replace(each, simulated=gain, summary=summaries[number]))
     return done[0], tuple(done[1:])

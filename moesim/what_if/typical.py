@@ -60,9 +60,7 @@ def sizes_by_default(deployment: Deployment) -> StepSizes:
     )
 
 
-def sizes_asked(
-    found: StepSizes, decode: int | None, prefill: int | None, ranks: int
-) -> StepSizes:
+def sizes_asked(found: StepSizes, decode: int | None, prefill: int | None, ranks: int) -> StepSizes:
     """`found`, with the decoding requests of an attention rank and the tokens of a step with
     prompts that somebody asks for; 0 leaves a kind of step out. InputError for absurd ones."""
     if decode is None and prefill is None:
@@ -76,4 +74,12 @@ def sizes_asked(
     if decode_tokens == prompt_tokens == 0:
         raise InputError("decode", "must leave a kind of step: decode and prefill are both", 0)
     share = found.decode_share if decode_tokens and prompt_tokens else None
-    return StepSizes(decode_tokens, prompt_tokens, share, f"{found.basis}; as asked for, where so")
+    asked = [
+        name
+        for name, given in (("without prompts", decode), ("with prompts", prefill))
+        if given is not None
+    ]
+    basis = f"size of steps {' and '.join(asked)}: as asked for"
+    if len(asked) == 1:
+        basis += f"; else {found.basis}"
+    return StepSizes(decode_tokens, prompt_tokens, share, basis)
