@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
+import numpy as np
 import typer
 
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
@@ -15,7 +16,7 @@ from moesim.cli.output import Progress, check_file, print_json, progress, warn
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from moesim.what_if import Candidate, PlacementStudy
+    from moesim.what_if import PlacementStudy
 
 
 class ExportFor(StrEnum):
@@ -200,9 +201,10 @@ def _reader(path: Path | None, wanted: ExportFor | None) -> ExportFor:
 
 def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
     """Write the recommended placement, or the only one tried; what to say of it."""
-    candidate: Candidate | None = study.recommended
-    if len(study.candidates) == 1:
-        candidate = study.candidates[0]
+    first, *others = study.candidates
+    table_LP = first.placement.slot_expert_LP
+    alike = all(np.array_equal(table_LP, each.placement.slot_expert_LP) for each in others)
+    candidate = first if alike else study.recommended
     if candidate is None:
         warn(f"{path} is not written: no placement is recommended; name one to export it anyway")
         return []

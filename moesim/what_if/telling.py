@@ -56,6 +56,7 @@ def study_json(study: PlacementFindings) -> list[dict[str, Any]]:
         "advice": [asdict(each) for each in study.advice],
         "cap_percent": study.cap_percent,
         "basis": list(study.basis),
+        "batch_tokens": study.kinds[0].tokens,
     }
     return [
         {**(each.summary or {}), "name": each.name, "placement": {**_placement(each), **shared}}

@@ -267,8 +267,10 @@ def test_every_key_is_described(
     assert held - described == set()
     extra = described - held
     of_compare = {"first", "paired", "requests", "ttft_s", "tpot_s", "e2e_s"}
-    score = moesim.candidates(result.scenario, ["contiguous"])[0].score
-    of_place = {"policy", "redundant_experts", *vars(score)}
+    study = moesim.place_study(
+        result.scenario, ["contiguous"], decode=2, prefill=0, simulated=False, curves=False
+    )
+    of_place = set(study.to_json()[0]["placement"])
     assert extra == (of_compare | of_place) - held
 
 

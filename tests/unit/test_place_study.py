@@ -128,7 +128,9 @@ def test_choosing_by_lp_costs_its_time(hot_study: PlacementStudy, folder: Path) 
     """100 us of every layer, by LPLB's authors; nothing where the scenario says so."""
     lp = next(c for c in hot_study.candidates if c.choice == "lp" and c.policy == "eplb")
     free = place_study(
-        scenario(str(folder / "hot.safetensors"), placement={"policy": "contiguous", "choice_s": 0}),
+        scenario(
+            str(folder / "hot.safetensors"), placement={"policy": "contiguous", "choice_s": 0}
+        ),
         ["eplb"],
         [4],
         ["lp"],
@@ -186,7 +188,13 @@ def domain_study(folder: Path) -> PlacementStudy:
     popularity_XE[0, :2] = popularity_XE[1, 4:6] = 40.0
     trace = save_trace(folder / "domains.safetensors", popularity_XE)
     return place_study(
-        scenario(trace), ["contiguous", "eplb"], [0], decode=8, prefill=2048, simulated=False, curves=True
+        scenario(trace),
+        ["contiguous", "eplb"],
+        [0],
+        decode=8,
+        prefill=2048,
+        simulated=False,
+        curves=True,
     )
 
 
