@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from moesim.placement_findings import Candidate, Gain, PlacementFindings
 
+UNDECIDED = 25.0  # points on both sides
 GAINS = ["placement", "gain", "95 % from", "to", "in sample", "other domains", "over EPLB",
          "over best EPLB", "head-room left"]  # fmt: skip
 
@@ -124,5 +125,7 @@ def _print_runs(out: Console, rows: Sequence[Candidate]) -> None:
 def _run(gain: Gain | None) -> str:
     if gain is None:
         return NOTHING
+    if gain.low is not None and gain.percent - gain.low > UNDECIDED:
+        return f"undecided (+-{gain.percent - gain.low:.0f})"
     interval = "" if gain.low is None else f" ({gain.low:+.1f} to {gain.high:+.1f})"
     return f"{gain.percent:+.1f}{interval}"

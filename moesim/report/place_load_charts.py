@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -186,23 +189,25 @@ def domain_map(study: PlacementFindings) -> Figure:
         return without(
             figure, "The trace has fewer than two domains with sequences enough to compare."
         )
+    served = _wrapped(matrix.served, 13, 3)
+    fitted = _wrapped(matrix.fitted, 34, 2)
     cells = pd.DataFrame(
         [
-            {"fitted": fitted, "served": served, "slower": float(matrix.slower_percent_YX[y, x])}
-            for y, fitted in enumerate(matrix.fitted)
-            for x, served in enumerate(matrix.served)
+            {"fitted": row, "served": column, "slower": float(matrix.slower_percent_YX[y, x])}
+            for y, row in enumerate(fitted)
+            for x, column in enumerate(served)
         ]
     )
     cells["text"] = [f"{value + 0.0:+.1f}" for value in cells["slower"].round(1)]
     most = max(1.0, float(cells["slower"].max()))
     least = min(-1.0, float(cells["slower"].min()))
-    base = alt.Chart(data(cells), width=alt.Step(78), height=alt.Step(26)).encode(
+    base = alt.Chart(data(cells), width=alt.Step(92), height=alt.Step(34)).encode(
         x=alt.X(
-            "served:N", sort=list(matrix.served), title="served to",
-            axis=alt.Axis(labelAngle=-30, labelLimit=150),
+            "served:N", sort=served, title="served to",
+            axis=alt.Axis(labelAngle=0, labelLimit=90),
         ),
         y=alt.Y(
-            "fitted:N", sort=list(matrix.fitted), title=None, axis=alt.Axis(labelLimit=300)
+            "fitted:N", sort=fitted, title=None, axis=alt.Axis(labelLimit=230)
         ),
     )  # fmt: skip
     rect = base.mark_rect().encode(
@@ -231,3 +236,15 @@ def domain_map(study: PlacementFindings) -> Figure:
         "are one placement for all domains.",
         alt.layer(rect, text),
     )
+
+
+def _wrapped(names: Sequence[str], width: int, lines: int) -> list[str]:
+    """Names in lines of `width` letters, cut where they are longer; distinct."""
+    found: list[str] = []
+    for number, name in enumerate(names, start=1):
+        parts = textwrap.wrap(name, width, break_long_words=True) or [f"domain {number}"]
+        if len(parts) > lines:
+            parts = [*parts[: lines - 1], f"{parts[lines - 1][: width - 1]}…"]
+        text = "\n".join(parts)
+        found.append(f"{text} ({number})" if text in found else text)
+    return found

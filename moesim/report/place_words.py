@@ -29,6 +29,10 @@ NOT_MODELLED = (
 )
 
 
+ALIKE = 0.5  # points of gain that two placements may differ by chance
+UNDECIDED = 25.0  # points on both sides
+
+
 def others(study: PlacementFindings) -> tuple[Candidate, ...]:
     """The present placement, then what was tried beside it."""
     tried = (each for each in study.candidates if each.name != study.present.name)
@@ -48,6 +52,8 @@ def gain_words(gain: Gain | None) -> str:
     if gain is None:
         return "n/a"
     interval = "" if gain.low is None else f" ± {gain.percent - gain.low:.1f}"
+    if gain.low is not None and gain.percent - gain.low > UNDECIDED:
+        return f"undecided{interval}"
     return f"{_signed(gain.percent)}{interval}"
 
 
@@ -102,11 +108,13 @@ def bytes_title(study: PlacementFindings) -> str:
 
 def redundancy_title(study: PlacementFindings) -> str:
     points = study.redundancy
-    best = max(points, key=lambda point: point.gain.percent)
+    most = max(point.gain.percent for point in points)
+    near = (point for point in points if point.gain.percent >= most - ALIKE)
+    best = min(near, key=lambda point: point.extra_per_rank)
     none = max(
         (p for p in points if p.extra_per_rank == 0), key=lambda p: p.gain.percent, default=best
     )
-    if best.extra_per_rank == 0 or best.gain.percent - none.gain.percent < 0.5:
+    if best.extra_per_rank == 0 or best.gain.percent - none.gain.percent < 2 * ALIKE:
         return "Copies bring nothing here that would pay for their memory"
     cost = none.kv_capacity_tokens - best.kv_capacity_tokens
     return (

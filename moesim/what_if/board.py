@@ -68,7 +68,7 @@ def make_board(setting: Setting, sizes: StepSizes, extras: Sequence[int], tell: 
     if sizes.decode_share is None:
         kinds = shares_by_demand(setting, kinds)
     fit = setting.workloads(kinds, setting.fit_S, FIT)
-    score = setting.workloads(kinds, setting.score_S, SCORE)
+    score = setting.workloads(kinds, setting.score_S, SCORE, fitted=False)
     again = setting.resampled(kinds, setting.score_S)
     present = fit_present(setting, fit)
     shares = tuple(kind.share for kind in kinds)

@@ -13,7 +13,7 @@ from moesim.placement_findings import Candidate, Gain
 from moesim.what_if.board import FITTING, Board
 from moesim.what_if.domains import shared_domains
 from moesim.what_if.fitting import EPLB, HASH, Fitted, fit_policy, fit_present
-from moesim.what_if.gains import Ruler
+from moesim.what_if.gains import Ruler, Times
 from moesim.what_if.scoring import Played, play, relative_load, step_scores
 from moesim.what_if.setting import CROSS, Tell
 
@@ -44,14 +44,16 @@ def combinations(
 
 def fit_and_score(
     board: Board, tried: Sequence[Combination], kv_tokens: Mapping[int, int], tell: Tell
-) -> Iterator[Candidate]:
-    """The candidates, in order; `kv_tokens` by number of redundant experts."""
+) -> Iterator[tuple[Candidate, Times]]:
+    """The candidates, in order, with their times on the scored steps; `kv_tokens` by number of
+    redundant experts."""
     folds = cross_folds(board)
     for number, each in enumerate(tried):
         tell(f"{FITTING}: {each.name}", number, len(tried))
         fitted = _fitted(board, each)
         cross = _cross_domain(board, each, folds) if folds else None
-        yield describe(board, fitted, cross, kv_tokens)
+        played = board.scored(fitted, fan_out=board.setting.copy_bytes is not None)
+        yield describe(board, fitted, played, cross, kv_tokens), played.times
 
 
 def _fitted(board: Board, each: Combination) -> Fitted:
@@ -62,12 +64,15 @@ def _fitted(board: Board, each: Combination) -> Fitted:
 
 
 def describe(
-    board: Board, fitted: Fitted, cross: Gain | None, kv_tokens: Mapping[int, int]
+    board: Board,
+    fitted: Fitted,
+    played: Played,
+    cross: Gain | None,
+    kv_tokens: Mapping[int, int],
 ) -> Candidate:
-    """A placement with its scores and gains."""
+    """A placement with its scores and gains; `played` on the scored steps."""
     setting, ruler = board.setting, board.ruler
     present, redundant = board.present_played.times, fitted.redundant
-    played = board.scored(fitted, fan_out=setting.copy_bytes is not None)
     eplb = board.eplb_played[redundant]
     placement = fitted.placement
     return Candidate(
@@ -117,7 +122,7 @@ def cross_folds(board: Board) -> tuple[Fold, ...]:
         fit_S = setting.fit_S[np.isin(trace.domain_S[setting.fit_S], seen)]
         score_S = setting.score_S[np.isin(trace.domain_S[setting.score_S], served)]
         fit = setting.workloads(board.kinds, fit_S, CROSS + 2 * number)
-        score = setting.workloads(board.kinds, score_S, CROSS + 2 * number + 1)
+        score = setting.workloads(board.kinds, score_S, CROSS + 2 * number + 1, fitted=False)
         present = fit_present(setting, fit)
         folds.append(
             Fold(

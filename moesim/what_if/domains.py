@@ -47,7 +47,7 @@ def domain_matrix(
             part[trace.domain_S[part] == x] for part in (setting.fit_S, setting.score_S)
         )
         fits.append(setting.workloads(kinds, fit_S, DOMAIN + 2 * n))
-        served.append(setting.workloads(kinds, score_S, DOMAIN + 2 * n + 1))
+        served.append(setting.workloads(kinds, score_S, DOMAIN + 2 * n + 1, fitted=False))
     rows = _rows(setting, kinds, domains, fits, redundant)
     placements = []
     for n, (name, policy, task) in enumerate(rows):

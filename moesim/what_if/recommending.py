@@ -5,26 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.placement_findings import Candidate, Gain, StepKind
+from moesim.what_if.gains import Ruler, Times
 
 WORTH_PERCENT = 0.5  # halves of a trace exchanged move a gain by about as much
-ALIKE_PERCENT = 0.1  # gains this close are one, and fewer slots decide
 SMALL_HEADROOM_PERCENT = 1.0
 
 
-def recommended(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the largest expected gain on the next window whose interval excludes a
-    loss: of those within 0.1 points, the one with fewest slots, then with the simplest choice among
-    copies. None below 0.5 points."""
-    sure = [
-        c
-        for c in candidates
-        if c.next_window.excludes_loss and c.next_window.percent >= WORTH_PERCENT
-    ]
-    if not sure:
-        return None
-    best = max(c.next_window.percent for c in sure)
-    alike = [c for c in sure if c.next_window.percent >= best - ALIKE_PERCENT]
-    return min(alike, key=lambda c: (c.redundant_experts, c.choice != "hash"))
+def recommended(
+    candidates: Sequence[Candidate], times: Sequence[Times], ruler: Ruler
+) -> int | None:
+    """Which candidate to take, if any, given their times on the scored steps.
+
+    Of those whose gain over the present placement on the next window is worth it (0.5 points, an
+    interval that excludes a loss), the one with most gain. But more slots, and then another choice
+    among copies than by hash, have to be worth it over what does without them.
+    """
+
+    def worth(gain: Gain) -> bool:
+        return gain.excludes_loss and gain.percent >= WORTH_PERCENT
+
+    levels: dict[tuple[int, bool], int] = {}  # the best of each
+    for i, each in enumerate(candidates):
+        level = each.redundant_experts, each.choice != "hash"
+        best = levels.get(level)
+        if worth(each.next_window) and (
+            best is None or each.next_window.percent > candidates[best].next_window.percent
+        ):
+            levels[level] = i
+    taken: int | None = None
+    for _, i in sorted(levels.items()):
+        if taken is None or worth(ruler.gain(times[taken], times[i])):
+            taken = i
+    return taken
 
 
 def shown(gain: Gain) -> str:

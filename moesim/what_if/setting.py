@@ -36,8 +36,10 @@ from moesim.what_if.gains import RESAMPLES
 from moesim.what_if.typical import StepSizes
 from moesim.what_if.weighing import of_workload
 
-MOST_STEPS, FEWEST_STEPS = 48, 12  # of a kind, to fit to or to score on:
-DRAWN_TOKENS = 131_072  # so many tokens together, within those limits
+# Steps of a kind: so many tokens together, within limits. Searches fitted to few steps learn these
+# by heart, and find less on others.
+SCORED_TOKENS, FEWEST_SCORED, MOST_SCORED = 131_072, 12, 48
+FITTED_TOKENS, FEWEST_FITTED, MOST_FITTED = 524_288, 32, 64
 # Numbers of random streams, so that no draw depends on which others were made; two for each fold
 # from CROSS on, two for each domain from DOMAIN on.
 FIT, SCORE, POOLED, CROSS, DOMAIN, ADVICE = 0, 1, 2, 4, 8, 32
@@ -123,13 +125,14 @@ class Setting:
         kinds: tuple[Kind, ...],
         sequences_S: NDArray[np.int64],
         salt: int,
+        fitted: bool = True,
     ) -> tuple[Workload, ...]:
-        """Steps of every kind drawn from these sequences."""
+        """Steps of every kind drawn from these sequences, to fit to or to score on."""
         children = stream(self.scenario.seed, "what-if batches").spawn(salt * 2 + 2)[salt * 2 :]
         found = []
         for kind, rng in zip(kinds, children[: len(kinds)], strict=True):
             draw = prefill_batches if kind.prompts else decode_batches
-            steps = _steps(kind.tokens)
+            steps = _fitted_steps(kind.tokens) if fitted else _scored_steps(kind.tokens)
             batches = draw(self.trace, self.ids_TLK, sequences_S, kind.tokens, steps, rng)
             found.append(Workload(batches, kind.law, kind.share, kind.name))
         return tuple(found)
@@ -152,7 +155,7 @@ class Setting:
         found = []
         for kind in kinds:
             draw = prefill_batches if kind.prompts else decode_batches
-            steps = max(1, _steps(kind.tokens) // RESAMPLES)
+            steps = max(1, _scored_steps(kind.tokens) // RESAMPLES)
             rows_DN = np.concatenate([
                 draw(self.trace, self.ids_TLK, again_S, kind.tokens, steps, rng).rows_DN
                 for again_S in resamples
@@ -221,5 +224,9 @@ def _resample(
     return np.concatenate([rng.choice(group, group.size) for group in groups])
 
 
-def _steps(tokens: int) -> int:
-    return int(np.clip(DRAWN_TOKENS // tokens, FEWEST_STEPS, MOST_STEPS))
+def _fitted_steps(tokens: int) -> int:
+    return int(np.clip(FITTED_TOKENS // tokens, FEWEST_FITTED, MOST_FITTED))
+
+
+def _scored_steps(tokens: int) -> int:
+    return int(np.clip(SCORED_TOKENS // tokens, FEWEST_SCORED, MOST_SCORED))

@@ -129,12 +129,13 @@ def place_study(
     board = make_board(setting, sizes, list(kv_tokens), tell)
     kv_tokens.setdefault(board.present.redundant, _kv_tokens(setting))
     kv_tokens.setdefault(board.fewest, setting.kv_capacity_tokens(board.fewest))
-    present = describe(board, board.present, None, kv_tokens)
-    found = tuple(fit_and_score(board, todo, kv_tokens, tell))
-    best = recommended(found)
+    present = describe(board, board.present, board.present_played, None, kv_tokens)
+    scored = list(fit_and_score(board, todo, kv_tokens, tell))
+    found = tuple(candidate for candidate, _ in scored)
+    number = recommended(found, [times for _, times in scored], board.ruler)
+    best = None if number is None else found[number]
     drawn = _curves(board, tried, best, tell) if curves else ((), (), None)
     if simulated:
-        number = None if best is None else found.index(best)
         present, found = run_all(setting, present, found, best, seeds, tell)
         best = None if number is None else found[number]
     return _study(board, present, found, best, drawn, sizes)
