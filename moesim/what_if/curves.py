@@ -129,14 +129,14 @@ def _served(
 
 
 def _by_age(setting: Setting) -> list[NDArray[np.int64]]:
-    """The first half in quarters, oldest first, each with its part of every domain; [] where a
-    domain has too few sequences for that."""
+    """The first half in quarters, oldest first, each with its part of every domain that has
+    sequences enough; [] where none has."""
     cut: list[list[NDArray[np.int64]]] = [[] for _ in range(AGES)]
     domain_S = setting.trace.domain_S[setting.fit_S]
     for domain in np.unique(domain_S):
         of_domain = setting.fit_S[domain_S == domain]
-        if of_domain.size < AGES:
-            return []
+        if np.unique(of_domain).size < AGES:
+            continue
         for n, part in enumerate(np.array_split(of_domain, AGES)):
             cut[n].append(part)
-    return [np.concatenate(of_age) for of_age in cut]
+    return [np.concatenate(of_age) for of_age in cut] if cut[0] else []

@@ -203,9 +203,9 @@ def test_a_foreign_domain_costs(domain_study: PlacementStudy) -> None:
     assert matrix is not None
     assert matrix.served == ("domain 0", "domain 1")
     assert np.diag(matrix.slower_percent_YX) == pytest.approx([0.0, 0.0])
-    assert matrix.slower_percent_YX[0, 1] > 2.0
-    assert matrix.slower_percent_YX[1, 0] > 2.0
-    assert matrix.slower_percent_YX[2].max() < 1.0  # pooled: both pairs apart
+    assert matrix.slower_percent_YX[0, 1] > 0.5
+    assert matrix.slower_percent_YX[1, 0] > 0.5
+    assert matrix.slower_percent_YX[2].max() < 0.5  # pooled: both pairs apart
 
 
 def test_other_domains_are_served_beside_the_present_policy(domain_study: PlacementStudy) -> None:
