@@ -17,9 +17,6 @@ from moesim.sim.rebalancing import RebalanceLog
 if TYPE_CHECKING:
     import pandas as pd
 
-MOE_PARTS = ("experts_s", "expert_imbalance_s", "dispatch_s", "combine_s")
-FEW_STEPS = 10  # of decode only on either side of a rebalance, below which all steps are compared
-
 
 def rebalances_table(log: Sequence[RebalanceLog] | None) -> pd.DataFrame:
     """A row each time a replica's load was looked at, in order of time."""
@@ -69,20 +66,27 @@ def gaps_during(
     return gap_s[inside & kept], gap_s[~inside & kept]
 
 
-def _compared(steps: pd.DataFrame) -> pd.DataFrame:
-    """The steps that decode only, where there are enough of them."""
-    steps = steps[~steps["dummy"]]
-    decode = steps[steps["prefill_tokens"] == 0]
-    return decode if len(decode) >= FEW_STEPS else steps
+def _waiting(steps: pd.DataFrame) -> float:
+    """Time of the slowest expert rank over that of the mean rank, less 1."""
+    mean_s = float(steps["experts_s"].sum())
+    return float(steps["expert_imbalance_s"].sum()) / mean_s if mean_s > 0 else np.nan
+
+
+def _exchange_s(steps: pd.DataFrame) -> float:
+    """Dispatch and combine of a token."""
+    tokens = int((steps["prefill_tokens"] + steps["decode_tokens"]).sum())
+    exchange_s = float((steps["dispatch_s"] + steps["combine_s"]).sum())
+    return exchange_s / tokens if tokens else np.nan
 
 
 def effects(table: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """For each rebalance that moved experts: before_s and after_s, mean expert and exchange time
-    of a step in the window before it and in as many steps behind it; step_s, mean duration behind
-    it; lost_s, the standstill, or what the steps beside its copies took longer than before."""
+    """For each rebalance that moved experts, from the steps of the window before it and as many
+    behind it: gain_s, what waiting for the slowest expert rank has become less in a step, at the
+    mean rank's time behind it, so that larger batches do not count; step_s, mean duration behind
+    it; lost_s, the standstill, or what exchanges beside the copies took longer for a token."""
     import pandas as pd
 
-    steps = steps.assign(moe_s=steps[list(MOE_PARTS)].sum(axis=1))
+    steps = steps[~steps["dummy"]]
     rows = []
     moved = table[(table["outcome"] == "rebalanced") & table["end_s"].notna()]
     for k, of in moved.groupby("replica"):
@@ -91,19 +95,21 @@ def effects(table: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         for one in of.to_dict("records"):
             first, behind = np.searchsorted(start_s, [one["at_s"], one["end_s"]]).tolist()
             window = int(one["window_steps"])
-            before = _compared(here.iloc[max(0, first - window) : first])["moe_s"]
-            after = _compared(here.iloc[behind : behind + window])
-            beside = _compared(here.iloc[first:behind])["moe_s"]
-            longer_s = (beside - before.mean()).mean() * (behind - first) if len(beside) else 0.0
+            before = here.iloc[max(0, first - window) : first]
+            beside, after = here.iloc[first:behind], here.iloc[behind : behind + window]
+            lost_s = float(one["stall_s"])
+            if lost_s == 0.0 and len(beside):
+                tokens = int((beside["prefill_tokens"] + beside["decode_tokens"]).sum())
+                lost_s = max(0.0, (_exchange_s(beside) - _exchange_s(before)) * tokens)
+            waiting = _waiting(before) - _waiting(after)
             rows.append(
                 {
-                    "before_s": before.mean(),
-                    "after_s": after["moe_s"].mean(),
+                    "gain_s": waiting * after["experts_s"].mean(),
                     "step_s": after["duration_s"].mean(),
-                    "lost_s": one["stall_s"] or max(0.0, longer_s),
+                    "lost_s": lost_s,
                 }
             )
-    return pd.DataFrame(rows, columns=["before_s", "after_s", "step_s", "lost_s"]).dropna()
+    return pd.DataFrame(rows, columns=["gain_s", "step_s", "lost_s"]).dropna()
 
 
 def rebalancing_summary(
@@ -113,14 +119,13 @@ def rebalancing_summary(
 ) -> dict[str, Any]:
     """Totals over all replicas, means over rebalances that moved experts, and when they pay.
 
-    gain_s_per_step: expert and exchange time of a step before less after, as measured, whatever
-    else has changed meanwhile. break_even_steps: steps between two rebalances whose gain is what
-    one of them loses; None where nothing is gained.
+    gain_s_per_step, lost_s_mean: as measured, see `effects`. break_even_steps: steps between two
+    rebalances whose gain is what one of them loses; None where nothing is gained.
     """
     moved = table[table["outcome"] == "rebalanced"]
     done = moved[moved["end_s"].notna()]
     found = effects(table, steps)
-    gain_s = float((found["before_s"] - found["after_s"]).mean()) if len(found) else None
+    gain_s = float(found["gain_s"].mean()) if len(found) else None
     lost_s = float(found["lost_s"].mean()) if len(found) else None
     even = lost_s / gain_s if gain_s is not None and lost_s is not None and gain_s > 0 else None
     return {

@@ -52,7 +52,7 @@ def keep_slots(old_LP: Ints, new_LP: Ints, ranks: int) -> Ints:
     Other experts fill the remaining slots in the new placement's order, then EMPTY does. Raises
     InputError unless both tables have one shape whose slots divide over the ranks.
     """
-    old_LP, new_LP = _same_slots(old_LP, new_LP, ranks)
+    old_LP, new_LP = same_slots(old_LP, new_LP, ranks)
     kept_LP = np.full_like(new_LP, EMPTY)
     _keep(old_LP, new_LP, ranks, int(max(old_LP.max(), new_LP.max())) + 1, kept_LP)
     return kept_LP
@@ -71,7 +71,7 @@ def relabel(old_LP: Ints, new_LP: Ints, domain_of_rank_R: Ints) -> Ints:
 
     domain_of_rank_R = np.asarray(domain_of_rank_R)
     ranks = domain_of_rank_R.size
-    old_LP, new_LP = _same_slots(old_LP, new_LP, ranks)
+    old_LP, new_LP = same_slots(old_LP, new_LP, ranks)
     nodes = [np.flatnonzero(domain_of_rank_R == x) for x in np.unique(domain_of_rank_R)]
     overlap_RR = np.empty((ranks, ranks), np.int32)
     moved_LRp = np.empty((len(new_LP), ranks, new_LP.shape[1] // ranks), np.int32)
@@ -104,7 +104,7 @@ def moves(old_LP: Ints, new_LP: Ints, domain_of_rank_R: Ints) -> Moves:
     placement lacks.
     """
     domain_of_rank_R = np.asarray(domain_of_rank_R, np.int32)
-    old_LP, new_LP = _same_slots(old_LP, new_LP, domain_of_rank_R.size)
+    old_LP, new_LP = same_slots(old_LP, new_LP, domain_of_rank_R.size)
     layer_M, slot_M = np.nonzero((old_LP != new_LP) & (new_LP != EMPTY))
     source_M = np.empty(layer_M.size, np.int32)
     experts = int(max(old_LP.max(), new_LP.max())) + 1
@@ -122,7 +122,8 @@ def moves(old_LP: Ints, new_LP: Ints, domain_of_rank_R: Ints) -> Moves:
     )
 
 
-def _same_slots(old_LP: Ints, new_LP: Ints, ranks: int) -> tuple[Ints, Ints]:
+def same_slots(old_LP: Ints, new_LP: Ints, ranks: int) -> tuple[Ints, Ints]:
+    """Both tables as int32; InputError unless they have one shape, divided over the ranks."""
     old_LP = np.ascontiguousarray(old_LP, np.int32)
     new_LP = np.ascontiguousarray(new_LP, np.int32)
     if old_LP.ndim != 2 or old_LP.shape != new_LP.shape or not old_LP.size:

@@ -3,7 +3,8 @@
 Candidates: EPLB without extra copies, EPLB with every slot filled, and for several numbers of extra
 copies the swap search from the packing with so many. Each is made from three quarters of the steps
 and replayed, with the task's choice among copies, on the rest; the winner is made again from all
-steps. EPLB keeps a layer unless another is better by more than chance would have it.
+steps. The candidate that is best over all layers keeps a layer unless another is better there by
+more than chance would have it.
 
 Legend: L MoE layers, E experts, P slots, R ranks, D steps, X candidates.
 """
@@ -20,13 +21,13 @@ from numpy.typing import NDArray
 from moesim.placement.fit_tables import FitTables, domain_weights, fit_tables
 from moesim.placement.placement import Placement
 from moesim.placement.replay import replay
-from moesim.placement.replica_counts import extra_copies, packed
+from moesim.placement.replica_counts import REPLICA_MOVES, extra_copies, packed
 from moesim.placement.swap_search import PROPOSALS, side_by_side, swap_search
 from moesim.placement.task import PlacementTask, Workload
 
 HELD_OUT = 0.25  # of each domain's steps, where there are at least MIN_STEPS
 MIN_STEPS = 4
-ERRORS = 1.0  # standard errors by which a layer's candidate must beat EPLB
+ERRORS = 1.0  # standard errors by which a layer's own candidate must be better
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def recipes(task: PlacementTask, proposals: int = PROPOSALS) -> tuple[Recipe, ..
     numbers = extra_copies(task.experts, task.slots)
     plain = [Recipe(extra, name=f"EPLB + {extra}") for extra in sorted({0, numbers[-1]})]
     searched = [Recipe(extra, proposals, 0.0, f"search + {extra}") for extra in numbers]
+    if task.slots > task.experts:
+        searched.append(Recipe(numbers[-1], proposals, REPLICA_MOVES, "search of copies"))
     return (*plain, *searched)
 
 
@@ -74,7 +77,7 @@ def portfolio(task: PlacementTask, tried: Sequence[Recipe] = ()) -> Chosen:
     load_LE = replace(task, fit=fit).load_LE
     candidates = [recipe.make(load_LE, tables, task) for recipe in tried]
     times_XDL = replayed_times(candidates, held_out, task)
-    recipe_L = choose(times_XDL, sum(not recipe.proposals for recipe in tried))
+    recipe_L = choose(times_XDL)
     return Chosen(_remade(task, tried, recipe_L), recipe_L, times_XDL.sum(axis=1))
 
 
@@ -122,19 +125,18 @@ def replayed_times(
     return np.stack([np.concatenate(parts) for parts in found])
 
 
-def choose(times_XDL: NDArray[np.float64], plain: int) -> NDArray[np.int64]:
-    """The fastest of the first `plain` candidates, unless another is faster by ERRORS standard
-    errors of the difference over steps; int64 [L]."""
+def choose(times_XDL: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Per layer the fastest candidate, int64 [L]; but the one that is fastest over all layers (the
+    first among equals) keeps a layer unless another is faster there by ERRORS standard errors of
+    the difference over steps."""
     total_XL = times_XDL.sum(axis=1)
+    home = int(total_XL.sum(axis=1).argmin())
     best_L = total_XL.argmin(axis=0)
-    if not plain:
-        return best_L
-    layers = np.arange(total_XL.shape[1])
-    plain_L = total_XL[:plain].argmin(axis=0)
-    gain_DL = times_XDL[plain_L, :, layers].T - times_XDL[best_L, :, layers].T
+    best_DL = np.take_along_axis(times_XDL, best_L[None, None], axis=0)[0]
+    gain_DL = times_XDL[home] - best_DL
     steps = gain_DL.shape[0]
     error_L = gain_DL.std(axis=0, ddof=min(1, steps - 1)) * np.sqrt(steps)
-    return np.asarray(np.where(gain_DL.sum(axis=0) > ERRORS * error_L, best_L, plain_L))
+    return np.asarray(np.where(gain_DL.sum(axis=0) > ERRORS * error_L, best_L, home))
 
 
 def _remade(

@@ -35,7 +35,6 @@ def divide_redundancy(
 
     Raises InputError for gains that are not finite, tables that do not fit, and bad budgets.
     """
-    gain_LK, extra_K = np.asarray(gain_LK, np.float64), np.asarray(extra_K, np.int64)
     _check(gain_LK, extra_K, copy_bytes, budget_bytes)
     most = int(extra_K[-1]) * gain_LK.shape[0]
     budget = most if copy_bytes * most <= budget_bytes else int(budget_bytes // copy_bytes)
@@ -61,7 +60,10 @@ def divide_redundancy(
 
 
 def _check(
-    gain_LK: NDArray[np.float64], extra_K: NDArray[np.int64], copy_bytes: float, budget_bytes: float
+    gain_LK: NDArray[np.floating[Any]],
+    extra_K: NDArray[np.integer[Any]],
+    copy_bytes: float,
+    budget_bytes: float,
 ) -> None:
     if gain_LK.ndim != 2 or not gain_LK.size or gain_LK.shape[1:] != extra_K.shape:
         raise InputError("gain", "must be [layers, numbers of extra slots]", list(gain_LK.shape))

@@ -358,6 +358,42 @@ FAULTS = (
         "tests/unit/test_kv_layout.py::test_heads_are_gathered_and_split",
     ),
     Fault(
+        "tokens-lost-in-rounding",
+        "moesim/placement/level.py",
+        "        if i < over:\n            given += 1\n",
+        "",
+        "tests/unit/test_replica_choice.py::"
+        "test_every_token_is_served_once_by_a_copy_of_its_expert",
+    ),
+    Fault(
+        "sweeps-taken-for-the-optimum",
+        "moesim/placement/replica_choice.py",
+        "    level_out(copies, tokens_P, s.load_R, s)\n",
+        "    pass\n",
+        "tests/unit/test_replica_choice.py::test_a_chain_of_copies_hands_tokens_on",
+    ),
+    Fault(
+        "replay-sends-across-per-rank",
+        "moesim/placement/fan_out.py",
+        "if node != domain_R[source] and mark_X[node] != stamp:",
+        "if node != domain_R[source]:",
+        "tests/unit/test_replay.py::test_hash_is_what_placed_rows_come_to",
+    ),
+    Fault(
+        "replay-law-of-the-other-steps",
+        "moesim/costs/layer_time.py",
+        "costs.expert_ratio[0 if prompts else 1, group_tokens]",
+        "costs.expert_ratio[1, group_tokens]",
+        "tests/unit/test_layer_time.py::test_the_law_is_what_the_engine_prices",
+    ),
+    Fault(
+        "replicas-cure-every-imbalance",
+        "moesim/placement/advice.py",
+        "FLUCTUATION = 0.7\n",
+        "FLUCTUATION = 0.0\n",
+        "tests/unit/test_placement_advice.py::test_what_varies_from_step_to_step_mostly_stays",
+    ),
+    Fault(
         "steps-go-on-while-experts-move",
         "moesim/sim/fleet.py",
         """        replica["stopped"] += 1

@@ -23,6 +23,8 @@ from moesim.placement.batches import MIXED, Batches
 from moesim.placement.eplb import eplb
 from moesim.placement.layer_law import LayerLaw, one_corner, rank_seconds
 from moesim.placement.placement import EMPTY, Placement
+from moesim.placement.replay import replay
+from moesim.placement.score import gain
 from moesim.placement.task import Workload
 
 LAW = one_corner(6.34e-6, 0.0288e-6, 9.5e-6)
@@ -97,6 +99,23 @@ def test_one_hot_expert_is() -> None:
     assert found.confidence > 0.99
     assert found.gain_percent.mean > 30.0
     assert found.cap_percent > found.gain_percent.mean
+
+
+def test_what_varies_from_step_to_step_mostly_stays() -> None:
+    """Every step has a hot expert of its own, and the mean load is even: copies help little, as
+    a replay with them shows."""
+    rng = np.random.default_rng(2)
+    ids_TLK = np.empty((8 * 600, 1, 2), np.uint8)
+    for hot in range(8):
+        score = rng.gumbel(size=(600, 32))
+        score[:, 4 * hot] += 2.0
+        ids_TLK[600 * hot : 600 * (hot + 1), 0] = np.argsort(-score, axis=1)[:, :2]
+    rows_DN = rng.integers(0, 600, (8, 4_096)) + 600 * np.arange(8)[:, None]
+    fit = Workload(Batches(ids_TLK, rows_DN, np.full(8, MIXED, np.int32), 32), LAW)
+    load_LE = fit.batches.load_LE()
+    without, copied = (Placement(eplb(load_LE, n, 1, 1, 4), 4) for n in (32, 36))
+    found = gain(replay(without, fit.batches, LAW), replay(copied, fit.batches, LAW)).mean
+    assert replicate_or_not(fit, 4, 4).gain_percent.mean == pytest.approx(found, abs=2.0)
 
 
 def test_neighbours_that_are_hot_call_for_eplb() -> None:

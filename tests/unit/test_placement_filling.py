@@ -39,6 +39,13 @@ def test_by_hand() -> None:
     assert filled([[E, 0, 1, E, 5, 2, E, 3, 4, 5]]) == [[0, 1, 5, 1, 2, 3, 4, 5]]
 
 
+def test_what_a_repeated_copy_draws_from_other_ranks() -> None:
+    """Expert 0 goes from 1/2 to 2/3 of 4 tokens, 0.67; expert 1 from 1/4 to 2/5 of 5, 0.75."""
+    table = np.array([[0, 1, E, 0, 1, 2, 1, 2, 3, 1, 3, 4]])
+    load = np.array([[4.0, 5.0, 9.0, 9.0, 9.0]])
+    assert fill_empty(Placement(table, 4), load).slot_expert_LP[0, 2] == 0
+
+
 def test_no_expert_twice_on_a_device_where_the_engine_cannot() -> None:
     # 2 at half its load, then 3 at half; 2 again would lie there twice.
     assert filled([[0, 1, E, E, 2, 3, 4, 5]], False) == [[0, 1, 2, 3, 2, 3, 4, 5]]

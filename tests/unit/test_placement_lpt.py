@@ -26,9 +26,9 @@ def test_by_hand() -> None:
     assert lpt(hot, 10, 2, even=True).tolist() == [[0, 4, 5, -1, -1, 1, 2, 3, -1, -1]]
 
 
-@given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**32))
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32))
 def test_keeps_grahams_bound(experts: int, ranks: int, seed: int) -> None:
-    """At most 4/3 - 1/(3 R) of the optimum, found by trying every assignment; tight by example."""
+    """At most 4/3 - 1/(3 R) of the optimum, found by trying every assignment."""
     load = np.random.default_rng(seed).integers(1, 30, (1, experts))
     most = rank_load(Placement(lpt(load, experts * ranks, ranks), ranks), load * 1.0).max()
     best = min(

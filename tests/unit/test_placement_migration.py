@@ -153,6 +153,16 @@ def test_no_exchange_of_ranks_sends_less(change: tuple[Ints, Ints, Ints]) -> Non
         assert found == fewest(old_P, new_P, domain_R)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_exchange_of_equal_nodes_sends_less(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    domain_R = np.repeat(np.arange(3 - seed % 2, dtype=np.int32), 2 + seed % 2)
+    old_LP, new_LP = (rng.permutation(18).astype(np.int32)[None] for _ in range(2))
+    moved_LP = relabel(old_LP, new_LP, domain_R)
+    kept_LP = keep_slots(old_LP, moved_LP, 6)
+    assert sent(moves(old_LP, kept_LP, domain_R), 6) == fewest(old_LP[0], new_LP[0], domain_R)
+
+
 def test_relabelling_undoes_an_exchange_of_ranks_and_nodes() -> None:
     rng = np.random.default_rng(0)
     load_LE = rng.lognormal(0.0, 1.0, (4, 64))

@@ -1,0 +1,166 @@
+"""What a scenario may say of rebalancing and of copies, and what an engine does unless told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moesim.deployment import deploy
+from moesim.errors import InputError
+from moesim.placement.placement import Placement
+from moesim.policies.rebalancing import Rebalancing, plan_rebalancing
+from moesim.scenario import Scenario
+from moesim.sharding import expert_bytes
+from moesim.simulation import simulate
+
+BASE: dict[str, Any] = {
+    "name": "moving",
+    "model": "olmoe-1b-7b",
+    "cluster": {"gpu": "h100-sxm"},
+    "routing": {"trace": "uniform", "tokens": 1024},
+    "workload": {
+        "arrivals": "all_at_once",
+        "requests": 8,
+        "prompt": {"fixed": 20},
+        "output": {"fixed": 30},
+    },
+}
+
+
+def scenario(rebalancing: Any = (), dp: int = 4, ep: int = 4, **changes: Any) -> dict[str, Any]:
+    deployment = {
+        "parallelism": {"attention_dp": dp, "expert_parallel": ep},
+        "rebalancing": {"interval_steps": 5, **dict(rebalancing)},
+        **changes.pop("deployment", {}),
+    }
+    return {**BASE, "deployment": deployment, **changes}
+
+
+def test_engines_do_what_their_sources_say() -> None:
+    vllm, sglang = (plan_rebalancing(Rebalancing(), engine) for engine in ("vllm", "sglang"))
+    assert (vllm.mode, vllm.interval_steps, vllm.window_steps) == ("async", 3000, 1000)
+    assert (vllm.first_steps, vllm.layers_per_chunk, vllm.threshold) == (750, 1, 1.0)
+    assert (sglang.mode, sglang.interval_steps, sglang.window_steps) == ("sync", 1000, 1000)
+    assert (sglang.first_steps, sglang.layers_per_chunk) == (1000, None)
+    with pytest.raises(InputError, match="nothing is known of how trtllm does it"):
+        plan_rebalancing(Rebalancing(), "trtllm")
+    full = {"mode": "sync", "interval_steps": 9, "planning_s": 0.0, "layer_s": 0.0}
+    assert plan_rebalancing(Rebalancing.parse(full), "trtllm").window_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        (scenario({"window_steps": 6}), "window_steps must be at most interval_steps"),
+        (scenario({"interval_steps": None, "window_steps": 4000}), "at most interval_steps"),
+        (scenario({"threshold": 0.0}), "threshold"),
+        (scenario({"policy": "swap"}), "policy"),
+        (scenario(dp=1, ep=1), "several expert-parallel ranks"),
+        (scenario(deployment={"autoscaling": {"target_queue": 1}}), "autoscaling"),
+        (scenario(deployment={"expert_offload": {"gpu_experts": 4}}), "expert_offload"),
+        (scenario(routing={**BASE["routing"], "mode": "averaged"}), "must be replay"),
+        (scenario(faults={"mtbf": {"gpu_hours": 9.0}}), "other than slow-rank and slow-link"),
+        (
+            scenario(
+                deployment={"parallelism": {"attention_dp": 4, "expert_parallel": 4, "pipeline": 2}}
+            ),
+            "pipeline 1",
+        ),
+        (scenario(deployment={"disaggregation": {}}), "cannot go with"),
+    ],
+)
+def test_what_cannot_be_rebalanced_is_refused_in_a_line(changed: Any, rule: str) -> None:
+    with pytest.raises(InputError, match=rule) as refused:
+        simulate(changed)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_detailed_mode_has_none() -> None:
+    with pytest.raises(InputError, match="not part of the detailed mode"):
+        simulate(scenario(), detailed=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"routing": {**BASE["routing"], "mode": "averaged"}}, "averaged"),
+        ({"deployment": {"expert_offload": {"gpu_experts": 4}}}, "expert_offload"),
+    ],
+)
+def test_copies_that_cannot_be_chosen_are_refused(changed: Any, rule: str) -> None:
+    of = changed.get("deployment", {})
+    placement = {"policy": "contiguous", "redundant_experts": 4, "replica_choice": "lp"}
+    deployment = {
+        "parallelism": {"attention_dp": 4, "expert_parallel": 4},
+        "placement": placement,
+        **of,
+    }
+    with pytest.raises(InputError, match=rule):
+        simulate({**BASE, **changed, "deployment": deployment})
+
+
+@pytest.mark.parametrize("choice", ["nearest", "least-loaded", "lp", "active"])
+def test_every_choice_of_copies_serves_all_tokens(choice: str) -> None:
+    placement = {"policy": "contiguous", "redundant_experts": 16, "replica_choice": choice}
+    data = scenario(deployment={"placement": placement, "rebalancing": None})
+    run = simulate(data, provenance=False)
+    hashed = simulate(
+        scenario(
+            deployment={"placement": {**placement, "replica_choice": "hash"}, "rebalancing": None}
+        ),
+        provenance=False,
+    )
+    tokens = run.steps[["prefill_tokens", "decode_tokens"]].to_numpy().sum()
+    assert (run.raw.rank_tokens_LR.sum(axis=1) == 8 * tokens).all()
+    if choice == "lp":
+        assert run.steps["imbalance"].mean() < hashed.steps["imbalance"].mean()
+    if choice == "active":
+        assert run.steps["active_experts"].mean() <= hashed.steps["active_experts"].mean()
+
+
+def test_a_buffer_for_arriving_experts_comes_out_of_keys_and_values() -> None:
+    """Async: 64 experts on 4 ranks, of one layer or two; sync: none."""
+    without = deploy(Scenario.parse(scenario() | {"deployment": {
+        "parallelism": {"attention_dp": 4, "expert_parallel": 4}}}))  # fmt: skip
+    one = expert_bytes(without.model, without.precision)
+    for given, layers in (({}, 1), ({"layers_per_chunk": 2}, 2), ({"mode": "sync"}, 0)):
+        found = deploy(Scenario.parse(scenario(given)))
+        less = without.memory.kv_bytes - found.memory.kv_bytes
+        assert less == pytest.approx(layers * 16 * one, abs=1.0)
+
+
+def test_a_policy_of_ones_own_is_given_the_load_and_obeyed() -> None:
+    seen: list[Any] = []
+
+    def reverse(load_LE: Any, placement: Placement) -> Any:
+        seen.append(load_LE)
+        return placement.slot_expert_LP[:, ::-1]
+
+    result = simulate(scenario({"mode": "sync"}), rebalancing=reverse)
+    assert seen[0].shape == (16, 64)
+    moved = result.rebalances.query("outcome == 'rebalanced'")
+    # Every expert changes its rank: 64 slots in each of 16 layers.
+    assert moved["moved_slots"].tolist() == [16 * 64] * len(moved)
+    assert len(moved) == result.summary["rebalancing"]["count"] >= 3
+    one = expert_bytes(deploy(result.scenario).model, deploy(result.scenario).precision)
+    assert moved["bytes_within"].to_numpy() == pytest.approx(16 * 64 * one, rel=1e-12)
+    with pytest.raises(InputError, match="is required where"):
+        simulate({**BASE}, rebalancing=reverse)
+    with pytest.raises(InputError, match="every expert at least once"):
+        simulate(scenario(), rebalancing=lambda load_LE, old: np.zeros_like(old.slot_expert_LP))
+
+
+def test_a_run_reports_gaps_during_and_between() -> None:
+    """Stalls of two seconds in a run of milliseconds: every gap during is one of them."""
+    given = {"mode": "sync", "planning_s": 2.0, "interval_steps": 8, "window_steps": 8}
+    result = simulate(scenario(given), provenance=False)
+    figures = result.summary["rebalancing"]
+    assert figures["itl_s"]["during"]["p50"] > 2.0 > figures["itl_s"]["between"]["p99"]
+    assert figures["stall_s_mean"] > 2.0
+    assert figures["lost_s_mean"] == pytest.approx(figures["stall_s_mean"])
+    gaps = result.itl_s
+    stalls = int((gaps > 2.0).sum())
+    assert stalls == 8 * figures["count"]  # eight requests wait for each
+    assert not result.steps["rebalancing"].any()  # nobody computes meanwhile
