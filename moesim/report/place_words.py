@@ -13,8 +13,8 @@ METHOD = (
     "Placements see the first half of every domain's sequences and are scored on the second, on "
     "steps drawn from it: one output token of each of many requests for decode, contiguous tokens "
     "for prompts.",
-    "In sample: on the steps fitted to. Other domains: fitted on one half of the domains, scored "
-    "on the other, against the present policy in the same position. Intervals (95 %) resample the "
+    "In sample: on the steps fitted to. Other domains: fitted on every second domain, scored on "
+    "the others, against the present policy in the same position. Intervals (95 %) resample the "
     "scored sequences; they do not cover another kind of traffic.",
     "Perfect balance: every rank has the mean tokens and the mean number of distinct experts of a "
     "step. Nobody reaches it where experts are whole.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,11 +47,11 @@ def fit_and_score(
 ) -> Iterator[tuple[Candidate, Times]]:
     """The candidates, in order, with their times on the scored steps; `kv_tokens` by number of
     redundant experts."""
-    folds = cross_folds(board)
+    fold = cross_fold(board)
     for number, each in enumerate(tried):
         tell(f"{FITTING}: {each.name}", number, len(tried))
         fitted = _fitted(board, each)
-        cross = _cross_domain(board, each, folds) if folds else None
+        cross = None if fold is None else _cross_domain(board, each, fold)
         played = board.scored(fitted, fan_out=board.setting.copy_bytes is not None)
         yield describe(board, fitted, played, cross, kv_tokens), played.times
 
@@ -110,40 +110,30 @@ class Fold:
     present: Played
 
 
-def cross_folds(board: Board) -> tuple[Fold, ...]:
-    """Domains in two groups, each fitted on once; () where the trace has fewer than two."""
+def cross_fold(board: Board) -> Fold | None:
+    """Every second domain to fit to, the others to score on; None where the trace has only one."""
     setting, trace = board.setting, board.setting.trace
     domains = shared_domains(setting)
     if len(domains) < 2:
-        return ()
-    groups = domains[0::2], domains[1::2]
-    folds = []
-    for number, (seen, served) in enumerate((groups, groups[::-1])):
-        fit_S = setting.fit_S[np.isin(trace.domain_S[setting.fit_S], seen)]
-        score_S = setting.score_S[np.isin(trace.domain_S[setting.score_S], served)]
-        fit = setting.workloads(board.kinds, fit_S, CROSS + 2 * number)
-        score = setting.workloads(board.kinds, score_S, CROSS + 2 * number + 1, fitted=False)
-        present = fit_present(setting, fit)
-        folds.append(
-            Fold(
-                fit,
-                score,
-                play(present.placement, score, present.choice, setting.domain_of_rank_R),
-            )
-        )
-    return tuple(folds)
+        return None
+    fit_S = setting.fit_S[np.isin(trace.domain_S[setting.fit_S], domains[0::2])]
+    score_S = setting.score_S[np.isin(trace.domain_S[setting.score_S], domains[1::2])]
+    fit = setting.workloads(board.kinds, fit_S, CROSS)
+    score = setting.workloads(board.kinds, score_S, CROSS + 1, fitted=False)
+    return Fold(fit, score, _served(board, fit_present(setting, fit), score))
 
 
-def _cross_domain(board: Board, each: Combination, folds: Sequence[Fold]) -> Gain:
+def _cross_domain(board: Board, each: Combination, fold: Fold) -> Gain:
     """The gain over the present policy, both fitted on domains that they are not scored on."""
+    task = board.setting.task(fold.fit, each.redundant, each.choice)
+    fitted = fit_policy(each.name, each.policy, task)
+    before = fold.present.seconds
+    ruler = Ruler(tuple(kind.share for kind in board.kinds), before)
+    return Gain(ruler.percent(before, _served(board, fitted, fold.score).seconds))
+
+
+def _served(board: Board, fitted: Fitted, steps: Sequence[Workload]) -> Played:
     setting = board.setting
-    before, after = [], []
-    for fold in folds:
-        task = setting.task(fold.fit, each.redundant, each.choice)
-        fitted = fit_policy(each.name, each.policy, task)
-        played = play(fitted.placement, fold.score, each.choice, setting.domain_of_rank_R)
-        played = replace(played, choose_s=setting.seconds_to_choose(each.redundant, each.choice))
-        before += list(fold.present.seconds)
-        after += list(played.seconds)
-    shares = tuple(k.share / len(folds) for k in board.kinds) * len(folds)
-    return Gain(Ruler(shares, before).percent(before, after))
+    choose_s = setting.seconds_to_choose(fitted.redundant, fitted.choice)
+    domains = setting.domain_of_rank_R
+    return play(fitted.placement, steps, fitted.choice, domains, choose_s=choose_s)

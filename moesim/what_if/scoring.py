@@ -6,7 +6,7 @@ Legend: D steps, L MoE layers, R ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from moesim.placement.load import rank_load
 from moesim.placement.placement import Placement
 from moesim.placement.replay import Replayed, replay
+from moesim.placement.swap_search import side_by_side
 from moesim.placement.task import Workload
 from moesim.placement_findings import StepScore
 from moesim.what_if.gains import RESAMPLES, Ruler, Seconds, Times
+
+COUNTED_STEPS = 8  # whose copies of tokens are counted, which differ little
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class Played:
     replayed: tuple[Replayed, ...]
     resampled_GM: Seconds = ()
     choose_s: float = 0.0  # of every layer, beside the experts
+    sent: Sequence[tuple[float, float]] = ()  # copies of a token within nodes and across
 
     @property
     def seconds(self) -> Seconds:
@@ -52,23 +56,37 @@ def play(
     resampled: Sequence[Workload] = (),
     choose_s: float = 0.0,
 ) -> Played:
-    """Replay a placement on every kind of step, and on steps of resampled sequences; `choose_s` is
-    what choosing among copies adds to every layer."""
+    """Replay a placement on every kind of step, and on steps of resampled sequences.
 
-    def one(of: Workload, count_copies: bool) -> Replayed:
-        domains = domain_of_rank_R
-        return replay(placement, of.batches, of.law, choice, domains, fan_out=count_copies)
+    `choose_s` is what choosing among copies adds to every layer; `fan_out` counts the copies that
+    some of the steps send.
+    """
+    few = slice(0, COUNTED_STEPS)
+    counted = [replace(w, batches=w.batches.take(few)) for w in workloads if fan_out]
+    every = [*workloads, *resampled, *counted]
+    found: list[Replayed | None] = [None] * len(every)
 
+    def one(i: int) -> None:
+        batches, law, sends = every[i].batches, every[i].law, i >= len(every) - len(counted)
+        found[i] = replay(placement, batches, law, choice, domain_of_rank_R, fan_out=sends)
+
+    side_by_side(one, len(every))
+    played = [each for each in found if each is not None]
+    scored, rest = played[: len(workloads)], played[len(workloads) :]
+    again, sent = rest[: len(resampled)], rest[len(resampled) :]
+    all_layers_s = choose_s * placement.layers
     return Played(
         placement,
         choice,
-        tuple(one(of, fan_out) for of in workloads),
-        [
-            one(of, False).layer_s.sum(axis=1).reshape(RESAMPLES, -1) + choose_s * placement.layers
-            for of in resampled
-        ],
+        tuple(scored),
+        [each.layer_s.sum(axis=1).reshape(RESAMPLES, -1) + all_layers_s for each in again],
         choose_s,
+        [(_a_token(each, each.near_copies), _a_token(each, each.far_copies)) for each in sent],
     )
+
+
+def _a_token(of: Replayed, copies_DL: NDArray[np.float64]) -> float:
+    return float(copies_DL.sum(axis=1).mean()) / of.tokens
 
 
 def step_scores(
@@ -83,11 +101,8 @@ def step_scores(
     found = []
     for kind, (name, of) in enumerate(zip(names, played.replayed, strict=True)):
         near = far = None
-        if copy_bytes is not None and of.near_copies.size:
-            near, far = (
-                float(copies_DL.sum(axis=1).mean()) / of.tokens * copy_bytes
-                for copies_DL in (of.near_copies, of.far_copies)
-            )
+        if copy_bytes is not None and played.sent:
+            near, far = (copies * copy_bytes for copies in played.sent[kind])
         found.append(
             StepScore(
                 kind=name,

@@ -40,8 +40,8 @@ from moesim.what_if.weighing import of_workload
 # by heart, and find less on others.
 SCORED_TOKENS, FEWEST_SCORED, MOST_SCORED = 131_072, 12, 48
 FITTED_TOKENS, FEWEST_FITTED, MOST_FITTED = 524_288, 32, 64
-# Numbers of random streams, so that no draw depends on which others were made; two for each fold
-# from CROSS on, two for each domain from DOMAIN on.
+# Numbers of random streams, so that no draw depends on which others were made; two from CROSS and
+# from ADVICE on, two for each domain from DOMAIN on.
 FIT, SCORE, POOLED, CROSS, DOMAIN, ADVICE = 0, 1, 2, 4, 8, 32
 RESAMPLED, AGE = 70, 71
 
@@ -113,7 +113,10 @@ class Setting:
             if not prompts:
                 name = f"decode {tokens / self.attention_ranks:.3g} a rank"
             found.append(Kind(name, prompts, tokens, share, law))
-        whole = sum(kind.share for kind in found) or 1.0
+        whole = sum(kind.share for kind in found)
+        if not whole:
+            rule = "must make steps to score: a run of the scenario has none"
+            raise InputError("workload", rule, None, "say --decode and --prefill")
         return tuple(
             Kind(k.name, k.prompts, k.tokens, k.share / whole, k.law)
             for k in found
@@ -205,6 +208,12 @@ def make_ready(scenario: Scenario) -> Setting:
     deployment = deploy(scenario)
     if not deployment.model.is_moe:
         raise InputError("model", "must have experts to place", deployment.model.name)
+    if deployment.sharding.expert_parallel < 2:
+        field, rule = (
+            "deployment.parallelism.expert_parallel",
+            "must be 2 at least, to have a choice",
+        )
+        raise InputError(field, rule, deployment.sharding.expert_parallel)
     trace, ids_TLK, notes = open_routing(
         scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
     )

@@ -205,7 +205,7 @@ def _study(
         ranks=setting.ranks,
         nodes=int(np.unique(setting.domain_of_rank_R).size),
         kinds=kinds,
-        basis=_basis(board, sizes),
+        basis=(*_basis(board, sizes), *_charged(setting, found)),
         present=present,
         candidates=found,
         recommended=best,
@@ -240,6 +240,17 @@ def _basis(board: Board, sizes: StepSizes) -> tuple[str, ...]:
         f"domain's), scored on the other {score}"
     )
     return tuple(each for each in (halves, steps, sizes.basis, shares) if each)
+
+
+def _charged(setting: Setting, found: Sequence[Candidate]) -> tuple[str, ...]:
+    """What choosing among copies is taken to cost, where it costs anything."""
+    costs = {c.choice: setting.seconds_to_choose(c.redundant_experts, c.choice) for c in found}
+    return tuple(
+        f"choosing among copies by {choice}: {1e6 * cost_s:.0f} us of every layer, charged to "
+        "gains and runs (deployment.placement.choice_s)"
+        for choice, cost_s in costs.items()
+        if cost_s > 0.0
+    )
 
 
 def _few_sequences(setting: Setting) -> tuple[str, ...]:

@@ -138,6 +138,7 @@ def test_choosing_by_lp_costs_its_time(hot_study: PlacementStudy, folder: Path) 
     ).candidates[0]
     assert lp.scores[0].layer_s == pytest.approx(free.scores[0].layer_s + 1e-4)
     assert np.array_equal(lp.placement.slot_expert_LP, free.placement.slot_expert_LP)
+    assert any("choosing among copies by lp: 100 us" in text for text in hot_study.basis)
 
 
 def test_even_routing_says_keep_what_you_have(folder: Path) -> None:
@@ -289,6 +290,23 @@ def test_what_cannot_be_is_refused(
 def test_a_wrong_placement_of_ones_own_is_refused(returned: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         place_study(scenario("balanced"), {"mine": lambda task: returned}, [0], **STEPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "llama-3.1-8b", "deployment": {}}, "model must have experts to place"),
+        (
+            {"deployment": {"parallelism": {"attention_tp": 4}}},
+            "expert_parallel must be 2 at least",
+        ),
+        ({"deployment": {"disaggregation": {}}}, "look at each pool as a scenario of its own"),
+    ],
+)
+def test_what_has_no_placement_is_refused(changes: dict[str, Any], message: str) -> None:
+    data = scenario("balanced").model_dump() | changes
+    with pytest.raises(InputError, match=message):
+        place_study(data, ["eplb"])
 
 
 def test_domains_weigh_as_the_workload_says(folder: Path) -> None:
