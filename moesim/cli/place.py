@@ -202,9 +202,12 @@ def _reader(path: Path | None, wanted: ExportFor | None) -> ExportFor:
 def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
     """Write the recommended placement, or the only one tried; what to say of it."""
     first, *others = study.candidates
-    table_LP = first.placement.slot_expert_LP
-    alike = all(np.array_equal(table_LP, each.placement.slot_expert_LP) for each in others)
-    candidate = first if alike else study.recommended
+    only = all(
+        (each.policy, each.redundant_experts) == (first.policy, first.redundant_experts)
+        and np.array_equal(each.placement.slot_expert_LP, first.placement.slot_expert_LP)
+        for each in others  # other choices among the same copies
+    )
+    candidate = first if only else study.recommended
     if candidate is None:
         warn(f"{path} is not written: no placement is recommended; name one to export it anyway")
         return []

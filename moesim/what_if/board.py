@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.placement.catalogue import POLICIES
+from moesim.placement.load import load_from_trace
 from moesim.placement.task import Workload
 from moesim.what_if.fitting import EPLB, HASH, Fitted, fit_policy, fit_present
 from moesim.what_if.gains import Ruler
@@ -39,6 +40,7 @@ class Board:
     fit_ruler: Ruler
     eplb: Mapping[int, Fitted]
     eplb_played: Mapping[int, Played]
+    unseen_LE: NDArray[np.float64]  # tokens of the scored half that chose each expert
 
     @property
     def load_LE(self) -> NDArray[np.float64]:
@@ -86,6 +88,7 @@ def make_board(setting: Setting, sizes: StepSizes, extras: Sequence[int], tell: 
     return Board(
         setting, kinds, fit, score, again, present, scored, in_sample,
         Ruler(shares, scored.seconds), Ruler(shares, in_sample.seconds), eplb, played,
+        load_from_trace(setting.ids_TLK, setting.experts, setting.rows(setting.score_S)),
     )  # fmt: skip
 
 

@@ -36,8 +36,8 @@ def combinations(
     """Without redundancy there is nothing to choose among."""
     return [
         Combination(name, policy, extra, choice)
-        for extra in redundant
         for name, policy in policies.items()
+        for extra in redundant
         for choice in (choices if extra else (HASH,))
     ]
 
@@ -96,7 +96,7 @@ def describe(
         kv_capacity_tokens=kv_tokens[redundant],
         kv_cost_tokens=kv_tokens[board.fewest] - kv_tokens[redundant],
         empty_slots=int(placement.slots * placement.layers - placement.filled_LR().sum()),
-        load_LR=relative_load(placement, board.score),
+        load_LR=relative_load(placement, board.unseen_LE),
         fitted_s=fitted.seconds,
     )  # fmt: skip
 

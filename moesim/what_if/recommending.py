@@ -9,6 +9,7 @@ from moesim.what_if.gains import Ruler, Times
 
 WORTH_PERCENT = 0.5  # halves of a trace exchanged move a gain by about as much
 SMALL_HEADROOM_PERCENT = 1.0
+PLAIN = ("contiguous", "round-robin", "eplb", "eplb-global")  # what engines have built in
 
 
 def recommended(
@@ -17,16 +18,16 @@ def recommended(
     """Which candidate to take, if any, given their times on the scored steps.
 
     Of those whose gain over the present placement on the next window is worth it (0.5 points, an
-    interval that excludes a loss), the one with most gain. But more slots, and then another choice
-    among copies than by hash, have to be worth it over what does without them.
+    interval that excludes a loss), the one with most gain. But more slots, then another choice
+    among copies than by hash, then a search, have to be worth it over what does without them.
     """
 
     def worth(gain: Gain) -> bool:
         return gain.excludes_loss and gain.percent >= WORTH_PERCENT
 
-    levels: dict[tuple[int, bool], int] = {}  # the best of each
+    levels: dict[tuple[int, bool, bool], int] = {}  # the best of each
     for i, each in enumerate(candidates):
-        level = each.redundant_experts, each.choice != "hash"
+        level = each.redundant_experts, each.choice != "hash", each.policy not in PLAIN
         best = levels.get(level)
         if worth(each.next_window) and (
             best is None or each.next_window.percent > candidates[best].next_window.percent

@@ -120,11 +120,7 @@ def step_scores(
     return tuple(found)
 
 
-def relative_load(placement: Placement, workloads: Sequence[Workload]) -> NDArray[np.float64]:
-    """Tokens of each rank over the layer's mean, [L, R], over all steps; kinds count by share and
-    copies share their expert's tokens evenly."""
-    load_LR = sum(
-        w.weight * rank_load(placement, w.batches.load_LE()) / w.batches.rows_DN.size
-        for w in workloads
-    )
-    return np.asarray(load_LR / np.mean(load_LR, axis=1, keepdims=True))
+def relative_load(placement: Placement, load_LE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tokens of each rank over the layer's mean, [L, R]; copies share their expert's evenly."""
+    load_LR = rank_load(placement, load_LE)
+    return np.asarray(load_LR / load_LR.mean(axis=1, keepdims=True))

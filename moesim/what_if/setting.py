@@ -148,6 +148,12 @@ class Setting:
         batches = decode_batches(self.trace, self.ids_TLK, sequences_S, tokens, 1, rng)
         return tuple(Workload(batches, kind.law, kind.share, kind.name) for kind in kinds)
 
+    def rows(self, sequences_S: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the trace of these sequences."""
+        start_S1 = self.trace.sequence_start_S1
+        spans = [np.arange(start_S1[s], start_S1[s + 1]) for s in sequences_S]
+        return np.concatenate(spans)
+
     def resampled(
         self, kinds: tuple[Kind, ...], sequences_S: NDArray[np.int64]
     ) -> tuple[Workload, ...]:

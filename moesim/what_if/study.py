@@ -215,7 +215,7 @@ def _study(
         redundancy=redundancy,
         ageing=ageing,
         domains=domains,
-        notes=(*setting.notes, *_few_sequences(setting), *setting.deployment.notes),
+        notes=(*setting.notes, *_reservations(setting), *setting.deployment.notes),
         seed=setting.scenario.seed,
         board=board,
     )
@@ -253,11 +253,17 @@ def _charged(setting: Setting, found: Sequence[Candidate]) -> tuple[str, ...]:
     )
 
 
-def _few_sequences(setting: Setting) -> tuple[str, ...]:
+def _reservations(setting: Setting) -> tuple[str, ...]:
+    """What makes the study say less than it seems to."""
     scored = np.unique(setting.score_S).size
-    if scored >= FEWEST_SCORED:
-        return ()
-    return (f"placement: scored on {scored} sequences only; intervals are rough",)
+    notes = []
+    if scored < FEWEST_SCORED:
+        notes.append(f"placement: scored on {scored} sequences only; intervals are rough")
+    if setting.scenario.deployment.rebalancing is not None:
+        notes.append("placement: scored as it is; in runs it stays until the first rebalancing")
+    if setting.scenario.workload.drift:
+        notes.append("placement: scored on all domains alike, whatever their drift")
+    return tuple(notes)
 
 
 def _kv_tokens(setting: Setting) -> int:

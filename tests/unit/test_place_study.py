@@ -53,7 +53,7 @@ def hot(expert: int, factor: float = 40.0) -> NDArray[np.float64]:
     return popularity_E
 
 
-def scenario(trace: str, **deployment: Any) -> Scenario:
+def scenario(trace: str, prompt: int = 20, **deployment: Any) -> Scenario:
     return Scenario.parse(
         {
             "name": "what if",
@@ -67,7 +67,7 @@ def scenario(trace: str, **deployment: Any) -> Scenario:
             "workload": {
                 "arrivals": "all_at_once",
                 "requests": 12,
-                "prompt": {"fixed": 20},
+                "prompt": {"fixed": prompt},
                 "output": {"fixed": 5},
             },
         }
@@ -340,8 +340,10 @@ def test_json_says_all_of_it(hot_study: PlacementStudy) -> None:
 def test_runs_replay_what_no_placement_has_seen(folder: Path, tmp_path: Path) -> None:
     """The present and the recommended placement over two seeds, the other once; and files."""
     trace = save_trace(folder / "runs.safetensors", hot(3)[None])
-    study = place_study(scenario(trace), ["eplb"], [0, 4], ["hash"], seeds=2, curves=False)
+    asked = scenario(trace, prompt=3000)
+    study = place_study(asked, ["eplb"], [0, 4], ["hash"], seeds=2, curves=False)
     assert study.recommended is not None
+    assert any("from a run of the scenario" in text for text in study.basis)
     assert study.present.summary is not None
     assert study.present.summary["requests"]["completed"] == 12
     other, best = study.candidates
