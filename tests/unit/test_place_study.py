@@ -137,6 +137,10 @@ def test_choosing_by_lp_costs_its_time(hot_study: PlacementStudy, folder: Path) 
         **STEPS,
     ).candidates[0]
     assert lp.scores[0].layer_s == pytest.approx(free.scores[0].layer_s + 1e-4)
+    present_s = hot_study.present.scores[0].layer_s
+    for each in (lp, free):
+        gain = 100 * (1 - each.scores[0].layer_s / present_s)
+        assert each.next_window.percent == pytest.approx(gain)
     assert np.array_equal(lp.placement.slot_expert_LP, free.placement.slot_expert_LP)
     assert any("choosing among copies by lp: 100 us" in text for text in hot_study.basis)
 
