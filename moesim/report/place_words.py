@@ -19,7 +19,9 @@ METHOD = (
     "Perfect balance: every rank has the mean tokens and the mean number of distinct experts of a "
     "step. Nobody reaches it where experts are whole.",
     "Simulated gains are over runs of several seeds, each with a demand of its own that all "
-    "placements serve (common random numbers), on the half of the trace not fitted to.",
+    "placements serve (common random numbers), on the half of the trace not fitted to. Undecided: "
+    "the seeds disagree by more than 25 points, as where one gap in a hundred waits for prompts and "
+    "the 99th percentile lies between two kinds of gap; longer runs or more seeds decide it.",
 )
 NOT_MODELLED = (
     "skew between ranks that comes from elsewhere: launches, attention, clocks",
