@@ -77,6 +77,27 @@ class EPLB(Copies):
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
 
 
+class Searched(Copies):
+    """A policy of moesim.placement.catalogue, fitted to steps drawn from a part of the trace.
+
+    `decode`: requests of an attention rank that decode together; `prefill`: tokens of a step with
+    prompts on all ranks; 0 leaves a kind of step out. `decode_share`: of routed-expert time.
+    """
+
+    policy: Literal["lpt", "eplb-single", "affinity", "swap", "replicas", "portfolio"] = "portfolio"
+    # Share of each domain's sequences that it sees (the first ones).
+    fit_fraction: float = Field(0.5, gt=0.0, le=1.0)
+    decode: int = Field(32, ge=0, le=65_536)
+    prefill: int | None = Field(None, ge=0, le=262_144)  # None: the engine's token budget
+    decode_share: float = Field(0.5, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.decode == 0 and self.prefill == 0:
+            raise broken_rule("decode", "must leave a kind of step: decode and prefill are both 0")
+        return self
+
+
 class FromFile(Copies):
     """A placement given in a file ({"physical_to_logical_map": [layers][slots]})."""
 
@@ -85,8 +106,16 @@ class FromFile(Copies):
 
 
 PlacementChoice = Annotated[
-    Contiguous | RoundRobinPlacement | RandomPlacement | EPLB | FromFile,
-    by_policy("placement policy", Contiguous, RoundRobinPlacement, RandomPlacement, EPLB, FromFile),
+    Contiguous | RoundRobinPlacement | RandomPlacement | EPLB | Searched | FromFile,
+    by_policy(
+        "placement policy",
+        Contiguous,
+        RoundRobinPlacement,
+        RandomPlacement,
+        EPLB,
+        Searched,
+        FromFile,
+    ),
 ]
 Exchange = Literal[
     "auto",

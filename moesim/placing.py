@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment
+from moesim.deployment_spec import EPLB, Searched
 from moesim.errors import InputError
 from moesim.placement import policies
-from moesim.placement.eplb import eplb
+from moesim.placement.catalogue import POLICIES
+from moesim.placement.eplb_compiled import eplb_compiled
 from moesim.placement.load import load_from_trace
 from moesim.placement.place_file import read_placement
 from moesim.placement.placement import Placement
+from moesim.placement_task import placement_task
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.streams import stream
@@ -24,10 +28,11 @@ MOST_CHOSEN_TOKENS = 8_000_000  # of a step, 16 bytes each, where copies are cho
 def place(
     scenario: Scenario,
     deployment: Deployment,
+    costs: StepCosts,
     trace: RoutingTrace,
     ids_TLK: NDArray[Any],
 ) -> Placement:
-    """The scenario's placement of experts on slots."""
+    """The scenario's placement of experts on slots; a searched one is judged by `costs`."""
     choice, model = scenario.deployment.placement, deployment.model
     layers, ranks = len(model.moe_layers), deployment.sharding.expert_parallel
     if choice.policy == "file":
@@ -39,6 +44,9 @@ def place(
             "deployment.placement.file",
             model.moe_layers,
         )
+    if isinstance(choice, Searched):
+        task = placement_task(scenario, deployment, costs, choice, trace, ids_TLK)
+        return Placement(POLICIES[choice.policy](task), ranks)
     if choice.policy == "eplb":
         sequences = max(1, round(choice.fit_fraction * trace.sequences))
         seen = ids_TLK[: trace.sequence_start_S1[sequences]]
@@ -65,16 +73,19 @@ def fit_eplb(
         hierarchical = groups % nodes == 0
     if not hierarchical:
         groups, nodes = 1, 1
-    return eplb(load_LE, deployment.slots, groups, nodes, deployment.sharding.expert_parallel)
+    return eplb_compiled(
+        load_LE, deployment.slots, groups, nodes, deployment.sharding.expert_parallel
+    )
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:
     """What to know of a fitted placement before believing its gain."""
     choice = scenario.deployment.placement
-    if choice.policy != "eplb":
+    if not isinstance(choice, EPLB | Searched):
         return ()
+    name = "EPLB" if isinstance(choice, EPLB) else choice.policy
     return (
-        f"placement: EPLB fitted on the first {choice.fit_fraction:.0%} of the routing that is "
+        f"placement: {name} fitted on the first {choice.fit_fraction:.0%} of the routing that is "
         "replayed; `moesim place` scores it on routing it has not seen",
     )
 

@@ -39,7 +39,7 @@ def check_rebalancing(scenario: Scenario, deployment: Deployment) -> None:
     if scenario.routing.mode != "replay":
         rule = "must be replay where experts are rebalanced: it counts experts"
         raise InputError("routing.mode", rule, scenario.routing.mode)
-    for name in ("expert_offload", "autoscaling"):
+    for name in ("expert_offload", "autoscaling", "attention_ffn"):
         if getattr(of, name) is not None:
             raise InputError(FIELD, f"cannot be combined with deployment.{name}")
     faults = scenario.faults

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -128,7 +128,11 @@ class ByPolicy:
 
     def __init__(self, what: str, choices: tuple[type[Spec], ...]) -> None:
         self.what = what
-        self.choices = {str(choice.model_fields["policy"].default): choice for choice in choices}
+        self.choices = {
+            str(name): choice
+            for choice in choices
+            for name in get_args(choice.model_fields["policy"].annotation)
+        }
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
@@ -140,7 +144,8 @@ class ByPolicy:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, object]:
-        records = [handler(choice.__pydantic_core_schema__) for choice in self.choices.values()]
+        kinds = dict.fromkeys(self.choices.values())
+        records = [handler(choice.__pydantic_core_schema__) for choice in kinds]
         for record in records:
             record["required"] = ["policy", *record.get("required", ())]
         bare = [name for name, choice in self.choices.items() if not _required(choice)]

@@ -69,7 +69,7 @@ def wire(
         scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
     )
     if placement is None:
-        placement = place(scenario, deployment, trace, ids_TLK)
+        placement = place(scenario, deployment, costs, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))
     check_placement(placement, deployment)
     check_choice(scenario, deployment)

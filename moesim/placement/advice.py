@@ -7,10 +7,11 @@ which varies from step to step, FLUCTUATION stays; both parts add in quadrature.
 
 The intervals hold the spread over steps and SPREAD_PERCENT, how far predictions were from replays
 of other requests: V2-Lite, gpt-oss and synthetic routing, EP 4 to 64, decode of 8 to 128 tokens a
-rank, prefill of 512 to 16,384, one extra slot a rank (2026-11). There the sign was right in all
-cells with a confidence of at least 0.9, and in 85 % and more below it. "Re-place" is the least
-sure, as it is judged on the window that it is fitted to: over 12 steps it promised 1.4 points too
-much. Time is that of routed experts, not end to end.
+rank, prefill of 512 to 16,384, one extra slot a rank (2026-11). There the sign was right in 481 of
+482 cells with a confidence of at least 0.9; below 0.7 it is little better than a guess. "Re-place"
+is the least sure (right in 65 to 79 % of cells, where little was at stake), as it is judged on the
+window that it is fitted to: it promised 1 to 2 points too much. Time is that of routed experts, not
+end to end.
 
 Legend: D steps, L MoE layers, E experts, P slots, R ranks.
 """

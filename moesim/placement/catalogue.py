@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.placement import policies
 from moesim.placement import portfolio as portfolios
-from moesim.placement.eplb import eplb as balance
+from moesim.placement.affinity import affinity
+from moesim.placement.eplb_compiled import eplb_compiled as balance
 from moesim.placement.fit_tables import fit_tables
+from moesim.placement.lpt import lpt as longest_first
 from moesim.placement.replica_counts import packed
 from moesim.placement.swap_search import swap_search
 from moesim.placement.task import PlacementPolicy, PlacementTask
@@ -50,6 +52,11 @@ def eplb_single(task: PlacementTask) -> NDArray[np.int32]:
     return packed(task.load_LE, 0, task.slots, task.ranks)
 
 
+def lpt(task: PlacementTask) -> NDArray[np.int32]:
+    """Longest processing time first, extra slots empty: ranks may hold unequal numbers."""
+    return longest_first(task.load_LE, task.slots, task.ranks)
+
+
 def swap(task: PlacementTask) -> NDArray[np.int32]:
     """The swap search from EPLB, every slot filled."""
     return swap_search(
@@ -75,6 +82,8 @@ POLICIES: dict[str, PlacementPolicy] = {
     "eplb": eplb,
     "eplb-global": eplb_global,
     "eplb-single": eplb_single,
+    "lpt": lpt,
+    "affinity": affinity,
     "swap": swap,
     "replicas": replicas,
     "portfolio": portfolio,

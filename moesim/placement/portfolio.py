@@ -1,10 +1,10 @@
-"""Per layer the best of several placements, judged by replay on steps that none was fitted to.
+"""Per layer the best of several placements, judged by replay on tokens that none was fitted to.
 
 Candidates: EPLB without extra copies, EPLB with every slot filled, and for several numbers of extra
-copies the swap search from the packing with so many. Each is made from three quarters of the steps
+copies the swap search from the packing with so many. Each is made from two thirds of the tokens
 and replayed, with the task's choice among copies, on the rest; the winner is made again from all
-steps. The candidate that is best over all layers keeps a layer unless another is better there by
-more than chance would have it.
+steps. EPLB gives way to what is best over all layers, and that to another in a layer, only where
+the difference is more than chance would have it.
 
 Legend: L MoE layers, E experts, P slots, R ranks, D steps, X candidates.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.placement.batches import Batches
 from moesim.placement.fit_tables import FitTables, domain_weights, fit_tables
 from moesim.placement.placement import Placement
 from moesim.placement.replay import replay
@@ -25,9 +26,8 @@ from moesim.placement.replica_counts import REPLICA_MOVES, extra_copies, packed
 from moesim.placement.swap_search import PROPOSALS, side_by_side, swap_search
 from moesim.placement.task import PlacementTask, Workload
 
-HELD_OUT = 0.25  # of each domain's steps, where there are at least MIN_STEPS
-MIN_STEPS = 4
-ERRORS = 1.0  # standard errors by which a layer's own candidate must be better
+SEGMENTS = 24  # of each domain's rows, every third of them held out
+ERRORS = 2.0  # standard errors by which a candidate must be better (steps share sequences)
 
 
 @dataclass(frozen=True)
@@ -77,30 +77,46 @@ def portfolio(task: PlacementTask, tried: Sequence[Recipe] = ()) -> Chosen:
     load_LE = replace(task, fit=fit).load_LE
     candidates = [recipe.make(load_LE, tables, task) for recipe in tried]
     times_XDL = replayed_times(candidates, held_out, task)
-    recipe_L = choose(times_XDL)
+    recipe_L = choose(times_XDL, sum(not recipe.proposals for recipe in tried))
     return Chosen(_remade(task, tried, recipe_L), recipe_L, times_XDL.sum(axis=1))
 
 
 def split(fit: Sequence[Workload]) -> tuple[tuple[Workload, ...], tuple[Workload, ...]]:
-    """The last quarter of each domain's steps apart; all steps twice where there are too few."""
-    kept, held_out = [], []
+    """The same workloads on two thirds and on one third of the trace's rows.
+
+    Steps share their sequences, so that steps held out would be no test: a search that has learnt
+    the sequences by heart would pass. Instead every third of SEGMENTS stretches of rows, in the
+    order of the trace, is held out of each domain, and the steps' tokens, in their order, are put
+    together to steps anew. Domains too small for that are whole in both parts.
+    """
+    kept: list[Workload] = []
+    held_out: list[Workload] = []
     for workload in fit:
-        domain_D = workload.batches.domain_D
-        last_D = np.zeros(domain_D.size, bool)
-        for domain in np.unique(domain_D):
-            of_domain = np.flatnonzero(domain_D == domain)
-            if of_domain.size >= MIN_STEPS:
-                last_D[of_domain[-max(1, round(HELD_OUT * of_domain.size)) :]] = True
-        if not last_D.any():
-            kept.append(workload)
-            held_out.append(workload)
-            continue
-        alone_D = ~np.isin(domain_D, domain_D[last_D])  # domains of too few steps
-        kept.append(replace(workload, batches=workload.batches.take(np.flatnonzero(~last_D))))
-        held_out.append(
-            replace(workload, batches=workload.batches.take(np.flatnonzero(last_D | alone_D)))
-        )
+        batches = workload.batches
+        domains = np.unique(batches.domain_D)
+        parts = [_divided(batches, domain) for domain in domains]
+        for side, found in enumerate((kept, held_out)):
+            rows_DN = np.concatenate([part[side] for part in parts])
+            domain_D = np.repeat(domains, [len(part[side]) for part in parts])
+            again = Batches(batches.ids_TLK, rows_DN, domain_D, batches.experts)
+            found.append(replace(workload, batches=again))
     return tuple(kept), tuple(held_out)
+
+
+def _divided(batches: Batches, domain: np.int32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of steps to fit on and held out of a domain."""
+    rows_DN = batches.rows_DN[batches.domain_D == domain]
+    known = np.unique(rows_DN)
+    segment_of_known = np.arange(known.size) * SEGMENTS // known.size
+    held_out_DN = (segment_of_known % 3 == 1)[np.searchsorted(known, rows_DN)]
+    tokens = rows_DN.shape[1]
+    sides = []
+    for chosen in (rows_DN[~held_out_DN], rows_DN[held_out_DN]):
+        steps = chosen.size // tokens
+        sides.append(chosen[: steps * tokens].reshape(steps, tokens))
+    if not (len(sides[0]) and len(sides[1])):
+        return rows_DN, rows_DN
+    return sides[0], sides[1]
 
 
 def replayed_times(
@@ -125,18 +141,29 @@ def replayed_times(
     return np.stack([np.concatenate(parts) for parts in found])
 
 
-def choose(times_XDL: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Per layer the fastest candidate, int64 [L]; but the one that is fastest over all layers (the
-    first among equals) keeps a layer unless another is faster there by ERRORS standard errors of
-    the difference over steps."""
-    total_XL = times_XDL.sum(axis=1)
-    home = int(total_XL.sum(axis=1).argmin())
-    best_L = total_XL.argmin(axis=0)
+def choose(times_XDL: NDArray[np.float64], plain: int = 0) -> NDArray[np.int64]:
+    """Per layer the fastest candidate, int64 [L], where that is beyond chance.
+
+    One of the first `plain` candidates, or else the one that is fastest over all layers, is at
+    home everywhere; another one takes a layer where it is faster by ERRORS standard errors of the
+    difference over steps.
+    """
+    total_X = times_XDL.sum(axis=(1, 2))
+    home = int(total_X.argmin())
+    if plain:
+        plainest = int(total_X[:plain].argmin())
+        gain_D = (times_XDL[plainest] - times_XDL[home]).sum(axis=1)
+        home = home if _beyond_chance(gain_D[:, None])[0] else plainest
+    best_L = times_XDL.sum(axis=1).argmin(axis=0)
     best_DL = np.take_along_axis(times_XDL, best_L[None, None], axis=0)[0]
-    gain_DL = times_XDL[home] - best_DL
+    return np.asarray(np.where(_beyond_chance(times_XDL[home] - best_DL), best_L, home))
+
+
+def _beyond_chance(gain_DL: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether gains, summed over the steps, exceed ERRORS standard errors of the sum; bool [L]."""
     steps = gain_DL.shape[0]
     error_L = gain_DL.std(axis=0, ddof=min(1, steps - 1)) * np.sqrt(steps)
-    return np.asarray(np.where(gain_DL.sum(axis=0) > ERRORS * error_L, best_L, home))
+    return np.asarray(gain_DL.sum(axis=0) > ERRORS * error_L)
 
 
 def _remade(

@@ -20,8 +20,8 @@ METHOD = (
     "step. Nobody reaches it where experts are whole.",
     "Simulated gains are over runs of several seeds, each with a demand of its own that all "
     "placements serve (common random numbers), on the half of the trace not fitted to. Undecided: "
-    "the seeds disagree by more than 25 points, as where one gap in a hundred waits for prompts and "
-    "the 99th percentile lies between two kinds of gap; longer runs or more seeds decide it.",
+    "the seeds disagree by more than 25 points, as where one gap in a hundred waits for prompts "
+    "and the 99th percentile lies between two kinds of gap; longer runs or more seeds decide it.",
 )
 NOT_MODELLED = (
     "skew between ranks that comes from elsewhere: launches, attention, clocks",
@@ -103,9 +103,11 @@ def bytes_title(study: PlacementFindings) -> str:
     before = one.near_bytes + (one.far_bytes or 0.0)
     change = 100.0 * ((two.near_bytes + (two.far_bytes or 0.0)) / before - 1.0) if before else 0.0
     if abs(change) < 0.5:
-        return f"With {after.name}, tokens travel as many bytes as they do now"
+        return f"With {after.name}, a token takes as many bytes of the links as now"
     more = "more" if change > 0 else "fewer"
-    return f"With {after.name}, tokens travel {abs(change):.1f} % {more} bytes than now"
+    return (
+        f"With {after.name}, a token takes {abs(change):.1f} % {more} bytes of the links than now"
+    )
 
 
 def redundancy_title(study: PlacementFindings) -> str:

@@ -36,7 +36,6 @@ ASSUMPTIONS = (
 NOT_MODELLED = (
     "the client's network, and tokenisation beyond a fixed time per request",
     "routers' and schedulers' own messages where prefill and decode have pools of their own",
-    "rebalancing of experts while serving",
     "thermal throttling and clock variation; faults, restarts and other traffic on the links where "
     "the scenario gives none",
     "the quality of the answers: precision and placement change speed here, never text",

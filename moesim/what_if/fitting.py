@@ -122,6 +122,7 @@ def fit_present(setting: Setting, fit: tuple[Workload, ...]) -> Fitted:
         if getattr(chosen, "hierarchical", None) is False and "eplb-global" in POLICIES:
             name = "eplb-global"
         return fit_policy(name, POLICIES[name], setting.task(fit, redundant, choice))
-    placement = place(setting.scenario, setting.deployment, setting.trace, setting.ids_TLK)
+    made = setting.scenario, setting.deployment, setting.costs
+    placement = place(*made, setting.trace, setting.ids_TLK)
     placement.validate(setting.experts)
     return Fitted(name, redundant, choice, placement, 0.0)

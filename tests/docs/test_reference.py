@@ -30,7 +30,7 @@ SECTIONS = {
         ("ChunkedPrefill", "PrefillFirst", "InFlight", "Static"), "deployment.batching"
     ),
     **dict.fromkeys(
-        ("Contiguous", "RoundRobinPlacement", "RandomPlacement", "EPLB", "FromFile"),
+        ("Contiguous", "RoundRobinPlacement", "RandomPlacement", "EPLB", "Searched", "FromFile"),
         "deployment.placement",
     ),
     **dict.fromkeys(

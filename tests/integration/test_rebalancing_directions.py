@@ -60,34 +60,43 @@ def test_stopping_every_few_steps_is_ruinous() -> None:
     assert figures["break_even_steps"] > 15 or figures["break_even_steps"] is None
 
 
+def rack(rebalancing: dict[str, Any] | None) -> Result:
+    """R1 in NVFP4 on 32 GB200: vLLM issue 43219, with fewer requests at once."""
+    return wide(
+        {
+            "parallelism": {"attention_dp": 32, "expert_parallel": 32},
+            "placement": {"policy": "contiguous", "redundant_experts": 32},
+            "exchange": "auto",
+            "rebalancing": rebalancing,
+        },
+        cluster={"gpu": "gb200-nvl72", "gpus_per_node": 4, "nodes": 8},
+        precision={"experts": "nvfp4"},
+        workload={
+            "arrivals": {"closed_loop": {"concurrency": 1024}},
+            "requests": 1024,
+            "prompt": {"fixed": 64},
+            "output": {"fixed": 900},
+        },
+    )
+
+
 def test_behind_the_steps_the_tail_stays_as_it_was() -> None:
-    """vLLM issue 43219: ITL p99 76.9 ms with asynchronous rearrangements every 3,000 steps, 74.9
-    without any."""
-    still, moving = wide({}), wide({"rebalancing": {}})
-    assert moving.summary["rebalancing"]["count"] >= 1
+    """ITL p99 76.9 ms with asynchronous rearrangements every 3,000 steps, 74.9 without any."""
+    still, moving = rack(None), rack({})
+    assert moving.summary["rebalancing"]["count"] == 1
     tails = [run.summary["itl_s"]["p99"] for run in (still, moving)]
-    assert tails[1] / tails[0] == pytest.approx(1.0, abs=0.05)
+    assert tails[1] / tails[0] == pytest.approx(1.0, abs=0.03)
+    gaps = moving.summary["rebalancing"]["itl_s"]
+    assert gaps["during"]["p99"] / gaps["between"]["p99"] < 1.05
     assert moving.summary["rebalancing"]["stall_s"] == 0.0
 
 
 def test_a_synchronous_rearrangement_takes_about_a_second() -> None:
-    """vLLM issue 43219: 0.65 to 1.70 s, 0.91 in the mean, for R1 in NVFP4 on 32 GB200."""
-    result = wide(
-        {
-            "parallelism": {"attention_dp": 32, "expert_parallel": 32},
-            "rebalancing": {"mode": "sync", "interval_steps": 400, "window_steps": 200},
-            "placement": {"policy": "contiguous", "redundant_experts": 32},
-            "exchange": "auto",
-        },
-        cluster={"gpu": "gb200-nvl72", "gpus_per_node": 4, "nodes": 8},
-        precision={"experts": "nvfp4"},
-    )
-    stalls_s = result.rebalances.loc[result.rebalances["outcome"] == "rebalanced", "stall_s"]
-    assert len(stalls_s) >= 2
-    assert stalls_s.between(0.65, 1.70).all()
+    """0.65 to 1.70 s, 0.91 in the mean."""
+    figures = rack({"mode": "sync"}).summary["rebalancing"]
+    assert 0.65 < figures["stall_s_mean"] < 1.70
     # Nearly all of it the host's: the bytes alone take a few hundredths.
-    host_s = 0.1 + 58 * 0.014
-    assert 0.005 < stalls_s.mean() - host_s < 0.1
+    assert 0.005 < figures["stall_s_mean"] - (0.1 + 58 * 0.014) < 0.1
 
 
 def test_redundancy_hurts_decode_that_reads_weights() -> None:
@@ -132,25 +141,30 @@ def test_one_small_node_gains_little() -> None:
     assert speed[1] / speed[0] == pytest.approx(1.0, abs=0.05)
 
 
-def fitted(trace: RoutingTrace, domain: int, ranks: int) -> Placement:
+def fitted(trace: RoutingTrace, domain: str, ranks: int) -> Placement:
     """EPLB by the first half of a domain's sequences."""
-    of = np.flatnonzero(trace.domain_S == domain)
+    of = np.flatnonzero(trace.domain_S == trace.domains.index(domain))
     seen = trace.subset(of[: of.size // 2])
     load_LE = load_from_trace(seen.ids_TLK, trace.experts)
     return Placement(eplb(load_LE, trace.experts, 1, 1, ranks), ranks)
 
 
-@pytest.mark.parametrize("model", ["gpt-oss-20b", "deepseek-v2-lite"])
+@pytest.mark.parametrize(
+    ("model", "own", "foreign"),
+    [
+        ("gpt-oss-20b", "gpqa_extended", "mmlu_test"),
+        ("deepseek-v2-lite", "law", "summary"),
+        ("deepseek-v2-lite", "summary", "law"),
+    ],
+)
 def test_a_placement_for_another_domain_is_slower_than_one_for_the_own(
-    model: str, shared_data: Path, tmp_path: Path
+    model: str, own: str, foreign: str, shared_data: Path, tmp_path: Path
 ) -> None:
     """6 to 27 % of layer time (a study on real traces, 2026-11)."""
     read = {"gpt-oss-20b": "gpt_oss", "deepseek-v2-lite": "deepseek_v2_lite"}[model]
     trace: RoutingTrace = getattr(routing_table, read)(shared_data / "routing")
     file = tmp_path / "trace.safetensors"
     trace.save(file)
-    counts = np.bincount(trace.domain_S, minlength=len(trace.domains))
-    one, other = np.argsort(counts)[::-1][:2].tolist()
     ranks = 8
 
     def layer_s(placement: Placement) -> float:
@@ -171,7 +185,7 @@ def test_a_placement_for_another_domain_is_slower_than_one_for_the_own(
                     "requests": 256,
                     "prompt": {"fixed": 2000},
                     "output": {"fixed": 2},
-                    "domains": {trace.domains[one]: 1.0},
+                    "domains": {own: 1.0},
                 },
             },
             placement=placement,
@@ -179,5 +193,5 @@ def test_a_placement_for_another_domain_is_slower_than_one_for_the_own(
         )
         return float(result.steps[MOE_PARTS].sum(axis=1).mean())
 
-    own_s, foreign_s = (layer_s(fitted(trace, domain, ranks)) for domain in (one, other))
-    assert 1.02 < foreign_s / own_s < 1.35
+    own_s, foreign_s = (layer_s(fitted(trace, domain, ranks)) for domain in (own, foreign))
+    assert 1.03 < foreign_s / own_s < 1.4

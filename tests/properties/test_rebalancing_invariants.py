@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,8 @@ from moesim.workload.demand import Demand
 from tests.fixtures.auditor import Auditor
 from tests.fixtures.engine import Harness, Run, assert_bit_equal
 from tests.fixtures.random_engine import TOP_K, random_engine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MOVES = st.fixed_dictionaries(
     {
@@ -152,3 +159,45 @@ def test_leaps_and_single_steps_agree_while_experts_move(chosen: dict[str, Any])
 def test_every_event_of_a_run_with_moves_stands_the_audit(chosen: dict[str, Any]) -> None:
     harness, demand = random_moves(**chosen)
     dataclasses.replace(harness, leap=False, audit=Auditor()).run(demand)
+
+
+FEW: tuple[dict[str, Any], ...] = tuple(
+    {
+        "seed": 11 + choice,
+        "policy": choice % 3,
+        "replicas": 1 + choice % 2,
+        "ranks": 4,
+        "exchange": (NORMAL, LOW_LATENCY, LAYERED, ALL_GATHER, NORMAL)[choice],
+        "closed": choice % 2 == 0,
+        "starved": False,
+        "balancer": 0,
+        "mode": ("sync", "async")[choice % 2],
+        "each": (None, 1)[choice % 2],
+        "interval": 4,
+        "instant": False,
+        "random": False,
+        "choice": choice,
+    }
+    for choice in range(5)
+)
+
+
+def digests() -> list[str]:
+    runs = [harness.run(demand) for harness, demand in (random_moves(**one) for one in FEW)]
+    return [
+        hashlib.sha256(run.steps.tobytes() + run.requests["finish_s"].tobytes()).hexdigest()
+        for run in runs
+    ]
+
+
+def test_plain_python_gives_the_same_bytes() -> None:
+    code = "from tests.properties.test_rebalancing_invariants import digests; print(*digests())"
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MOESIM_NO_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert output.split() == digests()

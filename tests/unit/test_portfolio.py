@@ -74,19 +74,34 @@ def test_a_layer_departs_from_what_is_best_over_all_only_for_a_reason() -> None:
     times_XDL[2, :, 0] = 0.8 + noise_D - 0.01  # faster by chance in layer 0
     times_XDL[2, :, 2] = 0.95 + 0.1 * noise_D  # faster for certain in layer 2
     assert choose(times_XDL).tolist() == [1, 1, 2, 1]
+    assert choose(times_XDL, plain=1).tolist() == [1, 1, 2, 1]
+    times_XDL[0] = times_XDL[1] + 0.001 * noise_D[:, None]  # EPLB, slower by chance
+    times_XDL[0, 0] += 0.0001
+    assert choose(times_XDL).tolist() == [1, 1, 2, 1]
+    assert choose(times_XDL, plain=1).tolist() == [0, 0, 2, 0]
     assert choose(np.ones((2, 8, 3))).tolist() == [0, 0, 0], "the first among equals"
     assert choose(np.array([[[2.0, 1.0]], [[1.0, 3.0]]])).tolist() == [1, 0], "one step"
 
 
-def test_steps_are_held_out_of_every_domain() -> None:
+def test_stretches_of_rows_are_held_out_of_every_domain() -> None:
     steps = skewed_batches(1, 16, 11)
     domain_D = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2], np.int32)
-    tagged = Batches(steps.ids_TLK, steps.rows_DN, domain_D, 16)
+    rows_DN = steps.rows_DN // 3 + 666 * domain_D[:, None]  # domains have rows of their own
+    tagged = Batches(steps.ids_TLK, rows_DN, domain_D, 16)
     (fit,), (held_out,) = split([Workload(tagged, COMPUTING)])
-    assert fit.batches.domain_D.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 2]
-    assert held_out.batches.domain_D.tolist() == [0, 1, 2]
-    (fit,), (held_out,) = split([Workload(tagged.take(slice(0, 3)), COMPUTING)])
-    assert fit.batches.steps == held_out.batches.steps == 3
+    assert fit.batches.tokens == held_out.batches.tokens == 256
+    assert np.bincount(fit.batches.domain_D).tolist() == [3, 3, 1]
+    assert np.bincount(held_out.batches.domain_D).tolist() == [1, 1, 1]
+    for domain in (0, 1):
+        rows, out = (
+            np.unique(part.batches.rows_DN[part.batches.domain_D == domain])
+            for part in (fit, held_out)
+        )
+        assert not np.intersect1d(rows, out).size
+        assert (np.diff(np.searchsorted(rows, out)) == 0).mean() > 0.9, "held out in stretches"
+        assert np.isin(np.concatenate([rows, out]), rows_DN[domain_D == domain]).all()
+    assert (fit.batches.rows_DN[-1] == rows_DN[-1]).all(), "one step cannot be divided"
+    assert (held_out.batches.rows_DN[-1] == rows_DN[-1]).all()
 
 
 def test_times_of_candidates_are_their_replays() -> None:

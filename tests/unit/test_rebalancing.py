@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_engines_do_what_their_sources_say() -> None:
         (scenario(dp=1, ep=1), "several expert-parallel ranks"),
         (scenario(deployment={"autoscaling": {"target_queue": 1}}), "autoscaling"),
         (scenario(deployment={"expert_offload": {"gpu_experts": 4}}), "expert_offload"),
+        (
+            scenario(
+                deployment={
+                    "parallelism": {"attention_dp": 4, "expert_parallel": 4},
+                    "attention_ffn": {"expert_gpus": 4},
+                }
+            ),
+            "attention_ffn",
+        ),
         (scenario(routing={**BASE["routing"], "mode": "averaged"}), "must be replay"),
         (scenario(faults={"mtbf": {"gpu_hours": 9.0}}), "other than slow-rank and slow-link"),
         (
@@ -164,3 +174,17 @@ def test_a_run_reports_gaps_during_and_between() -> None:
     stalls = int((gaps > 2.0).sum())
     assert stalls == 8 * figures["count"]  # eight requests wait for each
     assert not result.steps["rebalancing"].any()  # nobody computes meanwhile
+
+
+def test_the_report_draws_the_balance_with_its_rebalances(tmp_path: Path) -> None:
+    moving = simulate(scenario({"mode": "sync"}), provenance=False)
+    still = simulate(scenario(deployment={"rebalancing": None}), provenance=False)
+    moving.report(tmp_path / "moving.html")
+    still.report(tmp_path / "still.html")
+    shown = [(tmp_path / name).read_text() for name in ("moving.html", "still.html")]
+    assert ["figure-balance" in page for page in shown] == [True, False]
+    assert "rebalances: balancedness from" in shown[0]
+    assert len(moving.rebalances)
+    assert still.rebalances.empty
+    moving.save(tmp_path / "out")
+    assert (tmp_path / "out" / "rebalances.parquet").exists()
