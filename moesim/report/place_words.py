@@ -97,8 +97,8 @@ def bytes_title(study: PlacementFindings) -> str:
     one, two = study.present.scores[last], after.scores[last]
     if one.near_bytes is None or two.near_bytes is None:
         return (
-            "Every token goes to every rank, or none leaves its own: what is sent does not depend "
-            "on the placement."
+            "Bytes are counted where a library sends every rank the tokens of its own experts "
+            "alone, between GPUs that have both attention and experts; that is not so here."
         )
     before = one.near_bytes + (one.far_bytes or 0.0)
     change = 100.0 * ((two.near_bytes + (two.far_bytes or 0.0)) / before - 1.0) if before else 0.0

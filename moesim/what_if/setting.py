@@ -91,8 +91,8 @@ class Setting:
     @property
     def copy_bytes(self) -> float | None:
         """Bytes of a token's copy to its experts and back; None where no library sends copies."""
-        if not self.deployment.exchanged:
-            return None
+        if not self.deployment.exchanged or self.deployment.sharding.expert_gpus:
+            return None  # and where tokens come from GPUs that hold no experts
         name, hidden = self.scenario.exchanges()[0], self.deployment.model.hidden
         there = 2.0 * hidden
         if name not in PLAIN:
