@@ -28,6 +28,7 @@ from moesim.placement.batches import (
 from moesim.placement.layer_law import LayerLaw
 from moesim.placement.placement import check_slots
 from moesim.placement.task import PlacementTask, Workload
+from moesim.placement_task import fitted_steps
 from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
@@ -36,10 +37,8 @@ from moesim.what_if.gains import RESAMPLES
 from moesim.what_if.typical import StepSizes
 from moesim.what_if.weighing import of_workload
 
-# Steps of a kind: so many tokens together, within limits. Searches fitted to few steps learn these
-# by heart, and find less on others.
+# Steps of a kind to score on: so many tokens together, within limits.
 SCORED_TOKENS, FEWEST_SCORED, MOST_SCORED = 131_072, 12, 48
-FITTED_TOKENS, FEWEST_FITTED, MOST_FITTED = 524_288, 32, 64
 # Numbers of random streams, so that no draw depends on which others were made; two from CROSS and
 # from ADVICE on, two for each domain from DOMAIN on.
 FIT, SCORE, POOLED, CROSS, DOMAIN, ADVICE = 0, 1, 2, 4, 8, 32
@@ -135,7 +134,7 @@ class Setting:
         found = []
         for kind, rng in zip(kinds, children[: len(kinds)], strict=True):
             draw = prefill_batches if kind.prompts else decode_batches
-            steps = _fitted_steps(kind.tokens) if fitted else _scored_steps(kind.tokens)
+            steps = fitted_steps(kind.tokens) if fitted else _scored_steps(kind.tokens)
             batches = draw(self.trace, self.ids_TLK, sequences_S, kind.tokens, steps, rng)
             found.append(Workload(batches, kind.law, kind.share, kind.name))
         return tuple(found)
@@ -237,10 +236,6 @@ def _resample(
     domain_S = trace.domain_S[sequences_S]
     groups = [sequences_S[domain_S == x] for x in np.unique(domain_S)]
     return np.concatenate([rng.choice(group, group.size) for group in groups])
-
-
-def _fitted_steps(tokens: int) -> int:
-    return int(np.clip(FITTED_TOKENS // tokens, FEWEST_FITTED, MOST_FITTED))
 
 
 def _scored_steps(tokens: int) -> int:

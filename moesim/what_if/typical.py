@@ -14,10 +14,11 @@ import numpy as np
 
 from moesim.deployment import Deployment
 from moesim.errors import InputError
+from moesim.placement_task import MOST_PROMPT
 from moesim.results import Result
 
 DECODE_PER_RANK = 32  # concurrent requests of an attention rank, unless a run or a user says more
-MOST_DECODE, MOST_PROMPT = 65_536, 16_384  # tokens of a step on all ranks, unless asked for
+MOST_DECODE = 65_536  # tokens of a step on all ranks, unless asked for
 MOST_ASKED = 262_144
 
 
