@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
     from moesim.simulation import simulate
-    from moesim.what_if import candidates
+    from moesim.what_if import PlacementStudy, place_study
 
 __version__ = "0.1.0"
 
@@ -29,15 +29,16 @@ _MODULES = {
     "InputError": "errors",
     "MoEModel": "model",
     "Placement": "placement.placement",
+    "PlacementStudy": "what_if",
     "Result": "results",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
-    "candidates": "what_if",
     "compare": "comparison",
     "load_gpu": "hardware",
     "load_model": "model",
     "load_scenario": "scenario",
     "make_cluster": "hardware",
+    "place_study": "what_if",
     "simulate": "simulation",
 }
 
@@ -48,16 +49,17 @@ __all__ = [
     "InputError",
     "MoEModel",
     "Placement",
+    "PlacementStudy",
     "Result",
     "RoutingTrace",
     "Scenario",
     "__version__",
-    "candidates",
     "compare",
     "load_gpu",
     "load_model",
     "load_scenario",
     "make_cluster",
+    "place_study",
     "simulate",
 ]
 

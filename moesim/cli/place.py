@@ -1,22 +1,22 @@
-"""`moesim place`: what another placement of experts would do."""
+"""`moesim place`: where the experts should live, how many copies, and whether it matters."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
 
+import numpy as np
 import typer
 
-from moesim.cli.compare import MOST_REPORTED
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
-from moesim.cli.output import check_file, print_json, progress
+from moesim.cli.output import Progress, check_file, print_json, progress, warn
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from moesim.results import Result
-    from moesim.what_if import Candidate
+    from moesim.what_if import PlacementStudy
 
 
 class ExportFor(StrEnum):
@@ -40,31 +40,63 @@ def place(
     changes: SetOption = None,
     policies: Annotated[
         str, typer.Option(metavar="a,b,c", help="Placement policies to try.")
-    ] = "contiguous,round-robin,random,eplb",
+    ] = "contiguous,eplb,portfolio",
     redundant: Annotated[
         str | None,
         typer.Option(
+            "--redundant",
+            "--redundancy",
             metavar="N,N...",
-            help="Numbers of redundant experts to try with each; the scenario's by default.",
+            help="Numbers of redundant experts to try with each; by default none, the scenario's "
+            "and one more slot on every rank.",
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[
+    choices: Annotated[
+        str,
+        typer.Option(
+            metavar="a,b",
+            help="How tokens choose among copies: hash, nearest, least-loaded, lp, active.",
+        ),
+    ] = "hash,lp",
+    decode: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            metavar="TOKENS",
-            help="Size of the decode batches that are scored; 32 per attention rank by default.",
+            metavar="B",
+            help="Decoding requests on each attention rank in the steps that are scored, 0 for "
+            "none; by default as in a run of the scenario.",
             show_default=False,
         ),
     ] = None,
+    prefill: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of a step with prompts, on all ranks, 0 for none; by default as in a run.",
+            show_default=False,
+        ),
+    ] = None,
+    no_simulate: Annotated[
+        bool, typer.Option("--no-simulate", help="Score by replay only, run nothing.")
+    ] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="N",
+            help="Runs of the present and of the recommended placement, each with a demand of its "
+            "own.",
+        ),
+    ] = 5,
     as_json: JsonOption = False,
     report: ReportOption = None,
     export: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the placement, the only one tried, for an engine or for a scenario.",
+            help="Write the recommended placement, or the only one tried, for an engine or for a "
+            "scenario.",
             show_default=False,
         ),
     ] = None,
@@ -77,54 +109,89 @@ def place(
         ),
     ] = None,
 ) -> None:
-    """Score placements of experts on held-out routing, then simulate each of them.
+    """Compare placements of experts, and say which to take, if any.
 
-    A placement may see the first half of the routing trace's sequences and is scored on the second.
+    Placements may see the first half of the routing trace; they are scored on the second by replay
+    of drawn steps, then simulated on it.
     """
     from moesim.scenario import load_scenario
-    from moesim.what_if import candidates
+    from moesim.what_if import place_study
 
     chosen = load_scenario(scenario, changes or ())
-    names = [name.strip() for name in policies.split(",") if name.strip()]
     counts = None if redundant is None else _counts(redundant)
-    if report is not None and len(names) * len(counts or [0]) > MOST_REPORTED:
-        raise InputError("--report", f"holds at most {MOST_REPORTED} placements")
     check_file(report, "--report")
-    reader = _reader(export, export_for, len(names) * len(counts or [0]))
-    with progress("placing experts"):
-        found = candidates(chosen, names, counts, batch)
-    if export is not None:
-        _export(found[0], export, reader)
-    results = []
-    for number, candidate in enumerate(found, start=1):
-        with progress(f"{number}/{len(found)} {candidate.scenario.name}") as tell:
-            results.append(candidate.simulate(tell))
+    reader = _reader(export, export_for)
+    with _Phases() as tell:
+        study = place_study(
+            chosen,
+            _names(policies),
+            counts,
+            _names(choices),
+            decode=decode,
+            prefill=prefill,
+            simulated=not no_simulate,
+            seeds=seeds,
+            curves=report is not None,
+            progress=tell,
+        )
     if report is not None:
-        from moesim.report.page import write_report
-
-        write_report(results, report)
+        study.report(report)
+    written = [] if export is None else _export(study, export, reader)
     if as_json:
-        print_json([_to_json(*pair) for pair in zip(found, results, strict=True)])
+        print_json(study.to_json())
         return
-    from moesim.cli.tables import print_placements
+    from moesim.cli.placement_tables import print_study
 
-    print_placements(found, results)
-    if export is not None:
-        print(f"Wrote {export}, the placement for {reader.value}")
+    print_study(study)
+    for line in written:
+        print(line)
     if report is not None:
         print(f"Wrote {report}")
 
 
-def _reader(path: Path | None, wanted: ExportFor | None, placements: int) -> ExportFor:
+class _Phases(AbstractContextManager["_Phases"]):
+    """A bar for each thing that a study does, one after the other."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._bar: AbstractContextManager[Progress] | None = None
+        self._tell: Progress = lambda done, total: None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._close()
+            self._what, self._bar = what, progress(what)
+            self._tell = self._bar.__enter__()
+        self._tell(done, total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _reader(path: Path | None, wanted: ExportFor | None) -> ExportFor:
     """Who will read the exported placement; InputError before anything runs if nobody can."""
     reader = wanted or BY_ENDING.get("" if path is None else path.suffix.lower(), ExportFor.MOESIM)
     if path is None:
         if wanted is not None:
             raise InputError("--export-for", "needs --export FILE")
         return reader
-    if placements != 1:
-        rule = "needs one placement: name one of --policies and one number of --redundant"
-        raise InputError("--export", rule, placements)
     endings = [ending for ending, kind in ENDINGS_OF if kind is reader]
     if path.suffix.lower() not in endings:
         raise InputError("--export", f"must end in {' or '.join(endings)}", str(path))
@@ -132,16 +199,25 @@ def _reader(path: Path | None, wanted: ExportFor | None, placements: int) -> Exp
     return reader
 
 
-def _export(candidate: Candidate, path: Path, reader: ExportFor) -> None:
-    from moesim.deployment import deploy
-    from moesim.placement.engine_files import write_engine_placement
-    from moesim.placement.place_file import write_placement
-
-    if reader is ExportFor.MOESIM:
-        write_placement(path, candidate.placement)
-        return
-    model = deploy(candidate.scenario).model
-    write_engine_placement(path, candidate.placement, reader.value, model.moe_layers, model.layers)
+def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
+    """Write the recommended placement, or the only one tried; what to say of it."""
+    first, *others = study.candidates
+    only = all(
+        (each.policy, each.redundant_experts) == (first.policy, first.redundant_experts)
+        and np.array_equal(each.placement.slot_expert_LP, first.placement.slot_expert_LP)
+        for each in others  # other choices among the same copies
+    )
+    candidate = first if only else study.recommended
+    if candidate is None:
+        warn(f"{path} is not written: no placement is recommended; name one to export it anyway")
+        return []
+    filled, redundant = study.export(path, reader.value, candidate)
+    said = f"Wrote {path}, the placement {candidate.name} for {reader.value}"
+    if filled:
+        said += f": {filled} empty slots filled with copies"
+    if redundant != candidate.redundant_experts:
+        said += f", {redundant} redundant experts to give it"
+    return [said]
 
 
 def _counts(text: str) -> list[int]:
@@ -151,14 +227,3 @@ def _counts(text: str) -> list[int]:
             raise InputError("--redundant", "must be whole numbers with commas between", text)
         counts.append(int(part))
     return counts
-
-
-def _to_json(candidate: Candidate, result: Result) -> dict[str, Any]:
-    return {
-        **result.summary,
-        "placement": {
-            "policy": candidate.policy,
-            "redundant_experts": candidate.redundant_experts,
-            **asdict(candidate.score),
-        },
-    }

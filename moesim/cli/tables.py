@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from moesim.comparison import Comparison, Difference
     from moesim.explain import ExplainedStep
     from moesim.results import Result
-    from moesim.what_if import Candidate
 
 LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("end to end", "e2e_s"))
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -191,59 +190,6 @@ def _print_differences(out: Console, title: str, differences: Sequence[Differenc
     how = f"{counted:,} requests, {'paired' if paired else 'not paired'}"
     out.print(one_line(f"{title} ({how}):"), soft_wrap=True)
     print_table(out, ["", "difference", "95 % from", "to"], rows)
-
-
-def print_placements(candidates: Sequence[Candidate], results: Sequence[Result]) -> None:
-    """Placements by how even they are on held-out routing, and by what they did to latency."""
-    from moesim.report.words import duration, pick, significant
-
-    def time(result: Result, *path: str) -> str:
-        return duration(pick(result.summary, *path), 3)
-
-    out = console()
-    scores = []
-    for candidate in candidates:
-        score = candidate.score
-        ratios = score.load_mean, score.load_worst, score.batch_mean
-        experts = score.active_busiest, score.active_mean
-        numbers = [*(significant(value, 3) for value in (*ratios, *experts))]
-        scores.append([candidate.scenario.name, *numbers])
-    tokens = candidates[0].score.batch_tokens
-    header = [
-        "placement",
-        "load",
-        "load, worst layer",
-        "load in a batch",
-        "experts, busiest rank",
-        "experts, mean rank",
-    ]
-    out.print(
-        "On routing that the placement has not seen: load of the busiest rank over the mean; "
-        f"distinct experts read for a decode batch of {tokens} tokens.",
-        soft_wrap=out.width == WIDE,
-    )
-    print_table(out, header, scores)
-    latencies = [
-        [
-            result.name,
-            *(time(result, key, p) for key in ("ttft_s", "tpot_s") for p in ("p50", "p99")),
-            time(result, "e2e_s", "p99"),
-            significant(pick(result.summary, "throughput", "output_tokens_per_s_per_gpu") or 0, 3),
-        ]
-        for result in results
-    ]
-    header = [
-        "placement",
-        "TTFT p50",
-        "p99",
-        "TPOT p50",
-        "p99",
-        "end to end p99",
-        "tokens/s per GPU",
-    ]
-    out.print("Simulated:")
-    print_table(out, header, latencies)
-    _print_shared_notes(out, [result.name for result in results], results)
 
 
 def _print_shared_notes(out: Console, names: Sequence[str], results: Sequence[Result]) -> None:

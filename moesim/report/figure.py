@@ -13,7 +13,7 @@ import pandas as pd
 
 from moesim.report import theme
 
-AnyChart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart
+AnyChart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VConcatChart
 
 TITLE_WIDTH = 96
 

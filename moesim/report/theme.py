@@ -44,6 +44,7 @@ INK = "currentColor"
 
 CONFIG: dict[str, Any] = {
     "background": "transparent",
+    "lineBreak": "\n",
     "font": FONT,
     "padding": {"left": 5, "right": 12, "top": 5, "bottom": 5},
     "view": {"stroke": None},

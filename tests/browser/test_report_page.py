@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from moesim.report import write_report
+from moesim.report.place_page import write_place_report
 from moesim.report.trace_page import write_trace_report
 from moesim.routing.study import study
+from moesim.what_if import PlacementStudy, place_study
 from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
 from tests.fixtures.toy_traces import identical, trace_of, uniform_ids
 
@@ -247,3 +249,79 @@ def test_charts_of_traces_are_drawn_and_legible(
     ink = tab.evaluate(INK)
     assert ink["label"] == ink["body"]
     tab.context.close()
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> PlacementStudy:
+    """Placements on two nodes under a trace of six domains, one of them with a hostile name."""
+    rng = np.random.default_rng(0)
+    names = [HOSTILE, *(f"a domain with a rather long name, number {n}" for n in range(1, 6))]
+    ids = uniform_ids(rng, 60 * 40, 32, 8, 2)
+    trace = trace_of(ids, 8, [40] * 60, [10] * 60, names, [n % 6 for n in range(60)])
+    path = tmp_path_factory.mktemp("placed") / "trace.safetensors"
+    trace.save(path)
+    return place_study(
+        {
+            "name": HOSTILE,
+            "model": "mixtral-8x7b",
+            "cluster": {"gpu": "h100-sxm", "nodes": 2, "gpus_per_node": 2},
+            "deployment": {
+                "engine": "sglang",
+                "parallelism": {"attention_dp": 4, "expert_parallel": 4},
+                "exchange": "deepep",
+            },
+            "routing": {"trace": str(path)},
+            "workload": {
+                "arrivals": "all_at_once",
+                "requests": 10,
+                "prompt": {"fixed": 20},
+                "output": {"fixed": 5},
+            },
+        },
+        ["eplb", "swap"],
+        [0, 4],
+        decode=16,
+        prefill=2048,
+        simulated=False,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_of_placements_are_drawn_and_legible(
+    browser: Any, tmp_path: Path, placed: PlacementStudy, scheme: str
+) -> None:
+    path = write_place_report(placed, tmp_path / "placed.html")
+    tab, troubles = opened(browser, path, color_scheme=scheme)
+    assert troubles == []
+    shapes = tab.evaluate(SHAPES)
+    assert set(shapes) == {
+        f"place-{name}"
+        for name in (
+            "gains", "load", "imbalance", "bytes", "redundancy", "ageing", "domains",
+        )
+    }  # fmt: skip
+    assert all(shapes.values()), shapes
+    assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(CUT) == []
+    assert tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    ink = tab.evaluate(INK)
+    assert ink["label"] == ink["body"]
+    assert tab.evaluate("document.images.length") == 0
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    tab.context.close()
+
+
+def test_a_placement_study_says_its_findings_without_scripts(
+    browser: Any, tmp_path: Path, placed: PlacementStudy
+) -> None:
+    path = write_place_report(placed, tmp_path / "placed.html")
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    text = tab.inner_text("body")
+    assert placed.headline in text
+    assert all(each.answer in text for each in placed.advice)
+    assert "No run was simulated" in text
+    assert tab.locator("table").count() >= 4
+    context.close()

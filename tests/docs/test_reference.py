@@ -267,8 +267,10 @@ def test_every_key_is_described(
     assert held - described == set()
     extra = described - held
     of_compare = {"first", "paired", "requests", "ttft_s", "tpot_s", "e2e_s"}
-    score = moesim.candidates(result.scenario, ["contiguous"])[0].score
-    of_place = {"policy", "redundant_experts", *vars(score)}
+    study = moesim.place_study(
+        result.scenario, ["contiguous"], decode=2, prefill=0, simulated=False, curves=False
+    )
+    of_place = set(study.to_json()[0]["placement"])
     assert extra == (of_compare | of_place) - held
 
 
@@ -297,3 +299,13 @@ def test_every_option_is_described_in_the_row_of_its_command() -> None:
         told = set(re.findall(r"--[a-z][a-z-]*", " ".join(uses)))
         assert options <= told, (command, options - told)
         assert told <= options | {"--json"}, (command, told - options)
+
+
+def test_every_placement_policy_and_choice_is_explained() -> None:
+    from moesim.placement.catalogue import POLICIES
+    from moesim.placement.replica_choice import CHOICES
+
+    page = (REFERENCE.parent / "explanation" / "placement.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    assert told == {*POLICIES, *CHOICES}

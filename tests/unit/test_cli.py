@@ -269,7 +269,8 @@ def test_compare_warns_where_the_demand_differs(
 
 def test_place_scores_and_simulates(small: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["place", small, "--policies", "contiguous,eplb", "--redundant", "0,8"]
-    rows = json.loads(printed([*arguments, "--batch", "16", "--json"], capsys))
+    arguments += ["--choices", "hash", "--decode", "2", "--prefill", "512", "--seeds", "1"]
+    rows = json.loads(printed([*arguments, "--json"], capsys))
     assert [row["name"] for row in rows] == [
         "contiguous",
         "contiguous, 8 redundant experts",
@@ -281,9 +282,47 @@ def test_place_scores_and_simulates(small: str, capsys: pytest.CaptureFixture[st
         assert row["placement"]["load_mean"] == pytest.approx(1.0)  # the routing is balanced
         assert row["placement"]["batch_tokens"] == 16
     assert rows[2]["placement"]["policy"] == "eplb"
-    text = printed([*arguments, "--report", "place.html"], capsys)
+    text = printed([*arguments, "--no-simulate", "--report", "place.html"], capsys)
     assert "eplb, 8 redundant experts" in text
+    assert "Keep what you have (contiguous)" in text
     assert Path("place.html").is_file()
+
+
+def test_place_exports_what_it_recommends_or_the_only_one(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["place", small, "--no-simulate", "--decode", "4", "--prefill", "0"]
+    one = [*quick, "--policies", "eplb", "--redundant", "8", "--choices", "hash"]
+    text = printed([*one, "--export", "a.json"], capsys)
+    assert "Wrote a.json, the placement eplb, 8 redundant experts for sglang" in text
+    assert len(json.loads(Path("a.json").read_text())["physical_to_logical_map"][0]) == 16
+    several = [*quick, "--policies", "contiguous,eplb", "--redundant", "0"]
+    assert main([*several, "--export", "b.json"]) == 0
+    assert "b.json is not written: no placement is recommended" in capsys.readouterr().err
+    assert not Path("b.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policies", "eplp"], "did you mean eplb?"),
+        (["--choices", "lqq"], "choices must be among hash, nearest, least-loaded, lp, active"),
+        (["--redundant", "3"], "must make experts + redundant (11) a multiple of the EP size (8)"),
+        (["--redundant", "3"], "(use 8)"),
+        (["--redundant", "a"], "--redundant must be whole numbers"),
+        (["--export", "x.txt"], "--export must end in"),
+        (["--export-for", "sglang"], "--export-for needs --export FILE"),
+        (["--decode", "-1"], "decode must make 0 to 262144 tokens"),
+    ],
+)
+def test_place_refuses_in_one_line(
+    small: str, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["place", small, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_a_trace_goes_out_and_comes_back(

@@ -1,0 +1,81 @@
+"""Which placement is recommended: by hand, from gains that are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from moesim.placement_findings import Candidate, Gain
+from moesim.what_if.gains import RESAMPLES, Ruler, Times
+from moesim.what_if.recommending import headline, recommended
+
+
+@dataclass
+class Tried:
+    """What the rule looks at. `seconds` a step takes, `spread` of it over resampled sequences."""
+
+    seconds: float
+    redundant_experts: int = 0
+    choice: str = "hash"
+    policy: str = "eplb"
+    spread: float = 0.001
+    name: str = "tried"
+
+    def times(self) -> Times:
+        rng = np.random.default_rng(int(1e6 * self.seconds))
+        resampled = rng.normal(self.seconds, self.spread, (RESAMPLES, 1))
+        return Times([np.full(4, self.seconds)], [resampled])
+
+    @property
+    def next_window(self) -> Gain:
+        now = Times([np.ones(4)], [np.ones((RESAMPLES, 1))])
+        return RULER.gain(now, self.times())
+
+
+RULER = Ruler((1.0,), [np.ones(4)])
+
+
+def choose(*tried: Tried) -> int | None:
+    candidates = cast(Any, tried)
+    return recommended(candidates, [each.times() for each in tried], RULER)
+
+
+@pytest.mark.parametrize(
+    ("tried", "best"),
+    [
+        ([], None),
+        ([Tried(0.997)], None),  # 0.3 % is not worth it
+        ([Tried(0.97, spread=0.1)], None),  # 3 %, but it may as well be a loss
+        ([Tried(1.05), Tried(0.95)], 1),
+        ([Tried(0.95), Tried(0.93)], 1),
+        ([Tried(0.95), Tried(0.948, redundant_experts=8)], 0),  # slots for 0.2 %
+        ([Tried(0.95), Tried(0.92, redundant_experts=8)], 1),
+        ([Tried(0.92, redundant_experts=8), Tried(0.95)], 0),
+        ([Tried(0.95), Tried(0.948, policy="swap")], 0),  # a search for 0.2 %
+        ([Tried(0.95), Tried(0.93, policy="swap")], 1),
+        ([Tried(0.95), Tried(0.93, policy="swap", spread=0.1)], 0),
+        ([Tried(0.9, redundant_experts=8), Tried(0.898, redundant_experts=8, choice="lp")], 0),
+        ([Tried(0.9, redundant_experts=8), Tried(0.8, redundant_experts=8, choice="lp")], 1),
+        # Each step up is held against the last one taken, not against the present placement.
+        ([Tried(0.95), Tried(0.93, policy="swap"), Tried(0.929, redundant_experts=8)], 1),
+    ],
+)
+def test_more_has_to_be_worth_it(tried: list[Tried], best: int | None) -> None:
+    assert choose(*tried) == best
+
+
+def test_the_headline_says_why_nothing_is_taken() -> None:
+    present = cast(Candidate, Tried(1.0, name="contiguous"))
+    assert headline(None, present, 0.4) == (
+        "Keep what you have (contiguous): even perfect balance would gain only 0.4 %."
+    )
+    assert "perfect balance, which whole experts rarely reach, would gain 7.0 %" in headline(
+        None, present, 7.0
+    )
+    taken = cast(Candidate, Tried(0.9, name="eplb"))
+    assert headline(taken, present, 20.0).startswith(
+        "Take eplb: routed experts take 10.0 % less time than under contiguous (95 % interval "
+    )
