@@ -14,6 +14,7 @@ from moesim.costs.layer_time import layer_law
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment
 from moesim.deployment_spec import Searched
+from moesim.errors import InputError
 from moesim.placement.batches import decode_batches, halves, prefill_batches
 from moesim.placement.task import PlacementTask, Workload
 from moesim.routing.trace import RoutingTrace
@@ -39,24 +40,25 @@ def placement_task(
     trace: RoutingTrace,
     ids_TLK: NDArray[Any],
 ) -> PlacementTask:
-    """The task of `chosen`: steps of its sizes, of all domains as the trace mixes them."""
+    """The task of `chosen`: steps of its sizes, of all domains as the trace mixes them.
+
+    Raises InputError for steps of more tokens than the engine's.
+    """
     fit_S, _ = halves(trace, chosen.fit_fraction)
-    ranks = deployment.sharding.attention_dp
-    prefill = chosen.prefill
-    if prefill is None:
-        prefill = min(deployment.token_budget * ranks, MOST_PROMPT)
+    decode, prefill = _tokens(deployment, chosen)
     rng = stream(scenario.seed, "placement")
     fit = []
     for prompts, tokens, share in (
-        (False, chosen.decode * ranks, chosen.decode_share),
+        (False, decode, chosen.decode_share),
         (True, prefill, 1.0 - chosen.decode_share),
     ):
         if tokens == 0:
             continue
+        law = layer_law(costs, prompts, tokens)
         draw = prefill_batches if prompts else decode_batches
         batches = draw(trace, ids_TLK, fit_S, tokens, fitted_steps(tokens), rng)
         name = f"prefill {tokens}" if prompts else f"decode {chosen.decode} a rank"
-        fit.append(Workload(batches, layer_law(costs, prompts, tokens), share, name))
+        fit.append(Workload(batches, law, share, name))
     return PlacementTask(
         fit=tuple(fit),
         experts=deployment.model.experts,
@@ -66,3 +68,19 @@ def placement_task(
         choice=chosen.replica_choice,
         seed=scenario.seed,
     )
+
+
+def _tokens(deployment: Deployment, chosen: Searched) -> tuple[int, int]:
+    """Of decode's steps and of those with prompts, on all ranks; 0 where there are none."""
+    budget, ranks = deployment.token_budget, deployment.sharding.attention_dp
+    prefill = chosen.prefill
+    if prefill is None:
+        prefill = min(budget * ranks, MOST_PROMPT)
+    for name, found, most in (
+        ("decode", chosen.decode, budget),
+        ("prefill", prefill, budget * ranks),
+    ):
+        if found > most:
+            rule = f"must be at most {most}, the tokens that the engine takes in a step"
+            raise InputError(f"deployment.placement.{name}", rule, found)
+    return chosen.decode * ranks, prefill

@@ -111,6 +111,13 @@ def test_copies_that_cannot_be_chosen_are_refused(changed: Any, rule: str) -> No
         simulate({**BASE, **changed, "deployment": deployment})
 
 
+def test_hash_takes_no_time() -> None:
+    """Averaged routing and the detailed mode, which know no other choice, would leave it out."""
+    with pytest.raises(InputError, match="choice_s must be left out with replica_choice hash"):
+        Scenario.parse(scenario(deployment={"placement": {"policy": "eplb", "choice_s": 1e-4}}))
+    Scenario.parse(scenario(deployment={"placement": {"policy": "eplb", "choice_s": 0.0}}))
+
+
 @pytest.mark.parametrize("choice", ["nearest", "least-loaded", "lp", "active"])
 def test_every_choice_of_copies_serves_all_tokens(choice: str) -> None:
     placement = {"policy": "contiguous", "redundant_experts": 16, "replica_choice": choice}
@@ -158,8 +165,22 @@ def test_a_policy_of_ones_own_is_given_the_load_and_obeyed() -> None:
     assert moved["bytes_within"].to_numpy() == pytest.approx(16 * 64 * one, rel=1e-12)
     with pytest.raises(InputError, match="is required where"):
         simulate({**BASE}, rebalancing=reverse)
-    with pytest.raises(InputError, match="every expert at least once"):
-        simulate(scenario(), rebalancing=lambda load_LE, old: np.zeros_like(old.slot_expert_LP))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "rule"),
+    [
+        (np.zeros_like, "every expert at least once"),
+        (lambda slots_LP: slots_LP - 9, "must name experts by their number"),
+        (lambda slots_LP: slots_LP * 10**6, "must name experts by their number"),
+        (lambda slots_LP: slots_LP / 1.0, "table of integers"),
+        (lambda slots_LP: slots_LP[:-1], "must keep the layers and slots"),
+        (lambda slots_LP: np.repeat(slots_LP, 2, axis=1), "must keep the layers and slots"),
+    ],
+)
+def test_what_a_policy_returns_is_looked_at_before_it_is_used(spoilt: Any, rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        simulate(scenario(), rebalancing=lambda load_LE, old: spoilt(old.slot_expert_LP))
 
 
 def test_a_run_reports_gaps_during_and_between() -> None:

@@ -84,3 +84,22 @@ def test_no_steps_are_refused() -> None:
         scenario(policy="swap", decode=0, prefill=0)
     with pytest.raises(InputError, match="did you mean portfolio"):
         scenario(policy="portfolo")
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"decode": 0, "decode_share": 1.0}, "decode_share must be below 1 where decode is 0"),
+        ({"prefill": 0, "decode_share": 0.0}, "decode_share must be above 0 where prefill is 0"),
+    ],
+)
+def test_steps_that_do_not_count_are_no_steps(given: dict[str, Any], rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        scenario(policy="lpt", redundant_experts=8, **given)
+
+
+@pytest.mark.parametrize(("name", "most"), [("decode", 65_536), ("prefill", 262_144)])
+def test_steps_larger_than_the_engines_are_refused_by_name(name: str, most: int) -> None:
+    asked = scenario(policy="lpt", redundant_experts=8, **{name: most})
+    with pytest.raises(InputError, match=rf"placement\.{name} must be at most"):
+        placed(asked)

@@ -414,6 +414,14 @@ def test_a_session_keeps_the_domain_of_its_first_request() -> None:
         ({"drift": DRIFT[1:]}, "the first of them 0"),
         ({"drift": [DRIFT[0], DRIFT[0]]}, "ascending"),
         ({"drift": [{"at_s": 0, "domains": {"a": 0}}]}, "positive weight in every mix"),
+        (
+            {
+                "drift": [
+                    {"at_s": t, "domains": {f"{t}-{i}": 1 for i in range(600)}} for t in (0, 1)
+                ]
+            },
+            "must name at most 1000 domains in all",
+        ),
     ],
 )
 def test_drift_that_cannot_be_is_refused(given: dict[str, Any], rule: str) -> None:
