@@ -35,23 +35,18 @@ class Copies(Spec):
     `replica_choice`: hash of the token (vLLM), nearest copy (SGLang's static), or from the counts
     of each step and layer: least-loaded in one pass, lp the least maximum of tokens on a rank
     (LPLB), active few distinct experts on every rank (METRO). `choice_s`: what choosing adds to
-    each MoE layer; None: 100 us with lp (LPLB's README; 100 to 200 by its authors, issue 3), else
-    nothing.
+    each MoE layer, nothing with hash; None: 100 us with lp (LPLB's README; 100 to 200 by its
+    authors, issue 3), else nothing.
     """
 
     redundant_experts: int = Field(0, ge=0, le=65_536)
     replica_choice: Literal["hash", "nearest", "least-loaded", "lp", "active"] = "hash"
     choice_s: float | None = Field(None, ge=0.0, le=1.0)
 
-    @model_validator(mode="after")
-    def _hash_takes_no_time(self) -> Self:
-        if self.choice_s and self.replica_choice == "hash":
-            rule = "must be left out with replica_choice hash, which takes no time"
-            raise broken_rule("choice_s", rule, self.choice_s)
-        return self
-
     def seconds_to_choose(self) -> float:
         """Of each MoE layer."""
+        if self.replica_choice == "hash":
+            return 0.0
         if self.choice_s is not None:
             return self.choice_s
         return 1e-4 if self.replica_choice == "lp" else 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.placement.placement import Placement
+from moesim.placement.placement import EMPTY, Placement
 from moesim.policies.rebalancing import RebalancingPlan
 from moesim.sim.cost_tables import ALL_GATHER, LAYERED, LOW_LATENCY, NORMAL
 from moesim.sim.state import COMPLETED, STEP_PARTS
@@ -60,7 +60,9 @@ def random_moves(
     rng = np.random.default_rng(chosen["seed"] + 3)
     ranks = harness.costs.domain_of_rank.size
     extra = ranks * (-(-8 // ranks)) - 8 + ranks
-    slots_LP = np.stack([rng.permutation(np.r_[:8, rng.integers(0, 8, extra)]) for _ in range(2)])
+    slots_LP = np.stack(
+        [rng.permutation(np.r_[:8, rng.integers(EMPTY, 8, extra)]) for _ in range(2)]
+    )
     plan = RebalancingPlan(
         mode=mode,
         window_steps=int(rng.integers(1, interval + 1)),

@@ -111,11 +111,19 @@ def test_copies_that_cannot_be_chosen_are_refused(changed: Any, rule: str) -> No
         simulate({**BASE, **changed, "deployment": deployment})
 
 
-def test_hash_takes_no_time() -> None:
-    """Averaged routing and the detailed mode, which know no other choice, would leave it out."""
-    with pytest.raises(InputError, match="choice_s must be left out with replica_choice hash"):
-        Scenario.parse(scenario(deployment={"placement": {"policy": "eplb", "choice_s": 1e-4}}))
-    Scenario.parse(scenario(deployment={"placement": {"policy": "eplb", "choice_s": 0.0}}))
+def test_what_choosing_takes() -> None:
+    """Hash takes no time whatever the scenario says of choosing: averaged routing and the detailed
+    mode, which know no other choice, charge none."""
+
+    def seconds(**given: Any) -> float:
+        data = scenario(deployment={"placement": {"policy": "eplb", **given}})
+        return Scenario.parse(data).deployment.placement.seconds_to_choose()
+
+    assert seconds(choice_s=0.5) == 0.0
+    assert seconds(choice_s=0.5, replica_choice="nearest") == 0.5
+    assert seconds(choice_s=0.0, replica_choice="lp") == 0.0
+    assert seconds(replica_choice="lp") == 1e-4
+    assert seconds(replica_choice="active") == 0.0
 
 
 @pytest.mark.parametrize("choice", ["nearest", "least-loaded", "lp", "active"])
