@@ -86,7 +86,9 @@ class Searched(Copies):
     prompts on all ranks; 0 leaves a kind of step out. `decode_share`: of routed-expert time.
     """
 
-    policy: Literal["lpt", "eplb-single", "affinity", "swap", "replicas", "portfolio"] = "portfolio"
+    policy: Literal[
+        "lpt", "eplb-single", "affinity", "swap", "replicas", "portfolio", "stratified", "budgeted"
+    ] = "portfolio"
     # Share of each domain's sequences that it sees (the first ones).
     fit_fraction: float = Field(0.5, gt=0.0, le=1.0)
     decode: int = Field(32, ge=0, le=65_536)

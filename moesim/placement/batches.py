@@ -10,7 +10,7 @@ S sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,13 +29,15 @@ MIXED = -1  # a step whose tokens are of any domain
 class Batches:
     """Steps by the rows of their tokens in `ids_TLK`, which stays where it is (memory-mapped, say).
 
-    `domain_D`: the domain that all tokens of a step are of, or MIXED.
+    `domain_D`: the domain that all tokens of a step are of, or MIXED. `domain_T`: of each row of
+    the trace; None where it is not known.
     """
 
     ids_TLK: NDArray[Any]
     rows_DN: NDArray[np.int64]
     domain_D: NDArray[np.int32]
     experts: int
+    domain_T: NDArray[np.uint16] | None = None
 
     @property
     def steps(self) -> int:
@@ -60,7 +62,7 @@ class Batches:
 
     def take(self, steps: NDArray[np.integer[Any]] | slice) -> Batches:
         """Some of the steps."""
-        return Batches(self.ids_TLK, self.rows_DN[steps], self.domain_D[steps], self.experts)
+        return replace(self, rows_DN=self.rows_DN[steps], domain_D=self.domain_D[steps])
 
 
 def halves(
@@ -112,7 +114,7 @@ def decode_batches(
         rounds = -(-tokens // own_S.size)
         chosen = np.concatenate([rng.permutation(own_S) for _ in range(rounds)])[:tokens]
         rows_DN[d] = rng.integers(first_S[chosen], end_S[chosen])
-    return Batches(ids_TLK, rows_DN, domain_D, trace.experts)
+    return Batches(ids_TLK, rows_DN, domain_D, trace.experts, _domain_of_rows(trace))
 
 
 def prefill_batches(
@@ -144,7 +146,32 @@ def prefill_batches(
                 filled += taken
                 if filled == tokens:
                     break
-    return Batches(ids_TLK, rows_DN, domain_D, trace.experts)
+    return Batches(ids_TLK, rows_DN, domain_D, trace.experts, _domain_of_rows(trace))
+
+
+def stratify(batches: Batches) -> Batches:
+    """The tokens of mixed steps put together anew, in their order, to steps of one domain each.
+
+    What is left of a domain after whole steps is dropped; the batches as they are where domains are
+    not known, or fewer than two fill a step.
+    """
+    if batches.domain_T is None:
+        return batches
+    rows = batches.rows_DN.ravel()
+    domain_of_rows = batches.domain_T[rows]
+    parts, domains = [], []
+    for domain in np.unique(domain_of_rows):
+        own = rows[domain_of_rows == domain]
+        steps = own.size // batches.tokens
+        parts.append(own[: steps * batches.tokens].reshape(steps, batches.tokens))
+        domains += [domain] * steps
+    if len(set(domains)) < 2:
+        return batches
+    return replace(batches, rows_DN=np.concatenate(parts), domain_D=np.array(domains, np.int32))
+
+
+def _domain_of_rows(trace: RoutingTrace) -> NDArray[np.uint16]:
+    return np.repeat(trace.domain_S, trace.sequence_tokens_S)
 
 
 def _groups(

@@ -13,6 +13,7 @@ from moesim.errors import InputError
 from moesim.placement import policies
 from moesim.placement import portfolio as portfolios
 from moesim.placement.affinity import affinity
+from moesim.placement.budgeted import budgeted
 from moesim.placement.eplb_compiled import eplb_compiled as balance
 from moesim.placement.fit_tables import fit_tables
 from moesim.placement.lpt import lpt as longest_first
@@ -75,6 +76,12 @@ def portfolio(task: PlacementTask) -> NDArray[np.int32]:
     return portfolios.portfolio(task).slot_expert_LP
 
 
+def stratified(task: PlacementTask) -> NDArray[np.int32]:
+    """The portfolio on steps of one domain each, every domain counting alike: one placement for
+    domains that come and go."""
+    return portfolio(task.by_domain())
+
+
 POLICIES: dict[str, PlacementPolicy] = {
     "contiguous": contiguous,
     "round-robin": round_robin,
@@ -87,6 +94,8 @@ POLICIES: dict[str, PlacementPolicy] = {
     "swap": swap,
     "replicas": replicas,
     "portfolio": portfolio,
+    "stratified": stratified,
+    "budgeted": budgeted,
 }
 
 

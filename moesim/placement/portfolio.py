@@ -75,11 +75,11 @@ def portfolio(task: PlacementTask, tried: Sequence[Recipe] = ()) -> Chosen:
     tried = tuple(tried) or recipes(task)
     fit, held_out = split(task.fit)
     tables = fit_tables(fit, task.ranks)
-    load_LE = replace(task, fit=fit).load_LE
+    load_LE = task.with_fit(fit).load_LE
     candidates = [recipe.make(load_LE, tables, task) for recipe in tried]
     times_XDL = replayed_times(candidates, held_out, task)
     recipe_L = choose(times_XDL, sum(not recipe.proposals for recipe in tried))
-    return Chosen(_remade(task, tried, recipe_L), recipe_L, times_XDL.sum(axis=1))
+    return Chosen(remade(task, tried, recipe_L), recipe_L, times_XDL.sum(axis=1))
 
 
 def split(fit: Sequence[Workload]) -> tuple[tuple[Workload, ...], tuple[Workload, ...]]:
@@ -99,7 +99,7 @@ def split(fit: Sequence[Workload]) -> tuple[tuple[Workload, ...], tuple[Workload
         for side, found in enumerate((kept, held_out)):
             rows_DN = np.concatenate([part[side] for part in parts])
             domain_D = np.repeat(domains, [len(part[side]) for part in parts])
-            again = Batches(batches.ids_TLK, rows_DN, domain_D, batches.experts)
+            again = replace(batches, rows_DN=rows_DN, domain_D=domain_D)
             found.append(replace(workload, batches=again))
     return tuple(kept), tuple(held_out)
 
@@ -170,7 +170,7 @@ def _worth_it(old_DL: NDArray[np.float64], new_DL: NDArray[np.float64]) -> NDArr
     return np.asarray(gain_DL.sum(axis=0) > least_L)
 
 
-def _remade(
+def remade(
     task: PlacementTask, tried: Sequence[Recipe], recipe_L: NDArray[np.int64]
 ) -> NDArray[np.int32]:
     """Each layer by its recipe, from all steps."""

@@ -8,13 +8,13 @@ Legend: L MoE layers, E experts, P slots, R ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.batches import Batches
+from moesim.placement.batches import Batches, stratify
 from moesim.placement.layer_law import LayerLaw
 
 
@@ -61,6 +61,16 @@ class PlacementTask:
         """Tokens that chose each expert, [L, E]; workloads count by weight, whatever their size."""
         loads = [w.weight * w.batches.load_LE() / w.batches.rows_DN.size for w in self.fit]
         return np.asarray(sum(loads))
+
+    def with_fit(self, fit: tuple[Workload, ...]) -> PlacementTask:
+        """The same with other routing to fit to."""
+        return replace(self, fit=fit)
+
+    def by_domain(self) -> PlacementTask:
+        """The same tokens in steps of one domain each, where they are of several."""
+        return self.with_fit(
+            tuple(replace(work, batches=stratify(work.batches)) for work in self.fit)
+        )
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
