@@ -3,7 +3,8 @@
 Closed forms: the law of layer time at the busiest rank's active experts and tokens, which follow
 from a max/mean measured on fitting data. What replicas leave of an imbalance is predicted, not
 replayed: the part that lies in the mean load is replaced by that of EPLB's shares, and of the rest,
-which varies from step to step, FLUCTUATION stays; both parts add in quadrature.
+which varies from step to step, FLUCTUATION stays. Under a law that adds up experts, each with a
+corner of its own (measured kernels), what is even or not is their time rather than their tokens.
 
 The intervals hold the spread over steps and SPREAD_PERCENT, how far predictions were from replays
 of other requests: V2-Lite, gpt-oss and synthetic routing, EP 4 to 64, decode of 8 to 128 tokens a
@@ -68,6 +69,8 @@ def replicate_or_not(
     single = Placement(eplb(load_LE, experts, 1, 1, ranks), ranks)
     copied = Placement(eplb(load_LE, experts + extra, 1, 1, ranks), ranks)
     replayed = replay(single, judge.batches, judge.law)
+    if judge.law.tile_s.size:
+        return _advice("replicate", *_by_work(judge, single, copied, replayed), replayed)
     active_DL, tokens_DL = _busiest(replayed, judge, ranks)
     steady_L, left_L = mean_imbalance(single, load_LE), mean_imbalance(copied, load_LE)
     varying_DL = np.maximum((replayed.tokens_max_over_mean - 1.0) ** 2 - (steady_L - 1.0) ** 2, 0.0)
@@ -80,6 +83,33 @@ def replicate_or_not(
     )
     before_DL = seconds_at(judge.law, active_DL, tokens_DL)
     return _advice("replicate", before_DL, after_DL, replayed)
+
+
+def _by_work(
+    judge: Workload, single: Placement, copied: Placement, replayed: Replayed
+) -> tuple[Floats, Floats]:
+    """[D, L] seconds before and after, by a law that adds up experts: what is even or not is their
+    time. A copy of a hot expert takes part of its computing along and costs a read of its own."""
+    law, counts_DLE = judge.law, judge.batches.counts_DLE
+    excess_L, mean_DL = [], []
+    for placement in (single, copied):
+        work_DLE = _work_s(law, counts_DLE, placement.copies_LE())
+        mean_DL.append(work_DLE.sum(axis=2) / placement.ranks)
+        excess_L.append(mean_imbalance(placement, work_DLE.mean(axis=0)) - 1.0)
+    busy_DL = np.maximum(replayed.layer_s - law.fixed_s, 0.0)
+    before_DL = np.divide(busy_DL, mean_DL[0], out=np.ones_like(busy_DL), where=mean_DL[0] > 0.0)
+    varying_DL = np.maximum((before_DL - 1.0) ** 2 - excess_L[0] ** 2, 0.0)
+    after_DL = 1.0 + excess_L[1] + FLUCTUATION * np.sqrt(varying_DL)
+    return replayed.layer_s, law.fixed_s + mean_DL[1] * after_DL
+
+
+def _work_s(
+    law: LayerLaw, counts_DLE: NDArray[np.integer[Any]], copies_LE: NDArray[np.integer[Any]]
+) -> Floats:
+    """[D, L, E] seconds of each expert on all its copies, which share its tokens evenly."""
+    tiles_DLE = -(-counts_DLE // (copies_LE << law.tile_shift))
+    reached_DLE = np.minimum(copies_LE, counts_DLE)  # no more copies than tokens
+    return np.asarray(reached_DLE * law.tile_s[tiles_DLE] + law.pair_s * counts_DLE)
 
 
 def eplb_or_not(fit: Workload, ranks: int, judge: Workload | None = None) -> Advice:
@@ -205,6 +235,8 @@ def _compare(
     question: str, before: Placement, after: Placement, judge: Workload, choice: str
 ) -> Advice:
     one, two = (replay(each, judge.batches, judge.law, choice) for each in (before, after))
+    if judge.law.tile_s.size:  # a rank's tokens say little where every expert has its own corner
+        return _advice(question, one.layer_s, two.layer_s, one)
     before_DL = seconds_at(judge.law, *_busiest(one, judge, before.ranks))
     after_DL = seconds_at(judge.law, *_busiest(two, judge, before.ranks))
     return _advice(question, before_DL, after_DL, one)

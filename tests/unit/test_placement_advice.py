@@ -150,3 +150,31 @@ def test_decode_without_redundancy_says_that_it_is_at_the_optimum() -> None:
 def test_slots_must_divide() -> None:
     with pytest.raises(InputError, match="multiple of the EP size"):
         replicate_or_not(workload(np.ones(32), 64), 8, 3)
+
+
+# Reading an expert takes as long as computing 200 of its tokens; tiles of 16.
+TILES = np.arange(600)
+CORNERS = LayerLaw(
+    0.0, 0.0, np.inf, 3e-6, 1e-9, 4,
+    (TILES > 0) * 8e-6 * (1.0 + (TILES * 16 / 200.0) ** 1.7) ** (1 / 1.7),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [32, 256, 2048, 8192])
+@pytest.mark.parametrize("skew", [0.0, 1.0, 2.0])
+def test_replicating_under_a_law_of_single_experts(tokens: int, skew: float) -> None:
+    """The sign is right whether reading binds (all experts but the hot ones), computing (the hot
+    ones) or both; within 7 points of replay where most experts are read. Tokens alone would say
+    that no copy pays there."""
+    share_E = np.arange(1, 33.0) ** -skew
+    fit = workload(share_E, tokens, CORNERS)
+    told = replicate_or_not(fit, 8, 8).gain_percent.mean
+    load_LE = fit.batches.load_LE()
+    one, two = (
+        replay(Placement(eplb(load_LE, slots, 1, 1, 8), 8), fit.batches, CORNERS)
+        for slots in (32, 40)
+    )
+    found = 100.0 * (1.0 - two.layer_s.mean() / one.layer_s.mean())
+    assert told * found > 0.0
+    if one.active_mean.mean() > 3.0:
+        assert told == pytest.approx(found, abs=7.0)
