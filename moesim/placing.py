@@ -67,15 +67,22 @@ def fit_eplb(
 ) -> NDArray[np.int32]:
     """EPLB's placement of a load on the deployment's slots, int32 [L, P]. `hierarchical` None:
     where groups of experts divide over nodes, as the algorithm does."""
-    nodes = len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
-    groups = deployment.model.expert_groups
-    if hierarchical is None:
-        hierarchical = groups % nodes == 0
-    if not hierarchical:
+    groups, nodes = deployment.model.expert_groups, _nodes(deployment)
+    if not keeps_nodes(deployment, hierarchical):
         groups, nodes = 1, 1
     return eplb_compiled(
         load_LE, deployment.slots, groups, nodes, deployment.sharding.expert_parallel
     )
+
+
+def keeps_nodes(deployment: Deployment, hierarchical: bool | None) -> bool:
+    """Whether EPLB keeps each group of experts on one node; `hierarchical` as of `fit_eplb`."""
+    divides = deployment.model.expert_groups % _nodes(deployment) == 0
+    return divides and (hierarchical is None or hierarchical)
+
+
+def _nodes(deployment: Deployment) -> int:
+    return len({deployment.cluster.domain_of(i) for i in deployment.sharding.ffn_gpus})
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from moesim.deployment import Deployment
 from moesim.errors import InputError
 from moesim.placement.placement import Placement
-from moesim.placing import fit_eplb
+from moesim.placement.settling import settle
+from moesim.placing import fit_eplb, keeps_nodes
 from moesim.policies.rebalancing import FIELD, plan_rebalancing
 from moesim.scenario import Scenario
 from moesim.sharding import expert_bytes
@@ -61,7 +62,8 @@ def replacer(scenario: Scenario, deployment: Deployment) -> Replacer:
     """The scenario's policy as a function of load."""
     spec = scenario.deployment.rebalancing
     assert spec is not None
-    return partial(_by_eplb, deployment, spec.hierarchical)
+    by = {"eplb": _by_eplb, "settle": _by_settling}[spec.policy]
+    return partial(by, deployment, spec.hierarchical)
 
 
 def _by_eplb(
@@ -71,6 +73,21 @@ def _by_eplb(
     placement: Placement,
 ) -> NDArray[np.int32]:
     return fit_eplb(load_LE, deployment, hierarchical)
+
+
+def _by_settling(
+    deployment: Deployment,
+    hierarchical: bool | None,
+    load_LE: NDArray[np.float64],
+    placement: Placement,
+) -> NDArray[np.int32]:
+    """Few changes; within nodes only where EPLB keeps groups there."""
+    new_LP = fit_eplb(load_LE, deployment, hierarchical)
+    domain_R = np.zeros(placement.ranks, np.int32)
+    if keeps_nodes(deployment, hierarchical):
+        first_of_rank = gpus_of_ranks(deployment)[:, 0].tolist()
+        domain_R[:] = [deployment.cluster.domain_of(gpu) for gpu in first_of_rank]
+    return settle(placement.slot_expert_LP, new_LP, load_LE, domain_R)
 
 
 def rebalance(

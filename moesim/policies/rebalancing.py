@@ -46,6 +46,8 @@ WINDOW_STEPS = 1000  # vLLM and SGLang
 class Rebalancing(Spec):
     """Experts placed anew by recent load; None: as the engine does.
 
+    `policy`: eplb packs from nothing; settle changes few slots until every layer is within 2 % of
+    that (moesim.placement.settling; no engine does this).
     `first_steps`: steps before the first time. `threshold`: a window whose balancedness (sum over
     layers of the mean rank's tokens, over that of the busiest rank's) reaches it changes nothing.
     `layers_per_chunk`: layers copied at once; with sync the replica takes a step between chunks
@@ -56,7 +58,7 @@ class Rebalancing(Spec):
     rank). `copy_bytes_per_s`: most that a GPU sends or receives of them; None: its links' limit.
     """
 
-    policy: Literal["eplb"] = "eplb"
+    policy: Literal["eplb", "settle"] = "eplb"
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
     relabel: bool = False
     mode: Literal["sync", "async"] | None = None
