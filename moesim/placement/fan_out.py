@@ -53,6 +53,9 @@ def count_sent(
     copies_2L: Any,
 ) -> None:
     """Add copies sent within nodes, and between them. `chosen`: choices of hash and of nearest."""
+    if domain_R.size <= 64:
+        _count_by_bits(ids_TLK, rows_N, choice, placed, domain_R, chosen, sent, copies_2L)
+        return
     start_LE1, slot_LP, rank_of_slot_P = placed
     choice_C, near_RLE = chosen
     left_LP, at_LE, mark_R, mark_X, place_R, width_X, land_X = sent
@@ -85,6 +88,65 @@ def count_sent(
                 if node != domain_R[source] and mark_X[node] != stamp:
                     mark_X[node] = stamp
                     copies_2L[1, layer] += 1
+
+
+@inner
+def _count_by_bits(
+    ids_TLK: Any,
+    rows_N: Any,
+    choice: int,
+    placed: Any,
+    domain_R: Any,
+    chosen: Any,
+    sent: Any,
+    copies_2L: Any,
+) -> None:
+    """The same for up to 64 ranks, a bit each: without branches, several times as fast."""
+    start_LE1, slot_LP, rank_of_slot_P = placed
+    choice_C, near_RLE = chosen
+    left_LP, at_LE, _, _, place_R, width_X, _ = sent
+    ranks, tokens = domain_R.size, rows_N.size
+    one, last, land = np.uint64(1), -1, np.uint64(0)
+    for j in range(tokens):
+        row = rows_N[j]
+        hash_row(row, choice_C)
+        source = j * ranks // tokens
+        if source != last:
+            last = source
+            land = np.uint64(0)
+            for r in range(ranks):
+                if place_R[r] == place_R[source] % width_X[domain_R[r]]:
+                    land |= one << np.uint64(r)
+        home = one << np.uint64(domain_R[source])
+        for layer in range(ids_TLK.shape[1]):
+            start_E1, slot_P = start_LE1[layer], slot_LP[layer]
+            ranks_hit, nodes_hit = np.uint64(0), np.uint64(0)
+            for k in range(ids_TLK.shape[2]):
+                e = np.uintp(ids_TLK[row, layer, k])
+                if choice == HASH:
+                    first = start_E1[e]
+                    copies = np.uintp(start_E1[e + np.uintp(1)] - first)
+                    slot = np.uintp(slot_P[np.uintp(first + choice_C[copies])])
+                elif choice == NEAREST:
+                    slot = np.uintp(near_RLE[source, layer, e])
+                else:
+                    slot = np.uintp(_deal(slot_P, at_LE[layer], left_LP[layer], np.intp(e)))
+                rank = np.uintp(rank_of_slot_P[slot])
+                ranks_hit |= one << np.uint64(rank)
+                nodes_hit |= one << np.uint64(domain_R[rank])
+            copies_2L[0, layer] += _ones(ranks_hit & ~land)
+            copies_2L[1, layer] += _ones(nodes_hit & ~home)
+
+
+@inner
+def _ones(word: Any) -> Any:
+    """Bits that are set, counted side by side in ever wider fields (H. Warren, Hacker's Delight,
+    section 5-1)."""
+    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    low = np.uint64(0x3333333333333333)
+    word = (word & low) + ((word >> np.uint64(2)) & low)
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 @inner

@@ -175,3 +175,24 @@ def test_refuses_what_does_not_fit() -> None:
         replay(placement, batches, MEASURED._replace(tile_s=np.zeros(3)))
     with pytest.raises(InputError, match="replica_choice"):
         replay(placement, batches, LAW, "random")
+
+
+@pytest.mark.parametrize("choice", ["hash", "nearest", "lp"])
+@pytest.mark.parametrize("ranks", [64, 72])
+def test_many_ranks(ranks: int, choice: str) -> None:
+    """Up to 64 ranks are bits of a word, more are marked: both are what the plain replay counts,
+    or where counts decide, at most a copy for every expert."""
+    rng = np.random.default_rng(ranks)
+    ids_TLK = np.argsort(rng.random((300, 2, 96)), axis=2)[..., :6].astype(np.uint8)
+    spread_P = np.concatenate([np.arange(96), rng.integers(0, 96, 2 * ranks - 96)])
+    held_LP = np.stack([rng.permutation(spread_P) for _ in range(2)]).astype(np.int32)
+    placement = Placement(held_LP, ranks)
+    rows_DN = rng.integers(0, 300, (2, 2 * ranks))
+    batches = Batches(ids_TLK, rows_DN, np.full(2, MIXED, np.int32), 96)
+    node_R = np.arange(ranks) // 8
+    found = replay(placement, batches, LAW, choice, node_R, fan_out=True)
+    if choice == "hash":
+        placed_TLK = place_rows(ids_TLK, placement)
+        same(found, plain(placed_TLK[rows_DN], LAW, ranks, placement.slots, node_R))
+    assert (found.near_copies + found.far_copies <= 2 * ranks * 6 * 2).all()
+    assert (found.far_copies > 2 * ranks).all()
