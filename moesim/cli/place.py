@@ -58,7 +58,7 @@ def place(
             metavar="a,b",
             help="How tokens choose among copies: hash, nearest, least-loaded, lp, active.",
         ),
-    ] = "hash,lp",
+    ] = "hash",
     decode: Annotated[
         int | None,
         typer.Option(
@@ -79,16 +79,17 @@ def place(
     no_simulate: Annotated[
         bool, typer.Option("--no-simulate", help="Score by replay only, run nothing.")
     ] = False,
+    simulate_all: Annotated[
+        bool,
+        typer.Option(
+            "--simulate-all",
+            help="Run every placement, not only the present and the recommended one.",
+        ),
+    ] = False,
     seeds: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=100,
-            metavar="N",
-            help="Runs of the present and of the recommended placement, each with a demand of its "
-            "own.",
-        ),
-    ] = 5,
+        typer.Option(metavar="N", help="Runs of a placement, each with a demand of its own."),
+    ] = 3,
     as_json: JsonOption = False,
     report: ReportOption = None,
     export: Annotated[
@@ -130,6 +131,7 @@ def place(
             decode=decode,
             prefill=prefill,
             simulated=not no_simulate,
+            simulate_all=simulate_all,
             seeds=seeds,
             curves=report is not None,
             progress=tell,
@@ -201,7 +203,7 @@ def _reader(path: Path | None, wanted: ExportFor | None) -> ExportFor:
 
 def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
     """Write the recommended placement, or the only one tried; what to say of it."""
-    first, *others = study.candidates
+    first, *others = [each for each in study.candidates if each.asked]
     only = all(
         (each.policy, each.redundant_experts) == (first.policy, first.redundant_experts)
         and np.array_equal(each.placement.slot_expert_LP, first.placement.slot_expert_LP)

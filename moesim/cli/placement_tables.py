@@ -37,12 +37,11 @@ def print_study(study: PlacementFindings) -> None:
             f"balance: {_percent(study.cap_percent)} %."
         ],
     )
-    rows = [each for each in study.candidates if each.name != study.present.name]
-    rows.insert(0, study.present)
+    rows = [study.present, *study.others]
     print_table(out, GAINS, [_gains(study, each) for each in rows])
     _print_steps(out, study, rows)
     if study.present.summary is not None:
-        _print_runs(out, rows)
+        _print_runs(out, [each for each in rows if each.summary is not None])
     print_notes(out, (*study.basis, *study.notes))
 
 

@@ -169,6 +169,8 @@ def _runs(study: PlacementFindings) -> str:
     times = (("itl_s", "p99"), ("tpot_s", "p50"), ("ttft_s", "p50"), ("ttft_s", "p99"))
     rows: list[Row] = []
     for each in place_words.others(study):
+        if each.summary is None:
+            continue
         cells = [duration(pick(each.summary or {}, *path), 3) for path in times]
         of = each.simulated
         gained = [NOT_APPLICABLE] * 3

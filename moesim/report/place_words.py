@@ -37,8 +37,7 @@ UNDECIDED = 25.0  # points on both sides
 
 def others(study: PlacementFindings) -> tuple[Candidate, ...]:
     """The present placement, then what was tried beside it."""
-    tried = (each for each in study.candidates if each.name != study.present.name)
-    return (study.present, *tried)
+    return (study.present, *study.others)
 
 
 def compared(study: PlacementFindings) -> Candidate:
@@ -46,7 +45,7 @@ def compared(study: PlacementFindings) -> Candidate:
     (the present one where there is nothing else)."""
     if study.recommended is not None:
         return study.recommended
-    return max(study.candidates, key=lambda c: c.next_window.percent, default=study.present)
+    return max(study.others, key=lambda c: c.next_window.percent, default=study.present)
 
 
 def gain_words(gain: Gain | None) -> str:

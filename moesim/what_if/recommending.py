@@ -13,23 +13,33 @@ PLAIN = ("contiguous", "round-robin", "eplb", "eplb-global")  # what engines hav
 
 
 def recommended(
-    candidates: Sequence[Candidate], times: Sequence[Times], ruler: Ruler
+    candidates: Sequence[Candidate],
+    times: Sequence[Times],
+    ruler: Ruler,
+    redundant_now: int = 0,
 ) -> int | None:
     """Which candidate to take, if any, given their times on the scored steps.
 
     Of those whose gain over the present placement on the next window is worth it (0.5 points, an
     interval that excludes a loss), the one with most gain. But more slots, then another choice
-    among copies than by hash, then a search, have to be worth it over what does without them.
+    among copies than by hash, then a search, have to be worth it over what does without them. What
+    has fewer redundant experts than now need not gain: its interval has to exclude a loss of more
+    than 0.5 points.
     """
 
     def worth(gain: Gain) -> bool:
         return gain.excludes_loss and gain.percent >= WORTH_PERCENT
 
+    def eligible(each: Candidate) -> bool:
+        gain = each.next_window
+        fewer = each.redundant_experts < redundant_now
+        return worth(gain) or (fewer and gain.low is not None and gain.low > -WORTH_PERCENT)
+
     levels: dict[tuple[int, bool, bool], int] = {}  # the best of each
     for i, each in enumerate(candidates):
         level = each.redundant_experts, each.choice != "hash", each.policy not in PLAIN
         best = levels.get(level)
-        if worth(each.next_window) and (
+        if eligible(each) and (
             best is None or each.next_window.percent > candidates[best].next_window.percent
         ):
             levels[level] = i
@@ -51,6 +61,12 @@ def headline(chosen: Candidate | None, present: Candidate, cap_percent: float) -
     if chosen is None:
         return f"Keep what you have ({present.name}): {_why_none(cap_percent)}."
     gain = chosen.next_window
+    if not gain.excludes_loss or gain.percent < WORTH_PERCENT:
+        return (
+            f"Take {chosen.name}: with fewer redundant experts ({chosen.redundant_experts}, now "
+            f"{present.redundant_experts}) routed experts are as fast as under {present.name} "
+            f"(gain {shown(gain)})."
+        )
     return (
         f"Take {chosen.name}: routed experts take {gain.percent:.1f} % less time than under "
         f"{present.name} (95 % interval {gain.low:.1f} to {gain.high:.1f} %; perfect balance "
@@ -77,9 +93,11 @@ def reasons(
     said = [_at_the_optimum(number, kind, candidates) for number, kind in enumerate(kinds)]
     if chosen is not None:
         said = [*_of_chosen(chosen, present, candidates), *said]
-    elif candidates:
-        best = max(candidates, key=lambda c: c.next_window.percent)
-        said = [f"The best of the others, {best.name}, gains {shown(best.next_window)}.", *said]
+    else:
+        others = [each for each in candidates if each.name != present.name]
+        best = max(others, key=lambda c: c.next_window.percent, default=None)
+        if best is not None:
+            said = [f"The best of the others, {best.name}, gains {shown(best.next_window)}.", *said]
     return tuple(sentence for sentence in said if sentence)
 
 

@@ -269,7 +269,8 @@ def test_compare_warns_where_the_demand_differs(
 
 def test_place_scores_and_simulates(small: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["place", small, "--policies", "contiguous,eplb", "--redundant", "0,8"]
-    arguments += ["--choices", "hash", "--decode", "2", "--prefill", "512", "--seeds", "1"]
+    arguments += ["--choices", "hash", "--decode", "2", "--prefill", "512"]
+    arguments += ["--seeds", "1", "--simulate-all"]
     rows = json.loads(printed([*arguments, "--json"], capsys))
     assert [row["name"] for row in rows] == [
         "contiguous",

@@ -10,7 +10,7 @@ import pytest
 
 from moesim.placement_findings import Candidate, Gain
 from moesim.what_if.gains import RESAMPLES, Ruler, Times
-from moesim.what_if.recommending import headline, recommended
+from moesim.what_if.recommending import headline, reasons, recommended, shown
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Tried:
 RULER = Ruler((1.0,), [np.ones(4)])
 
 
-def choose(*tried: Tried) -> int | None:
+def choose(*tried: Tried, redundant_now: int = 0) -> int | None:
     candidates = cast(Any, tried)
-    return recommended(candidates, [each.times() for each in tried], RULER)
+    return recommended(candidates, [each.times() for each in tried], RULER, redundant_now)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,29 @@ def choose(*tried: Tried) -> int | None:
 )
 def test_more_has_to_be_worth_it(tried: list[Tried], best: int | None) -> None:
     assert choose(*tried) == best
+
+
+@pytest.mark.parametrize(
+    ("tried", "best"),
+    [
+        ([Tried(1.001)], 0),  # 0.1 % slower, for sure no more than 0.5 %
+        ([Tried(1.02)], None),
+        ([Tried(1.001, spread=0.1)], None),  # or much more
+        ([Tried(1.001, redundant_experts=8)], None),  # as many as now
+        ([Tried(0.97, redundant_experts=8), Tried(1.001)], 0),
+    ],
+)
+def test_fewer_slots_need_not_gain(tried: list[Tried], best: int | None) -> None:
+    assert choose(*tried, redundant_now=8) == best
+
+
+def test_the_present_placement_is_none_of_the_others() -> None:
+    present = cast(Candidate, Tried(1.0, name="eplb, 8 redundant experts", redundant_experts=8))
+    assert reasons(None, present, [present], ()) == ()
+    fewer = cast(Candidate, Tried(1.001, name="eplb"))
+    assert "with fewer redundant experts (0, now 8)" in headline(fewer, present, 7.0)
+    said = reasons(None, present, [present, fewer], ())
+    assert said == (f"The best of the others, eplb, gains {shown(fewer.next_window)}.",)
 
 
 def test_the_headline_says_why_nothing_is_taken() -> None:
