@@ -24,7 +24,9 @@ def print_study(study: PlacementFindings) -> None:
     """Advice first, then the recommendation, then the tables behind it."""
     out = console()
     out.print(one_line(study.name), style="bold")
-    _sentences(out, [f"{each.question} {each.answer}" for each in study.advice])
+    for each in study.advice:
+        sure = f" (sign sure to {each.confidence})" if each.confidence else ""
+        _sentences(out, [f"{each.question} {each.answer}{sure}"])
     out.print()
     _sentences(out, [study.headline], style="bold")
     _sentences(out, study.reasons)

@@ -38,6 +38,7 @@ from moesim.what_if.fitting import EPLB, HASH, Policies, checked_choices, named_
 from moesim.what_if.recommending import headline, reasons, recommended
 from moesim.what_if.setting import Setting, Tell, make_ready
 from moesim.what_if.simulated import run_all
+from moesim.what_if.strain import load_notes
 from moesim.what_if.telling import candidate_table, study_json
 from moesim.what_if.typical import StepSizes, sizes_asked, sizes_by_default, sizes_of_run
 
@@ -219,7 +220,12 @@ def _study(
         redundancy=redundancy,
         ageing=ageing,
         domains=domains,
-        notes=(*setting.notes, *_reservations(setting), *setting.deployment.notes),
+        notes=(
+            *load_notes(present),
+            *setting.notes,
+            *_reservations(setting),
+            *setting.deployment.notes,
+        ),
         seed=setting.scenario.seed,
         board=board,
     )
