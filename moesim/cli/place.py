@@ -241,8 +241,8 @@ def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
 def _counts(text: str) -> list[int]:
     counts = []
     for part in text.split(","):
-        if part.strip().startswith("-") and part.strip()[1:].isdigit():
-            raise InputError("--redundant", "must not be negative", part.strip())
+        if part.strip().startswith("-") and part.strip()[1:].isdecimal() and len(part) < 9:
+            raise InputError("--redundant", "must not be negative", int(part))
         if not (part.strip().isascii() and part.strip().isdigit()) or len(part.strip()) > 6:
             raise InputError("--redundant", "must be whole numbers with commas between", text)
         counts.append(int(part))

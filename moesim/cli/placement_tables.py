@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 UNDECIDED = 25.0  # points on both sides
 GAINS = ["placement", "gain", "95 % from", "to", "in sample", "other domains", "over EPLB",
-         "over best EPLB", "head-room left"]  # fmt: skip
+         "over best EPLB", "perfect balance"]  # fmt: skip
 
 
 def print_study(study: PlacementFindings) -> None:
@@ -36,7 +36,8 @@ def print_study(study: PlacementFindings) -> None:
         [
             "Predicted time of the routed experts (not of the whole step), on routing that no "
             f"placement has seen; % against {study.present.name}, positive is faster. In perfect "
-            f"balance: {_percent(study.cap_percent)} %."
+            f"balance: {_percent(study.cap_percent)} %; the last column is what that would still "
+            "gain over each."
         ],
     )
     rows = [study.present, *study.others]

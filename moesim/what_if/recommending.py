@@ -9,6 +9,7 @@ from moesim.what_if.gains import Ruler, Times
 
 WORTH_PERCENT = 0.5  # halves of a trace exchanged move a gain by about as much
 SMALL_HEADROOM_PERCENT = 1.0
+SEARCHES = ("swap", "replicas", "portfolio", "stratified", "budgeted")
 PLAIN = ("contiguous", "round-robin", "eplb", "eplb-global")  # what engines have built in
 
 
@@ -70,16 +71,16 @@ def headline(chosen: Candidate | None, present: Candidate, cap_percent: float) -
     return (
         f"Take {chosen.name}: routed experts take {gain.percent:.1f} % less time than under "
         f"{present.name} (95 % interval {gain.low:.1f} to {gain.high:.1f} %; perfect balance "
-        f"would gain {cap_percent:.1f} %)."
+        f"would gain {cap_percent:.1f} % over {present.name})."
     )
 
 
 def _why_none(cap_percent: float) -> str:
     if cap_percent < SMALL_HEADROOM_PERCENT:
-        return f"even perfect balance would gain only {max(cap_percent, 0.0):.1f} %"
+        return f"even perfect balance would gain only {max(cap_percent, 0.0):.1f} % over it"
     return (
         f"no placement tried is sure to gain {WORTH_PERCENT} % on routing it has not seen, though "
-        f"perfect balance, which whole experts rarely reach, would gain {cap_percent:.1f} %"
+        f"perfect balance, which whole experts rarely reach, would gain {cap_percent:.1f} % over it"
     )
 
 
@@ -102,10 +103,12 @@ def reasons(
 
 
 def _of_chosen(chosen: Candidate, present: Candidate, candidates: Sequence[Candidate]) -> list[str]:
-    said = [
-        f"Against EPLB in as many slots it gains {shown(chosen.against_eplb)}, against the better "
-        f"of EPLB with and without redundancy {shown(chosen.against_best_eplb)}."
-    ]
+    said = []
+    if (chosen.policy, chosen.choice) != ("eplb", "hash"):
+        said.append(
+            f"Against EPLB in as many slots it gains {shown(chosen.against_eplb)}, against the "
+            f"better of EPLB with and without redundancy {shown(chosen.against_best_eplb)}."
+        )
     if chosen.kv_capacity_tokens != present.kv_capacity_tokens:
         change = chosen.kv_capacity_tokens - present.kv_capacity_tokens
         said.append(
@@ -141,7 +144,7 @@ def _at_the_optimum(number: int, kind: StepKind, candidates: Sequence[Candidate]
     fewest = min((c.redundant_experts for c in candidates), default=0)
     alike = [c for c in candidates if c.redundant_experts == fewest]
     eplb = next((c for c in alike if c.policy == "eplb" and c.choice == "hash"), None)
-    others = [c for c in alike if c is not eplb]
+    others = [c for c in alike if c.policy in SEARCHES]
     if eplb is None or not others:
         return ""
     best = max(others, key=lambda c: c.scores[number].against_eplb.percent)
@@ -153,5 +156,5 @@ def _at_the_optimum(number: int, kind: StepKind, candidates: Sequence[Candidate]
     slots = f"{fewest} redundant experts" if fewest else "no redundant experts"
     return (
         f"{kind.name}: with {slots} EPLB is at the optimum that any search found (the best of "
-        f"them, {best.policy}, {shown(gain)}; perfect balance {left:.1f} %)."
+        f"them, {best.policy}, {shown(gain)}; perfect balance would gain {left:.1f} % over EPLB)."
     )

@@ -9,7 +9,8 @@ import pytest
 
 from moesim.placement.advice import Advice
 from moesim.placement.score import Estimate
-from moesim.placement_findings import Candidate, Gain
+from moesim.placement_findings import AgePoint, Candidate, Gain, PlacementFindings, RedundancyPoint
+from moesim.report.place_words import ages_differ, redundancy_title
 from moesim.what_if.counsel import answer, contradicted
 from moesim.what_if.strain import load_notes
 
@@ -68,3 +69,27 @@ def test_an_overloaded_run_is_told() -> None:
         "run of eplb: short run: 40% of it",
         "run of eplb: only 62% of requests are within their limits",
     )
+
+
+def test_only_slots_that_can_be_configured_are_praised() -> None:
+    def title(*points: tuple[float, float]) -> str:
+        curve = [
+            RedundancyPoint("eplb", extra, extra, Gain(gain), int(1000 - 100 * extra))
+            for extra, gain in points
+        ]
+        return redundancy_title(cast(PlacementFindings, SimpleNamespace(redundancy=curve)))
+
+    nothing = "Copies bring nothing here that would pay for their memory"
+    assert title((0.0, 1.0), (0.125, 9.0), (1.0, 1.2)) == nothing
+    assert title((0.0, 1.0), (0.5, 9.0), (1.0, 5.0), (2.0, 5.2)) == (
+        "eplb gains 5.0 % with one extra slot a rank, 1.0 % at most with none, for 100 tokens of "
+        "KV cache"
+    )
+
+
+@pytest.mark.parametrize(("slower", "differ"), [([0.1, -0.3, 0.4], False), ([0.1, 1.5], True)])
+def test_ages_within_chance_are_not_drawn(slower: list[float], differ: bool) -> None:
+    ages = [AgePoint(1000, 0.1 + 0.1 * n, each) for n, each in enumerate(slower)]
+    fresh = AgePoint(100, 0.0, 30.0)
+    study = SimpleNamespace(ageing=[fresh, *ages])
+    assert ages_differ(cast(PlacementFindings, study)) is differ
