@@ -68,7 +68,7 @@ def _of_kind(board: Board, kind: int, fit: Workload, judge: Workload) -> list[Co
         if one is not None and two is not None:
             replayed = board.ruler.of_kind(kind, one.times, two.times)
         said = answer(advice, over) + contradicted(advice, replayed)
-        sure = f"{100 * advice.confidence:.0f} %"
+        sure = "over 99 %" if advice.confidence > 0.99 else f"{100 * advice.confidence:.0f} %"
         told.append(Counsel(f"{fit.name}: {question}?", said, sure))
     room = head_room(fit, ranks)
     said = f"saves more than {room.whole_percent:.1f} % of routed-expert time over EPLB"
