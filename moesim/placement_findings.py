@@ -116,6 +116,7 @@ class Candidate:
     empty_slots: int
     load_LR: NDArray[np.float64]
     fitted_s: float  # of real time
+    asked: bool = True  # False: EPLB without redundancy, which stands beside whatever is tried
     simulated: SimulatedGain | None = None
     summary: Mapping[str, Any] | None = None
 
@@ -195,6 +196,11 @@ class PlacementFindings:
     domains: DomainMatrix | None
     notes: tuple[str, ...]
     seed: int
+
+    @property
+    def others(self) -> tuple[Candidate, ...]:
+        """What was tried beside the present placement."""
+        return tuple(each for each in self.candidates if each.name != self.present.name)
 
     @property
     def cap_percent(self) -> float:

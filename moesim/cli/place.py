@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +14,8 @@ import numpy as np
 import typer
 
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
-from moesim.cli.output import Progress, check_file, print_json, progress, warn
-from moesim.errors import InputError
+from moesim.cli.output import Progress, check_file, print_json, progress
+from moesim.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from moesim.what_if import PlacementStudy
@@ -33,6 +35,7 @@ ENDINGS_OF = (
     (".yaml", ExportFor.TENSORRT_LLM),
 )
 BY_ENDING = dict(ENDINGS_OF)
+SMALL_PRINT = re.compile(r", seed \d+$|: .*$")  # of what is being done
 
 
 def place(
@@ -58,7 +61,7 @@ def place(
             metavar="a,b",
             help="How tokens choose among copies: hash, nearest, least-loaded, lp, active.",
         ),
-    ] = "hash,lp",
+    ] = "hash",
     decode: Annotated[
         int | None,
         typer.Option(
@@ -79,24 +82,25 @@ def place(
     no_simulate: Annotated[
         bool, typer.Option("--no-simulate", help="Score by replay only, run nothing.")
     ] = False,
+    simulate_all: Annotated[
+        bool,
+        typer.Option(
+            "--simulate-all",
+            help="Run every placement, not only the present and the recommended one.",
+        ),
+    ] = False,
     seeds: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=100,
-            metavar="N",
-            help="Runs of the present and of the recommended placement, each with a demand of its "
-            "own.",
-        ),
-    ] = 5,
+        typer.Option(metavar="N", help="Runs of a placement, each with a demand of its own."),
+    ] = 3,
     as_json: JsonOption = False,
     report: ReportOption = None,
     export: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the recommended placement, or the only one tried, for an engine or for a "
-            "scenario.",
+            help="Write the only placement tried, else the recommended one, else the present one, "
+            "for an engine or for a scenario.",
             show_default=False,
         ),
     ] = None,
@@ -116,10 +120,13 @@ def place(
     """
     from moesim.scenario import load_scenario
     from moesim.what_if import place_study
+    from moesim.what_if.study import MOST_SEEDS
 
     chosen = load_scenario(scenario, changes or ())
     counts = None if redundant is None else _counts(redundant)
     check_file(report, "--report")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise InputError("--seeds", f"must be 1 to {MOST_SEEDS}", seeds)
     reader = _reader(export, export_for)
     with _Phases() as tell:
         study = place_study(
@@ -130,6 +137,7 @@ def place(
             decode=decode,
             prefill=prefill,
             simulated=not no_simulate,
+            simulate_all=simulate_all,
             seeds=seeds,
             curves=report is not None,
             progress=tell,
@@ -150,19 +158,28 @@ def place(
 
 
 class _Phases(AbstractContextManager["_Phases"]):
-    """A bar for each thing that a study does, one after the other."""
+    """A bar for each thing that a study does, one after the other; where standard error is no
+    terminal a line for each stage, as a study may take minutes."""
 
     def __init__(self) -> None:
-        self._what = ""
+        self._what = self._stage = ""
         self._bar: AbstractContextManager[Progress] | None = None
         self._tell: Progress = lambda done, total: None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            self._line(SMALL_PRINT.sub("", what))
+            return
         if what != self._what:
             self._close()
             self._what, self._bar = what, progress(what)
             self._tell = self._bar.__enter__()
         self._tell(done, total)
+
+    def _line(self, stage: str) -> None:
+        if stage != self._stage:
+            print(f"moesim: {one_line(stage)}", file=sys.stderr, flush=True)
+            self._stage = stage
 
     def __enter__(self) -> Self:
         return self
@@ -187,32 +204,33 @@ def _names(text: str) -> list[str]:
 
 def _reader(path: Path | None, wanted: ExportFor | None) -> ExportFor:
     """Who will read the exported placement; InputError before anything runs if nobody can."""
-    reader = wanted or BY_ENDING.get("" if path is None else path.suffix.lower(), ExportFor.MOESIM)
     if path is None:
         if wanted is not None:
             raise InputError("--export-for", "needs --export FILE")
-        return reader
-    endings = [ending for ending, kind in ENDINGS_OF if kind is reader]
-    if path.suffix.lower() not in endings:
-        raise InputError("--export", f"must end in {' or '.join(endings)}", str(path))
+        return ExportFor.MOESIM
+    reader = wanted or BY_ENDING.get(path.suffix.lower())
+    possible = [pair for pair in ENDINGS_OF if reader in {None, pair[1]}]
+    if reader is None or path.suffix.lower() not in [ending for ending, _ in possible]:
+        endings = " or ".join(f"{ending} ({kind.value})" for ending, kind in possible)
+        raise InputError("--export", f"must end in {endings}", str(path))
     check_file(path, "--export")
     return reader
 
 
 def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
-    """Write the recommended placement, or the only one tried; what to say of it."""
-    first, *others = study.candidates
+    """Write the only placement tried, else the recommended one, else the present one; what to say
+    of it."""
+    first, *others = [each for each in study.candidates if each.asked]
     only = all(
         (each.policy, each.redundant_experts) == (first.policy, first.redundant_experts)
         and np.array_equal(each.placement.slot_expert_LP, first.placement.slot_expert_LP)
         for each in others  # other choices among the same copies
     )
-    candidate = first if only else study.recommended
-    if candidate is None:
-        warn(f"{path} is not written: no placement is recommended; name one to export it anyway")
-        return []
+    candidate = first if only else study.recommended or study.present
     filled, redundant = study.export(path, reader.value, candidate)
     said = f"Wrote {path}, the placement {candidate.name} for {reader.value}"
+    if candidate is study.present:
+        said += " (the present one: no other is recommended; name one alone to export it)"
     if filled:
         said += f": {filled} empty slots filled with copies"
     if redundant != candidate.redundant_experts:
@@ -223,6 +241,8 @@ def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
 def _counts(text: str) -> list[int]:
     counts = []
     for part in text.split(","):
+        if part.strip().startswith("-") and part.strip()[1:].isdecimal() and len(part) < 9:
+            raise InputError("--redundant", "must not be negative", int(part))
         if not (part.strip().isascii() and part.strip().isdigit()) or len(part.strip()) > 6:
             raise InputError("--redundant", "must be whole numbers with commas between", text)
         counts.append(int(part))

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 UNDECIDED = 25.0  # points on both sides
 GAINS = ["placement", "gain", "95 % from", "to", "in sample", "other domains", "over EPLB",
-         "over best EPLB", "head-room left"]  # fmt: skip
+         "over best EPLB", "perfect balance"]  # fmt: skip
 
 
 def print_study(study: PlacementFindings) -> None:
     """Advice first, then the recommendation, then the tables behind it."""
     out = console()
     out.print(one_line(study.name), style="bold")
-    _sentences(out, [f"{each.question} {each.answer}" for each in study.advice])
+    for each in study.advice:
+        sure = f" (sign sure to {each.confidence})" if each.confidence else ""
+        _sentences(out, [f"{each.question} {each.answer}{sure}"])
     out.print()
     _sentences(out, [study.headline], style="bold")
     _sentences(out, study.reasons)
@@ -34,15 +36,15 @@ def print_study(study: PlacementFindings) -> None:
         [
             "Predicted time of the routed experts (not of the whole step), on routing that no "
             f"placement has seen; % against {study.present.name}, positive is faster. In perfect "
-            f"balance: {_percent(study.cap_percent)} %."
+            f"balance: {_percent(study.cap_percent)} %; the last column is what that would still "
+            "gain over each."
         ],
     )
-    rows = [each for each in study.candidates if each.name != study.present.name]
-    rows.insert(0, study.present)
+    rows = [study.present, *study.others]
     print_table(out, GAINS, [_gains(study, each) for each in rows])
     _print_steps(out, study, rows)
     if study.present.summary is not None:
-        _print_runs(out, rows)
+        _print_runs(out, [each for each in rows if each.summary is not None])
     print_notes(out, (*study.basis, *study.notes))
 
 

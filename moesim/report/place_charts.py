@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from moesim.placement_findings import PlacementFindings
+from moesim.placement_findings import PlacementFindings, RedundancyPoint
 from moesim.report import place_words, theme
 from moesim.report.figure import AnyChart, Figure, data, without
 
@@ -91,7 +91,7 @@ def redundancy(study: PlacementFindings) -> Figure:
         return without(figure, "GPU memory holds no extra slot, so there is no redundancy to vary.")
     frame = pd.DataFrame(
         {
-            "policy": [point.policy for point in study.redundancy],
+            "policy": [_line_name(point) for point in study.redundancy],
             "extra": [point.extra_per_rank for point in study.redundancy],
             "copies": [point.copies_per_rank for point in study.redundancy],
             "gain": [point.gain.percent for point in study.redundancy],
@@ -123,27 +123,45 @@ def redundancy(study: PlacementFindings) -> Figure:
     band = base.mark_area(opacity=0.18).encode(
         x=x, y=alt.Y("low:Q", title=GAIN), y2="high:Q", color=colour
     )
-    kept = frame.drop_duplicates("extra").assign(kv=lambda f: f["kv"] / 1e3)
-    memory = (
-        alt.Chart(data(kept), width=PANEL, height=230)
-        .mark_line(
-            color="#009E73", strokeWidth=2, point=alt.OverlayMarkDef(size=45, color="#009E73")
-        )
-        .encode(
-            x=x,
-            y=alt.Y("kv:Q", title="KV cache of a replica (thousand tokens)"),
-            tooltip=[alt.Tooltip("extra:Q"), alt.Tooltip("kv:Q", format=",.0f")],
-        )
-    )
+    memory = _memory(frame, x)
     return Figure(
         figure.key,
         place_words.redundancy_title(study),
         "Left: gain with so many more slots on every rank, on unseen routing; shaded: 95 %. A "
         "policy may leave slots empty; EPLB fills each, and where reading weights is what takes "
         "time, each costs its read. Right: what the slots take from keys and values. Between 0 and "
-        "1 EPLB fills a part of one slot a rank, and what is empty counts as free memory.",
+        "1: what if engines could leave slots empty, so that EPLB fills a part of one slot a rank "
+        "and what is empty counts as free memory. No engine can be configured so today.",
         alt.hconcat(alt.layer(band, lines), memory).resolve_scale(color="independent"),
     )
+
+
+def _memory(frame: pd.DataFrame, x: alt.X) -> AnyChart:
+    """KV cache left with whole extra slots, and how much less than with none."""
+    kept = frame[frame["extra"] % 1 == 0].drop_duplicates("extra")
+    kept = kept.assign(kv=kept["kv"] / 1e3, less=100 * (kept["kv"] / kept["kv"].max() - 1))
+    kept["label"] = [f"{less:.1f}\N{NO-BREAK SPACE}%" if less else "" for less in kept["less"]]
+    scale = alt.Scale(zero=False, nice=True, padding=14)
+    base = alt.Chart(data(kept), width=PANEL, height=230).encode(
+        x=x, y=alt.Y("kv:Q", title="KV cache of a replica (thousand tokens)", scale=scale)
+    )
+    line = base.mark_line(
+        color="#009E73", strokeWidth=2, point=alt.OverlayMarkDef(size=45, color="#009E73")
+    ).encode(
+        tooltip=[
+            alt.Tooltip("extra:Q", title="extra slots a rank"),
+            alt.Tooltip("kv:Q", title="thousand KV tokens", format=",.0f"),
+            alt.Tooltip("less:Q", title="than with none (%)", format="+.1f"),
+        ]
+    )
+    text = base.mark_text(align="right", dx=-8, dy=10, fontSize=11).encode(text="label:N")
+    return alt.layer(line, text)
+
+
+def _line_name(point: RedundancyPoint) -> str:
+    if point.extra_per_rank.is_integer():
+        return point.policy
+    return f"{point.policy}, if slots could stay empty"
 
 
 def ageing(study: PlacementFindings) -> Figure:
@@ -162,14 +180,21 @@ def ageing(study: PlacementFindings) -> Figure:
         axis=alt.Axis(values=list(frame["x"]), format="~s"),
     )
     panels.append(_line(frame, x, "tokens", "#0072B2"))
-    if old:
+    if place_words.ages_differ(study):
         frame = pd.DataFrame(
             {"x": [100 * p.age for p in old], "y": [p.slower_percent for p in old]}
         )
         title = f"age of a window of {old[0].tokens:,} tokens (% of the first half)"
         x = alt.X("x:Q", title=title, scale=alt.Scale(domain=[0, 100]))
         panels.append(_line(frame, x, "age (%)", "#D55E00"))
-    said = " Right: windows of one length that lie further back." if old else ""
+    said = ""
+    if place_words.ages_differ(study):
+        said = " Right: windows of one length that lie further back."
+    elif old:
+        said = (
+            f" How far back a window of {old[0].tokens:,} tokens lies makes no difference beyond "
+            "chance here."
+        )
     return Figure(
         figure.key,
         place_words.ageing_title(study),

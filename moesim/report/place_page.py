@@ -80,7 +80,8 @@ def place_page(study: PlacementFindings) -> str:
         _method(study),
         f"<footer>moesim {escape(__version__)}</footer>",
     ]
-    return document.document(title, body, drawn)
+    unbroken = [part.replace(" %", "\N{NO-BREAK SPACE}%") for part in body]
+    return document.document(title, unbroken, drawn)
 
 
 def _summary(study: PlacementFindings) -> str:
@@ -90,7 +91,7 @@ def _summary(study: PlacementFindings) -> str:
             (each.question, [each.answer, each.confidence or NOT_APPLICABLE])
             for each in study.advice
         ]
-        header = ["", "answer", "how sure"]
+        header = ["question", "answer", "how sure of the sign"]
         advice = f'<div class="words">{table("Advice before any search", header, rows)}</div>'
     return (
         '<section id="summary"><h2>In short</h2>'
@@ -120,16 +121,16 @@ def _simulated(study: PlacementFindings) -> str:
     if of.choice != after.choice:
         said = f"; runs chose copies by {of.choice}, not by {after.choice}"
     caption = f"Gain of {after.name} over {study.present.name} ({runs}{said})"
-    return table(caption, ["", "% faster (95 % interval)"], rows)
+    return table(caption, ["time", "% faster (95 % interval)"], rows)
 
 
 def _candidates(study: PlacementFindings) -> str:
     rows = place_words.others(study)
     gained: list[Row] = [(_marked(study, each), _gain_cells(each)) for each in rows]
-    header = ["", "gain, %", "in sample", "other domains", "over EPLB in as many slots",
-              "over the better EPLB", "head-room left", "fitted in"]  # fmt: skip
+    header = ["placement", "gain, %", "in sample", "other domains", "over EPLB in as many slots",
+              "over the better EPLB", "perfect balance would still gain", "fitted in"]  # fmt: skip
     text = table("Gains in routed-expert time over the present placement", header, gained)
-    header = [""]
+    header = ["placement"]
     for kind in study.kinds:
         header += [f"{kind.name}: gain, %", "max/mean tokens", "experts, busiest rank"]
     header += ["KV tokens", "empty slots"]
@@ -169,13 +170,15 @@ def _runs(study: PlacementFindings) -> str:
     times = (("itl_s", "p99"), ("tpot_s", "p50"), ("ttft_s", "p50"), ("ttft_s", "p99"))
     rows: list[Row] = []
     for each in place_words.others(study):
+        if each.summary is None:
+            continue
         cells = [duration(pick(each.summary or {}, *path), 3) for path in times]
         of = each.simulated
         gained = [NOT_APPLICABLE] * 3
         if of is not None:
             gained = [gain_words(gain) for gain in (of.decode_step, of.prompt_step, of.itl_p99)]
         rows.append((_marked(study, each), [*cells, *gained]))
-    header = ["", "ITL p99", "TPOT p50", "TTFT p50", "TTFT p99", "decode step, %",
+    header = ["placement", "ITL p99", "TPOT p50", "TTFT p50", "TTFT p99", "decode step, %",
               "step with prompts, %", "ITL p99, %"]  # fmt: skip
     return table("Simulated: times of the first seed's run, gains over all seeds", header, rows)
 
@@ -185,7 +188,8 @@ def _method(study: PlacementFindings) -> str:
         (kind.name, [f"{kind.tokens:,}", f"{100 * kind.share:.0f} %", f"{kind.cap_percent:.1f}"])
         for kind in study.kinds
     ]
-    header = ["", "tokens on all ranks", "of routed-expert time", "perfect balance gains, %"]
+    header = ["steps", "tokens on all ranks", "of routed-expert time",
+              "perfect balance gains over the present placement, %"]  # fmt: skip
     return (
         '<section id="method"><h2>How it was found</h2>'
         f"{document.listed(study.basis)}{table('Steps', header, steps)}"

@@ -37,8 +37,7 @@ UNDECIDED = 25.0  # points on both sides
 
 def others(study: PlacementFindings) -> tuple[Candidate, ...]:
     """The present placement, then what was tried beside it."""
-    tried = (each for each in study.candidates if each.name != study.present.name)
-    return (study.present, *tried)
+    return (study.present, *study.others)
 
 
 def compared(study: PlacementFindings) -> Candidate:
@@ -46,7 +45,7 @@ def compared(study: PlacementFindings) -> Candidate:
     (the present one where there is nothing else)."""
     if study.recommended is not None:
         return study.recommended
-    return max(study.candidates, key=lambda c: c.next_window.percent, default=study.present)
+    return max(study.others, key=lambda c: c.next_window.percent, default=study.present)
 
 
 def gain_words(gain: Gain | None) -> str:
@@ -71,7 +70,7 @@ def gains_title(study: PlacementFindings) -> str:
     return (
         f"On routing it has not seen, the best placement tried {way} "
         f"{abs(best.next_window.percent):.1f} % of routed-expert time; perfect balance would gain "
-        f"{max(0.0, study.cap_percent):.1f} %"
+        f"{max(0.0, study.cap_percent):.1f} % over {study.present.name}"
     )
 
 
@@ -111,7 +110,7 @@ def bytes_title(study: PlacementFindings) -> str:
 
 
 def redundancy_title(study: PlacementFindings) -> str:
-    points = study.redundancy
+    points = [point for point in study.redundancy if point.extra_per_rank.is_integer()]
     most = max(point.gain.percent for point in points)
     near = (point for point in points if point.gain.percent >= most - ALIKE)
     best = min(near, key=lambda point: point.extra_per_rank)
@@ -121,10 +120,17 @@ def redundancy_title(study: PlacementFindings) -> str:
     if best.extra_per_rank == 0 or best.gain.percent - none.gain.percent < 2 * ALIKE:
         return "Copies bring nothing here that would pay for their memory"
     cost = none.kv_capacity_tokens - best.kv_capacity_tokens
+    slots = "one extra slot" if best.extra_per_rank == 1 else f"{best.extra_per_rank:g} extra slots"
     return (
-        f"{best.policy} gains {best.gain.percent:.1f} % with {best.extra_per_rank:g} extra slots a "
-        f"rank, {none.gain.percent:.1f} % at most with none, for {cost:,} tokens of KV cache"
+        f"{best.policy} gains {best.gain.percent:.1f} % with {slots} a rank, "
+        f"{none.gain.percent:.1f} % at most with none, for {cost:,} tokens of KV cache"
     )
+
+
+def ages_differ(study: PlacementFindings) -> bool:
+    """Whether windows of different ages differ by more than chance may."""
+    slower = [point.slower_percent for point in study.ageing if point.age > 0.0]
+    return bool(slower) and max(slower) - min(slower) >= 2 * ALIKE
 
 
 def ageing_title(study: PlacementFindings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from moesim.placement.task import PlacementPolicy, Workload
 from moesim.placement_findings import Candidate, Gain
 from moesim.what_if.board import FITTING, Board
 from moesim.what_if.domains import shared_domains
-from moesim.what_if.fitting import EPLB, HASH, Fitted, fit_policy, fit_present
+from moesim.what_if.fitting import EPLB, EPLB_GLOBAL, HASH, Fitted, fit_policy, fit_present
 from moesim.what_if.gains import Ruler, Times
 from moesim.what_if.scoring import Played, play, relative_load, step_scores
 from moesim.what_if.setting import CROSS, Tell
@@ -26,6 +26,7 @@ class Combination:
     policy: PlacementPolicy
     redundant: int
     choice: str
+    asked: bool = True
 
 
 def combinations(
@@ -42,6 +43,19 @@ def combinations(
     ]
 
 
+def with_plain_eplb(board: Board, todo: Sequence[Combination]) -> list[Combination]:
+    """`todo`, and EPLB in the fewest slots (global where the scenario's is), so that what costs no
+    memory can always be recommended; left out where the scenario does just that."""
+    name = EPLB_GLOBAL if board.present.policy == EPLB_GLOBAL else EPLB
+    plain = (name, board.fewest)
+    tried = [(each.name, each.redundant) for each in todo if each.choice == HASH]
+    now = (board.present.policy, board.present.redundant)
+    own = any(each.name == name and each.policy is not POLICIES[name] for each in todo)
+    if plain in tried or plain == now or own:
+        return list(todo)
+    return [*todo, Combination(name, POLICIES[name], board.fewest, HASH, asked=False)]
+
+
 def fit_and_score(
     board: Board, tried: Sequence[Combination], kv_tokens: Mapping[int, int], tell: Tell
 ) -> Iterator[tuple[Candidate, Times]]:
@@ -53,7 +67,8 @@ def fit_and_score(
         fitted = _fitted(board, each)
         cross = None if fold is None else _cross_domain(board, each, fold)
         played = board.scored(fitted, fan_out=board.setting.copy_bytes is not None)
-        yield describe(board, fitted, played, cross, kv_tokens), played.times
+        described = describe(board, fitted, played, cross, kv_tokens)
+        yield replace(described, asked=each.asked), played.times
 
 
 def _fitted(board: Board, each: Combination) -> Fitted:

@@ -21,6 +21,7 @@ from moesim.placing import place
 from moesim.what_if.setting import Setting
 
 EPLB = "eplb"
+EPLB_GLOBAL = "eplb-global"
 HASH = "hash"
 # Policies of a scenario file that look at no load: placed as a run places them.
 _UNFITTED = ("contiguous", "round-robin", "random", "file")
@@ -119,8 +120,8 @@ def fit_present(setting: Setting, fit: tuple[Workload, ...]) -> Fitted:
     name, redundant = str(chosen.policy), chosen.redundant_experts
     choice = chosen.replica_choice if redundant else HASH
     if name not in _UNFITTED:
-        if getattr(chosen, "hierarchical", None) is False and "eplb-global" in POLICIES:
-            name = "eplb-global"
+        if getattr(chosen, "hierarchical", None) is False:
+            name = EPLB_GLOBAL
         return fit_policy(name, POLICIES[name], setting.task(fit, redundant, choice))
     made = setting.scenario, setting.deployment, setting.costs
     placement = place(*made, setting.trace, setting.ids_TLK)

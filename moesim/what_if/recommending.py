@@ -9,27 +9,38 @@ from moesim.what_if.gains import Ruler, Times
 
 WORTH_PERCENT = 0.5  # halves of a trace exchanged move a gain by about as much
 SMALL_HEADROOM_PERCENT = 1.0
+SEARCHES = ("swap", "replicas", "portfolio", "stratified", "budgeted")
 PLAIN = ("contiguous", "round-robin", "eplb", "eplb-global")  # what engines have built in
 
 
 def recommended(
-    candidates: Sequence[Candidate], times: Sequence[Times], ruler: Ruler
+    candidates: Sequence[Candidate],
+    times: Sequence[Times],
+    ruler: Ruler,
+    redundant_now: int = 0,
 ) -> int | None:
     """Which candidate to take, if any, given their times on the scored steps.
 
     Of those whose gain over the present placement on the next window is worth it (0.5 points, an
     interval that excludes a loss), the one with most gain. But more slots, then another choice
-    among copies than by hash, then a search, have to be worth it over what does without them.
+    among copies than by hash, then a search, have to be worth it over what does without them. What
+    has fewer redundant experts than now need not gain: its interval has to exclude a loss of more
+    than 0.5 points.
     """
 
     def worth(gain: Gain) -> bool:
         return gain.excludes_loss and gain.percent >= WORTH_PERCENT
 
+    def eligible(each: Candidate) -> bool:
+        gain = each.next_window
+        fewer = each.redundant_experts < redundant_now
+        return worth(gain) or (fewer and gain.low is not None and gain.low > -WORTH_PERCENT)
+
     levels: dict[tuple[int, bool, bool], int] = {}  # the best of each
     for i, each in enumerate(candidates):
         level = each.redundant_experts, each.choice != "hash", each.policy not in PLAIN
         best = levels.get(level)
-        if worth(each.next_window) and (
+        if eligible(each) and (
             best is None or each.next_window.percent > candidates[best].next_window.percent
         ):
             levels[level] = i
@@ -51,19 +62,25 @@ def headline(chosen: Candidate | None, present: Candidate, cap_percent: float) -
     if chosen is None:
         return f"Keep what you have ({present.name}): {_why_none(cap_percent)}."
     gain = chosen.next_window
+    if not gain.excludes_loss or gain.percent < WORTH_PERCENT:
+        return (
+            f"Take {chosen.name}: with fewer redundant experts ({chosen.redundant_experts}, now "
+            f"{present.redundant_experts}) routed experts are as fast as under {present.name} "
+            f"(gain {shown(gain)})."
+        )
     return (
         f"Take {chosen.name}: routed experts take {gain.percent:.1f} % less time than under "
         f"{present.name} (95 % interval {gain.low:.1f} to {gain.high:.1f} %; perfect balance "
-        f"would gain {cap_percent:.1f} %)."
+        f"would gain {cap_percent:.1f} % over {present.name})."
     )
 
 
 def _why_none(cap_percent: float) -> str:
     if cap_percent < SMALL_HEADROOM_PERCENT:
-        return f"even perfect balance would gain only {max(cap_percent, 0.0):.1f} %"
+        return f"even perfect balance would gain only {max(cap_percent, 0.0):.1f} % over it"
     return (
         f"no placement tried is sure to gain {WORTH_PERCENT} % on routing it has not seen, though "
-        f"perfect balance, which whole experts rarely reach, would gain {cap_percent:.1f} %"
+        f"perfect balance, which whole experts rarely reach, would gain {cap_percent:.1f} % over it"
     )
 
 
@@ -77,17 +94,21 @@ def reasons(
     said = [_at_the_optimum(number, kind, candidates) for number, kind in enumerate(kinds)]
     if chosen is not None:
         said = [*_of_chosen(chosen, present, candidates), *said]
-    elif candidates:
-        best = max(candidates, key=lambda c: c.next_window.percent)
-        said = [f"The best of the others, {best.name}, gains {shown(best.next_window)}.", *said]
+    else:
+        others = [each for each in candidates if each.name != present.name]
+        best = max(others, key=lambda c: c.next_window.percent, default=None)
+        if best is not None:
+            said = [f"The best of the others, {best.name}, gains {shown(best.next_window)}.", *said]
     return tuple(sentence for sentence in said if sentence)
 
 
 def _of_chosen(chosen: Candidate, present: Candidate, candidates: Sequence[Candidate]) -> list[str]:
-    said = [
-        f"Against EPLB in as many slots it gains {shown(chosen.against_eplb)}, against the better "
-        f"of EPLB with and without redundancy {shown(chosen.against_best_eplb)}."
-    ]
+    said = []
+    if (chosen.policy, chosen.choice) != ("eplb", "hash"):
+        said.append(
+            f"Against EPLB in as many slots it gains {shown(chosen.against_eplb)}, against the "
+            f"better of EPLB with and without redundancy {shown(chosen.against_best_eplb)}."
+        )
     if chosen.kv_capacity_tokens != present.kv_capacity_tokens:
         change = chosen.kv_capacity_tokens - present.kv_capacity_tokens
         said.append(
@@ -123,7 +144,7 @@ def _at_the_optimum(number: int, kind: StepKind, candidates: Sequence[Candidate]
     fewest = min((c.redundant_experts for c in candidates), default=0)
     alike = [c for c in candidates if c.redundant_experts == fewest]
     eplb = next((c for c in alike if c.policy == "eplb" and c.choice == "hash"), None)
-    others = [c for c in alike if c is not eplb]
+    others = [c for c in alike if c.policy in SEARCHES]
     if eplb is None or not others:
         return ""
     best = max(others, key=lambda c: c.scores[number].against_eplb.percent)
@@ -135,5 +156,5 @@ def _at_the_optimum(number: int, kind: StepKind, candidates: Sequence[Candidate]
     slots = f"{fewest} redundant experts" if fewest else "no redundant experts"
     return (
         f"{kind.name}: with {slots} EPLB is at the optimum that any search found (the best of "
-        f"them, {best.policy}, {shown(gain)}; perfect balance {left:.1f} %)."
+        f"them, {best.policy}, {shown(gain)}; perfect balance would gain {left:.1f} % over EPLB)."
     )

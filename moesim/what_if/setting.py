@@ -17,6 +17,7 @@ from moesim.costs.exchanges import PLAIN, dispatch_bytes
 from moesim.costs.layer_time import layer_law
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
+from moesim.deployment_spec import FromFile
 from moesim.errors import InputError
 from moesim.placement.batches import (
     MIXED,
@@ -26,6 +27,7 @@ from moesim.placement.batches import (
     prefill_batches,
 )
 from moesim.placement.layer_law import LayerLaw
+from moesim.placement.place_file import read_placement
 from moesim.placement.placement import check_slots
 from moesim.placement.task import PlacementTask, Workload
 from moesim.placement_task import fitted_steps
@@ -219,6 +221,7 @@ def make_ready(scenario: Scenario) -> Setting:
             "must be 2 at least, to have a choice",
         )
         raise InputError(field, rule, deployment.sharding.expert_parallel)
+    _check_file(scenario, deployment)
     trace, ids_TLK, notes = open_routing(
         scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
     )
@@ -228,6 +231,15 @@ def make_ready(scenario: Scenario) -> Setting:
                  "were fitted to")  # fmt: skip
     costs = step_costs(scenario, deployment)
     return Setting(scenario, deployment, costs, trace, ids_TLK, fit_S, score_S, notes)
+
+
+def _check_file(scenario: Scenario, deployment: Deployment) -> None:
+    """InputError for a placement file that cannot be used, before routing is made."""
+    chosen, model = scenario.deployment.placement, deployment.model
+    if isinstance(chosen, FromFile):
+        ranks, layers = deployment.sharding.expert_parallel, model.moe_layers
+        field = "deployment.placement.file"
+        read_placement(chosen.file, ranks, len(layers), model.experts, field, layers)
 
 
 def _resample(

@@ -112,21 +112,25 @@ def run_all(
     candidates: Sequence[Candidate],
     best: Candidate | None,
     seeds: int,
+    every: bool,
     tell: Tell,
 ) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """`present` and `candidates` with the summary of one run each; `best` (where there is none, the
-    one with most gain) against `present` over `seeds` seeds from the scenario's on, the others for
-    its seed alone."""
+    """`present` and `best` (where there is none, the one with most gain; with `every` all
+    candidates) with the summary of their first run, compared over `seeds` seeds from the scenario's
+    on. A candidate that is the present placement is not run again."""
     first = setting.scenario.seed
-    best = best or max(candidates, key=lambda each: each.next_window.percent)
+    others = [each for each in candidates if each.name != present.name]
+    best = best or max(others, key=lambda each: each.next_window.percent, default=None)
     runs: dict[int, list[Figures]] = {}
     summaries: dict[int, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="moesim-place-") as folder:
         trace = Path(folder) / "unseen.safetensors"
         write_unseen(setting, trace)
         for number, each in enumerate((present, *candidates)):
+            if number and each is not best and not (every and each in others):
+                continue
             runs[number] = []
-            for seed in range(first, first + (seeds if each in (present, best) else 1)):
+            for seed in range(first, first + seeds):
                 told = partial(tell, f"simulating {each.name}, seed {seed}")
                 result = run_once(setting, each, trace, seed, told)
                 runs[number].append(figures(result))
@@ -134,11 +138,10 @@ def run_all(
                     summaries[number] = result.summary
     done = []
     for number, each in enumerate((present, *candidates)):
-        of_present = runs[0][: len(runs[number])]
-        gain = (
-            simulated_gain(of_present, runs[number], simulated_choice(setting, each))
-            if number
-            else None
-        )
-        done.append(replace(each, simulated=gain, summary=summaries[number]))
+        ran = 0 if each.name == present.name else number
+        if ran not in runs:
+            done.append(each)
+            continue
+        gain = simulated_gain(runs[0], runs[ran], simulated_choice(setting, each))
+        done.append(replace(each, simulated=gain if number else None, summary=summaries[ran]))
     return done[0], tuple(done[1:])

@@ -29,7 +29,7 @@ from moesim.placement_findings import (
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
 from moesim.what_if.board import Board, make_board
-from moesim.what_if.candidates import combinations, describe, fit_and_score
+from moesim.what_if.candidates import combinations, describe, fit_and_score, with_plain_eplb
 from moesim.what_if.counsel import counsel
 from moesim.what_if.curves import ageing_curve, redundancy_curve
 from moesim.what_if.domains import domain_matrix
@@ -38,6 +38,7 @@ from moesim.what_if.fitting import EPLB, HASH, Policies, checked_choices, named_
 from moesim.what_if.recommending import headline, reasons, recommended
 from moesim.what_if.setting import Setting, Tell, make_ready
 from moesim.what_if.simulated import run_all
+from moesim.what_if.strain import load_notes
 from moesim.what_if.telling import candidate_table, study_json
 from moesim.what_if.typical import StepSizes, sizes_asked, sizes_by_default, sizes_of_run
 
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_POLICIES = ("contiguous", EPLB, "portfolio")
-DEFAULT_CHOICES = (HASH, "lp")
-DEFAULT_SEEDS, MOST_SEEDS = 5, 100
+DEFAULT_CHOICES = (HASH,)
+DEFAULT_SEEDS, MOST_SEEDS = 3, 100
 MOST_CANDIDATES = 200
 FEWEST_SCORED = 16  # sequences, for an interval worth its name
 
@@ -94,6 +95,7 @@ def place_study(
     decode: int | None = None,
     prefill: int | None = None,
     simulated: bool = True,
+    simulate_all: bool = False,
     seeds: int = DEFAULT_SEEDS,
     curves: bool = True,
     progress: Tell | None = None,
@@ -104,8 +106,9 @@ def place_study(
     mapping from names to functions. `redundant`: numbers of redundant experts; None tries none, the
     scenario's and one more slot on every rank. `choices`: how tokens choose among copies. `decode`:
     decoding requests of an attention rank, `prefill`: tokens of a step with prompts on all ranks;
-    by default as in a run of the scenario, 0 leaves that kind of step out. `simulated`: run every
-    placement once, the present and the recommended one for `seeds` seeds. `curves`: gains against
+    by default as in a run of the scenario, 0 leaves that kind of step out. `simulated`: run the
+    present and the recommended placement (else the best tried), `simulate_all` every one, each for
+    `seeds` seeds. EPLB without redundancy is always among the candidates. `curves`: gains against
     redundancy, window age and domains. `progress` is called with (what, done, of how many).
     Raises InputError for what cannot be, before anything runs.
     """
@@ -127,16 +130,18 @@ def place_study(
         sizes = sizes_of_run(simulate(scenario, provenance=False, progress=told))
     sizes = sizes_asked(sizes, decode, prefill, setting.attention_ranks)
     board = make_board(setting, sizes, list(kv_tokens), tell)
+    todo = with_plain_eplb(board, todo)
     kv_tokens.setdefault(board.present.redundant, _kv_tokens(setting))
     kv_tokens.setdefault(board.fewest, setting.kv_capacity_tokens(board.fewest))
     present = describe(board, board.present, board.present_played, None, kv_tokens)
     scored = list(fit_and_score(board, todo, kv_tokens, tell))
     found = tuple(candidate for candidate, _ in scored)
-    number = recommended(found, [times for _, times in scored], board.ruler)
+    times = [times for _, times in scored]
+    number = recommended(found, times, board.ruler, present.redundant_experts)
     best = None if number is None else found[number]
     drawn = _curves(board, tried, best, tell) if curves else ((), (), None)
     if simulated:
-        present, found = run_all(setting, present, found, best, seeds, tell)
+        present, found = run_all(setting, present, found, best, seeds, simulate_all, tell)
         best = None if number is None else found[number]
     return _study(board, present, found, best, drawn, sizes)
 
@@ -215,7 +220,12 @@ def _study(
         redundancy=redundancy,
         ageing=ageing,
         domains=domains,
-        notes=(*setting.notes, *_reservations(setting), *setting.deployment.notes),
+        notes=(
+            *load_notes(present),
+            *setting.notes,
+            *_reservations(setting),
+            *setting.deployment.notes,
+        ),
         seed=setting.scenario.seed,
         board=board,
     )

@@ -17,7 +17,7 @@ def candidate_table(study: PlacementFindings) -> pd.DataFrame:
     """A row per placement, the present one first."""
     import pandas as pd
 
-    return pd.DataFrame([_row(study, each) for each in (study.present, *study.candidates)])
+    return pd.DataFrame([_row(study, each) for each in (study.present, *study.others)])
 
 
 def _row(study: PlacementFindings, each: Candidate) -> dict[str, Any]:

@@ -319,7 +319,7 @@ def test_a_placement_study_says_its_findings_without_scripts(
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(path.as_uri())
-    text = tab.inner_text("body")
+    text = tab.inner_text("body").replace("\N{NO-BREAK SPACE}", " ")
     assert placed.headline in text
     assert all(each.answer in text for each in placed.advice)
     assert "No run was simulated" in text

@@ -368,7 +368,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         (["compare", *["demo"] * 7, "--report", "x.html"], "--report holds at most 6"),
         (["place", "demo", "--policies", "best"], "policies must be among contiguous"),
         (["place", "demo", "--policies", ","], "policies must be among contiguous"),
-        (["place", "demo", "--redundant", "-3"], "--redundant must be whole numbers"),
+        (["place", "demo", "--redundant", "-3"], "--redundant must not be negative"),
         (["place", "demo", "--redundant", "1"], "expert_parallel must divide"),
         (["place", "moe-against-dense-same-active"], "model must have experts to place"),
         (["trace", "info", "absent.safetensors"], "absent.safetensors must be an existing file"),

@@ -57,7 +57,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    lines = captured.err.splitlines()
+    if arguments[0] == "place":  # a line for each stage
+        assert lines
+        assert all(line.startswith("moesim: ") for line in lines)
+        assert len(lines) == len(set(lines))
+    else:
+        assert lines == []
     return captured.out
 
 
@@ -269,7 +275,8 @@ def test_compare_warns_where_the_demand_differs(
 
 def test_place_scores_and_simulates(small: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["place", small, "--policies", "contiguous,eplb", "--redundant", "0,8"]
-    arguments += ["--choices", "hash", "--decode", "2", "--prefill", "512", "--seeds", "1"]
+    arguments += ["--choices", "hash", "--decode", "2", "--prefill", "512"]
+    arguments += ["--seeds", "1", "--simulate-all"]
     rows = json.loads(printed([*arguments, "--json"], capsys))
     assert [row["name"] for row in rows] == [
         "contiguous",
@@ -297,9 +304,9 @@ def test_place_exports_what_it_recommends_or_the_only_one(
     assert "Wrote a.json, the placement eplb, 8 redundant experts for sglang" in text
     assert len(json.loads(Path("a.json").read_text())["physical_to_logical_map"][0]) == 16
     several = [*quick, "--policies", "contiguous,eplb", "--redundant", "0"]
-    assert main([*several, "--export", "b.json"]) == 0
-    assert "b.json is not written: no placement is recommended" in capsys.readouterr().err
-    assert not Path("b.json").exists()
+    text = printed([*several, "--export", "b.json"], capsys)
+    assert "Wrote b.json, the placement contiguous for sglang (the present one" in text
+    assert json.loads(Path("b.json").read_text())["physical_to_logical_map"][0] == [*range(8)]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +317,10 @@ def test_place_exports_what_it_recommends_or_the_only_one(
         (["--redundant", "3"], "must make experts + redundant (11) a multiple of the EP size (8)"),
         (["--redundant", "3"], "(use 8)"),
         (["--redundant", "a"], "--redundant must be whole numbers"),
-        (["--export", "x.txt"], "--export must end in"),
+        (["--redundant", "0,-8"], "--redundant must not be negative; got -8"),
+        (["--seeds", "0"], "--seeds must be 1 to 100; got 0"),
+        (["--export", "x.txt"], "must end in .safetensors (moesim) or .json (vllm-ascend) or"),
+        (["--export", "x.txt", "--export-for", "sglang"], "must end in .json (sglang)"),
         (["--export-for", "sglang"], "--export-for needs --export FILE"),
         (["--decode", "-1"], "decode must make 0 to 262144 tokens"),
     ],

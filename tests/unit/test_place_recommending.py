@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from moesim.placement_findings import Candidate, Gain
+from moesim.placement_findings import Candidate, Gain, StepKind
 from moesim.what_if.gains import RESAMPLES, Ruler, Times
-from moesim.what_if.recommending import headline, recommended
+from moesim.what_if.recommending import headline, reasons, recommended, shown
 
 
 @dataclass
@@ -38,9 +39,9 @@ class Tried:
 RULER = Ruler((1.0,), [np.ones(4)])
 
 
-def choose(*tried: Tried) -> int | None:
+def choose(*tried: Tried, redundant_now: int = 0) -> int | None:
     candidates = cast(Any, tried)
-    return recommended(candidates, [each.times() for each in tried], RULER)
+    return recommended(candidates, [each.times() for each in tried], RULER, redundant_now)
 
 
 @pytest.mark.parametrize(
@@ -67,15 +68,55 @@ def test_more_has_to_be_worth_it(tried: list[Tried], best: int | None) -> None:
     assert choose(*tried) == best
 
 
+@pytest.mark.parametrize(
+    ("tried", "best"),
+    [
+        ([Tried(1.001)], 0),  # 0.1 % slower, for sure no more than 0.5 %
+        ([Tried(1.02)], None),
+        ([Tried(1.001, spread=0.1)], None),  # or much more
+        ([Tried(1.001, redundant_experts=8)], None),  # as many as now
+        ([Tried(0.97, redundant_experts=8), Tried(1.001)], 0),
+    ],
+)
+def test_fewer_slots_need_not_gain(tried: list[Tried], best: int | None) -> None:
+    assert choose(*tried, redundant_now=8) == best
+
+
+def test_the_present_placement_is_none_of_the_others() -> None:
+    present = cast(Candidate, Tried(1.0, name="eplb, 8 redundant experts", redundant_experts=8))
+    assert reasons(None, present, [present], ()) == ()
+    fewer = cast(Candidate, Tried(1.001, name="eplb"))
+    assert "with fewer redundant experts (0, now 8)" in headline(fewer, present, 7.0)
+    said = reasons(None, present, [present, fewer], ())
+    assert said == (f"The best of the others, eplb, gains {shown(fewer.next_window)}.",)
+
+
 def test_the_headline_says_why_nothing_is_taken() -> None:
     present = cast(Candidate, Tried(1.0, name="contiguous"))
     assert headline(None, present, 0.4) == (
-        "Keep what you have (contiguous): even perfect balance would gain only 0.4 %."
+        "Keep what you have (contiguous): even perfect balance would gain only 0.4 % over it."
     )
-    assert "perfect balance, which whole experts rarely reach, would gain 7.0 %" in headline(
-        None, present, 7.0
+    assert (
+        "perfect balance, which whole experts rarely reach, would gain 7.0 % over it"
+        in headline(None, present, 7.0)
     )
     taken = cast(Candidate, Tried(0.9, name="eplb"))
     assert headline(taken, present, 20.0).startswith(
         "Take eplb: routed experts take 10.0 % less time than under contiguous (95 % interval "
     )
+
+
+def test_the_optimum_is_told_only_where_something_searched() -> None:
+    kind = StepKind("decode 8 a rank", False, 32, 1.0, 7.0)
+    score = SimpleNamespace(against_eplb=Gain(0.0, 0.0, 0.0), balanced_s=0.9, layer_s=1.0)
+
+    def tried(policy: str) -> Any:
+        each = Tried(0.9, policy=policy)
+        each.scores = (score,)  # type: ignore[attr-defined]
+        return each
+
+    present = cast(Candidate, Tried(1.0, name="now"))
+    without = reasons(None, present, [tried("eplb"), tried("contiguous")], [kind])
+    assert not any("optimum" in said for said in without)
+    searched = reasons(None, present, [tried("eplb"), tried("swap")], [kind])
+    assert "perfect balance would gain 10.0 % over EPLB" in " ".join(searched)
