@@ -79,8 +79,10 @@ def fit_eplb(
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:
-    """What to know of a fitted placement before believing its gain."""
+    """What to know of a fitted placement before believing its gain, and where a given one is."""
     choice = scenario.deployment.placement
+    if choice.policy == "file":
+        return (f"placement: of {choice.file}",)
     if not isinstance(choice, EPLB | Searched):
         return ()
     name = "EPLB" if isinstance(choice, EPLB) else choice.policy

@@ -7,10 +7,11 @@ GPU: while the replica stands still (`sync`), or behind its steps, some layers a
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from moesim.errors import InputError
 from moesim.spec import Spec, broken_rule
@@ -43,6 +44,15 @@ _ENGINES = {
 WINDOW_STEPS = 1000  # vLLM and SGLang
 
 
+def _known_policy(name: object) -> object:
+    if name == "eplb":
+        return name
+    close = difflib.get_close_matches(str(name)[:200], ["eplb"], n=1)
+    meant = " (did you mean eplb?)" if close else ""
+    rule = "must be 'eplb'%s; simulate(..., rebalancing=FUNCTION) takes one of your own"
+    raise ValueError(rule % meant)
+
+
 class Rebalancing(Spec):
     """Experts placed anew by recent load; None: as the engine does.
 
@@ -56,7 +66,7 @@ class Rebalancing(Spec):
     rank). `copy_bytes_per_s`: most that a GPU sends or receives of them; None: its links' limit.
     """
 
-    policy: Literal["eplb"] = "eplb"
+    policy: Annotated[Literal["eplb"], BeforeValidator(_known_policy)] = "eplb"
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
     relabel: bool = False
     mode: Literal["sync", "async"] | None = None
