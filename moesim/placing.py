@@ -86,8 +86,10 @@ def _nodes(deployment: Deployment) -> int:
 
 
 def placement_notes(scenario: Scenario) -> tuple[str, ...]:
-    """What to know of a fitted placement before believing its gain."""
+    """What to know of a fitted placement before believing its gain, and where a given one is."""
     choice = scenario.deployment.placement
+    if choice.policy == "file":
+        return (f"placement: of {choice.file}",)
     if not isinstance(choice, EPLB | Searched):
         return ()
     name = "EPLB" if isinstance(choice, EPLB) else choice.policy

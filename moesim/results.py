@@ -246,7 +246,9 @@ class Result:
         counted_N, least_s = counted_rows(self.requests), self._least_gap_s()
         of = raw.token_s, raw.requests, raw.ranks_per_replica
         gaps = gaps_during(table, *of, counted_N, least_s)
-        return rebalancing_summary(table, self.steps, gaps)
+        began_s = self.requests["first_token_s"].to_numpy()
+        until_s = float(np.nanmax(began_s)) if np.isfinite(began_s).any() else 0.0
+        return rebalancing_summary(table, self.steps, gaps, until_s)
 
     @property
     def rank_tokens_LR(self) -> NDArray[np.float64]:

@@ -82,7 +82,8 @@ def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None
     """Refuse a sharding that no engine could run.
 
     `slots` counts physical experts per layer, redundant ones included; without it there are as
-    many as experts. Raises InputError under ``deployment.parallelism.<field>``.
+    many as experts. Raises InputError under ``deployment.parallelism.<field>``, or of the redundant
+    experts where it is they that do not divide.
     """
     tp, ep = sharding.attention_tp, sharding.expert_parallel
     for name in ("attention_tp", "attention_dp", "expert_parallel", "pipeline"):
@@ -109,6 +110,10 @@ def check_sharding(model: MoEModel, sharding: Sharding, slots: int | None = None
     if redundant:
         wanted += redundant
         experts = f"num_experts + redundant_experts ({model.experts} + {redundant} = {wanted})"
+    if wanted % ep and redundant and model.experts % ep == 0:
+        field, up = "deployment.placement.redundant_experts", redundant + -wanted % ep
+        rule = f"must make {experts} a multiple of expert_parallel ({ep})"
+        raise InputError(field, rule, redundant, f"use {up}")
     if wanted % ep:
         raise InputError(f"{FIELD}.expert_parallel", f"must divide {experts}", ep)
     if sharding.expert_gpus:

@@ -33,6 +33,7 @@ from moesim.sim.replay import Routes
 from moesim.sim.setup import build_costs, build_routes, no_routes
 from moesim.sim.state import STEP
 from moesim.streams import stream
+from moesim.workload.drift import check_drift
 
 # Token times are kept exactly up to this many output tokens (8 bytes each).
 MOST_TOKEN_TIMES = 100_000_000
@@ -69,6 +70,7 @@ def wire(
     trace, ids_TLK, notes = open_routing(
         scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
     )
+    check_drift(scenario.workload.drift, trace.domains)
     if placement is None:
         placement = place(scenario, deployment, costs, trace, ids_TLK)
         notes = (*notes, *placement_notes(scenario))

@@ -75,25 +75,57 @@ def _rebalancing(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     stood = f"stood still for {duration(of['stall_s_mean'] or 0.0)} each"
     if not of["stall_s"]:
         stood = f"behind the steps, {duration(of['duration_s_mean'] or 0.0)} each"
+    late = f" ({of['late']} when no more requests began)" if of["late"] else ""
     yield (
         "Rebalancing",
-        f"{of['count']} times, {stood}; {of['moved_slots']:,} experts moved, "
+        f"{of['count']} times{late}, {stood}; {of['moved_slots']:,} experts moved, "
         f"{gigabytes(of['bytes_within'])} within and {gigabytes(of['bytes_across'])} across "
-        f"scale-up domains; balancedness {percent(of['balancedness_before'])} before, "
-        f"{percent(of['balancedness_predicted'])} planned",
+        f"scale-up domains; balancedness of the window's total load "
+        f"{percent(of['balancedness_before'])} before, {percent(of['balancedness_predicted'])} "
+        "planned (single steps are less even)",
     )
-    tail = [pick(of, "itl_s", when, "p99") for when in ("during", "between")]
-    shown = [NOTHING if one is None else duration(one) for one in tail]
-    text = f"gaps between tokens p99 {shown[0]} during, {shown[1]} between"
-    if (gain_s := of["gain_s_per_step"]) is not None:
-        text += f"; lost {duration(of['lost_s_mean'])} each, "
-        text += f"{'gained' if gain_s > 0 else 'lost as well'} {duration(abs(gain_s))} a step"
-    if of["break_even_steps"] is not None:
+    shown = [
+        duration(one, 3) if (one := pick(of, "itl_s", *path)) is not None else NOTHING
+        for path in (("during", "p99"), ("between", "p99"), ("during", "max"))
+    ]
+    yield (
+        "Gaps beside it",
+        f"between tokens p99 {shown[0]} during, {shown[1]} between; longest during {shown[2]}",
+    )
+    yield ("Its effect", _gained(of))
+
+
+def _gained(of: Mapping[str, Any]) -> str:
+    """What rebalances gained in a step, as far as one run can tell."""
+    from moesim.report.words import duration, percent
+
+    text = "" if of["lost_s_mean"] is None else f"lost {duration(of['lost_s_mean'])} each; "
+    if (gain_s := of["gain_s_per_step"]) is None:
+        return text + "its gain cannot be told: too few steps before and behind any of them"
+    text += (
+        f"steps waited for the slowest expert rank {percent(of['waited_before'])} of the mean "
+        f"rank's time before, {percent(of['waited_behind'])} behind: "
+        f"{'gained' if gain_s > 0 else 'lost as well'} {duration(abs(gain_s))} a step"
+    )
+    if (low_s := of["gain_low_s_per_step"]) is None:
+        text += " (of one rebalance: whether it pays cannot be told)"
+    elif of["break_even_steps"] == 0:
+        text += ", at any interval"
+    elif of["break_even_steps"] is not None:
         text += (
-            f": pays from every {of['break_even_steps']:,.0f} steps on "
+            f", pays from about every {of['break_even_steps']:,.0f} steps on "
             f"({duration(of['break_even_s'])})"
         )
-    yield ("Its effect", text)
+    elif of["gain_high_s_per_step"] > 0:
+        high_s = of["gain_high_s_per_step"]
+        text += f" (95 %: {_signed(low_s)} to {_signed(high_s)}: whether it pays cannot be told)"
+    return text + "; an estimate from this run alone: compare with rebalancing=null"
+
+
+def _signed(seconds: float) -> str:
+    from moesim.report.words import duration
+
+    return ("-" if seconds < 0 else "") + duration(abs(seconds))
 
 
 def _pools(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -7,10 +7,11 @@ GPU: while the replica stands still (`sync`), or behind its steps, some layers a
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from moesim.errors import InputError
 from moesim.spec import Spec, broken_rule
@@ -40,7 +41,17 @@ _ENGINES = {
         "layer_s": 0.02,
     },
 }
+POLICIES = ("eplb", "settle")
 WINDOW_STEPS = 1000  # vLLM and SGLang
+
+
+def _known_policy(name: object) -> object:
+    if name in POLICIES:
+        return name
+    close = difflib.get_close_matches(str(name)[:200], POLICIES, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    rule = "must be 'eplb' or 'settle'%s; simulate(..., rebalancing=FUNCTION) takes one of your own"
+    raise ValueError(rule % meant)
 
 
 class Rebalancing(Spec):
@@ -58,7 +69,7 @@ class Rebalancing(Spec):
     rank). `copy_bytes_per_s`: most that a GPU sends or receives of them; None: its links' limit.
     """
 
-    policy: Literal["eplb", "settle"] = "eplb"
+    policy: Annotated[Literal["eplb", "settle"], BeforeValidator(_known_policy)] = "eplb"
     hierarchical: bool | None = None  # None: where groups divide over nodes, as the algorithm does
     relabel: bool = False
     mode: Literal["sync", "async"] | None = None

@@ -5,6 +5,7 @@ Legend: N requests, M mixes, D domains.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
+from moesim.errors import InputError
 from moesim.spec import Spec
 from moesim.workload.lengths import no_flag
 
@@ -32,6 +34,20 @@ class DriftPoint(Spec):
 def domain_names(points: Sequence[DriftPoint]) -> tuple[str, ...]:
     """Every domain of all mixes, in order of first appearance."""
     return tuple(dict.fromkeys(name for point in points for name in point.domains))
+
+
+def check_drift(points: Sequence[DriftPoint], known: Sequence[str]) -> None:
+    """InputError unless every domain of all mixes is one of the routing trace's."""
+    for i, point in enumerate(points):
+        for name in point.domains:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise InputError(
+                    f"workload.drift.{i}.domains",
+                    f"must name domains of the routing trace ({', '.join(known[:12])})",
+                    name,
+                    f"did you mean {close[0]}?" if close else "",
+                )
 
 
 def drifting_domains(

@@ -147,7 +147,7 @@ SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "redundant experts that do not divide": (
         {"deployment__placement": {"policy": "eplb", "redundant_experts": 3}},
-        ("deployment.parallelism.expert_parallel must divide", "8 + 3 = 11"),
+        ("deployment.placement.redundant_experts must make", "8 + 3 = 11", "use 8"),
     ),
     "DeepEP with split experts": (
         {
@@ -219,6 +219,19 @@ SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown domain": (
         {"workload__domains": {"law": 1.0}},
         ("workload.domains", "law"),
+    ),
+    "unknown domain in a drift": (
+        {
+            "workload__drift": [
+                {"at_s": 0, "domains": {"all": 1}},
+                {"at_s": 3, "domains": {"al": 1}},
+            ]
+        },
+        ("workload.drift.1.domains must name domains", "got 'al'", "did you mean all?"),
+    ),
+    "rebalancing policy with a slip": (
+        {"deployment__rebalancing": {"policy": "elpb"}},
+        ("deployment.rebalancing.policy must be 'eplb' (did you mean eplb?)", "got 'elpb'"),
     ),
     "routing file that is absent": (
         {"routing__trace": "absent.safetensors"},
@@ -369,7 +382,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         (["place", "demo", "--policies", "best"], "policies must be among contiguous"),
         (["place", "demo", "--policies", ","], "policies must be among contiguous"),
         (["place", "demo", "--redundant", "-3"], "--redundant must not be negative"),
-        (["place", "demo", "--redundant", "1"], "expert_parallel must divide"),
+        (["place", "demo", "--redundant", "1"], "redundant_experts must make"),
         (["place", "moe-against-dense-same-active"], "model must have experts to place"),
         (["trace", "info", "absent.safetensors"], "absent.safetensors must be an existing file"),
         (["trace", "synth", "--model", "nothing", "-o", "x.safetensors"], "model must be"),

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from moesim.cli.sections import section_lines
 from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.placement.placement import Placement
 from moesim.policies.rebalancing import Rebalancing, plan_rebalancing
+from moesim.rebalance_figures import rebalances_table, rebalancing_summary
 from moesim.scenario import Scenario
 from moesim.sharding import expert_bytes
+from moesim.sim.rebalancing import RebalanceLog
 from moesim.simulation import simulate
 
 BASE: dict[str, Any] = {
@@ -197,12 +201,71 @@ def test_a_run_reports_gaps_during_and_between() -> None:
     result = simulate(scenario(given), provenance=False)
     figures = result.summary["rebalancing"]
     assert figures["itl_s"]["during"]["p50"] > 2.0 > figures["itl_s"]["between"]["p99"]
+    assert figures["itl_s"]["during"]["max"] == result.itl_s.max()
+    # All asked at once: from the first token on batches only shrink, and no gain is told.
+    assert figures["late"] == figures["count"]
+    assert figures["gain_s_per_step"] is figures["break_even_steps"] is None
     assert figures["stall_s_mean"] > 2.0
     assert figures["lost_s_mean"] == pytest.approx(figures["stall_s_mean"])
     gaps = result.itl_s
     stalls = int((gaps > 2.0).sum())
     assert stalls == 8 * figures["count"]  # eight requests wait for each
     assert not result.steps["rebalancing"].any()  # nobody computes meanwhile
+
+
+def steps_of(imbalance_N: list[float]) -> pd.DataFrame:
+    """Steps of 1 s each, a mean rank's 0.5 s of experts in them."""
+    columns: dict[str, Any] = dict.fromkeys(("prefill_tokens", "decode_tokens"), 4)
+    columns |= {"replica": 0, "dummy": False, "duration_s": 1.0, "experts_s": 0.5}
+    columns |= {"dispatch_s": 0.1, "combine_s": 0.1}
+    frame = pd.DataFrame({"start_s": np.arange(len(imbalance_N)) + 0.5})
+    return frame.assign(**columns, expert_imbalance_s=0.5 * np.array(imbalance_N))
+
+
+def stalls(*at_s: float) -> pd.DataFrame:
+    """Rebalances of windows of 8 steps that stand still for a tenth of a second."""
+    log = [
+        RebalanceLog(0, int(at), at, 8, "rebalanced", at + 0.1, 0.5, 0.9, stall_s=0.1)
+        for at in at_s
+    ]
+    return rebalances_table(log)
+
+
+def judged(imbalance_N: list[float], until_s: float, *at_s: float) -> dict[str, Any]:
+    none = np.zeros(0)
+    return rebalancing_summary(stalls(*at_s), steps_of(imbalance_N), (none, none), until_s)
+
+
+def test_gains_are_weighed_by_the_steps_that_they_hold_for() -> None:
+    """0.2 of 0.5 s for 8 steps and 0.1 of it for 4, until the last request begins."""
+    found = judged([0.4] * 8 + [0.2] * 8 + [0.1] * 4 + [9.0] * 8, 20.0, 8.0, 16.0, 24.0)
+    assert (found["count"], found["late"], found["compared"]) == (3, 1, 2)
+    assert found["gain_s_per_step"] == pytest.approx((8 * 0.1 + 4 * 0.05) / 12)
+    assert found["waited_before"] == pytest.approx((8 * 0.4 + 4 * 0.2) / 12)
+    assert found["waited_behind"] == pytest.approx((8 * 0.2 + 4 * 0.1) / 12)
+    # The drain's rise is in none of them, nor is the third rebalance.
+    assert found["gain_high_s_per_step"] > found["gain_s_per_step"] > found["gain_low_s_per_step"]
+    # Two rebalances that far apart tell nothing: t of one degree of freedom is 12.7.
+    assert found["gain_low_s_per_step"] < 0
+    assert found["break_even_steps"] is None
+
+
+def test_a_clear_gain_breaks_even_and_one_rebalance_does_not_tell() -> None:
+    clear = judged([0.6] * 8 + [0.4] * 8 + [0.2] * 8, 99.0, 8.0, 16.0)
+    assert clear["gain_low_s_per_step"] == pytest.approx(0.1)
+    assert clear["break_even_steps"] == pytest.approx(0.1 / 0.1)
+    assert clear["break_even_s"] == pytest.approx(1.0)
+    text = dict(section_lines({"rebalancing": clear}))["Its effect"]
+    assert "pays from about every 1 steps on" in text
+    one = judged([0.6] * 8 + [0.4] * 8, 99.0, 8.0)
+    assert one["gain_s_per_step"] == pytest.approx(0.1)
+    assert one["break_even_steps"] is one["gain_low_s_per_step"] is None
+    assert "cannot be told" in dict(section_lines({"rebalancing": one}))["Its effect"]
+    # One step behind it, of a window of eight: too few.
+    few = judged([0.6] * 8 + [0.4], 99.0, 8.0)
+    assert few["gain_s_per_step"] is None
+    assert few["lost_s_mean"] == pytest.approx(0.1)
+    assert "too few steps" in dict(section_lines({"rebalancing": few}))["Its effect"]
 
 
 def test_the_report_draws_the_balance_with_its_rebalances(tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def refusal(model: str, sharding: Sharding, slots: int | None = None) -> str:
     return str(caught.value)
 
 
+def test_redundant_experts_that_do_not_divide_are_named_with_how_many_would() -> None:
+    said = refusal("deepseek-v3", Sharding(1, 16, 16), 264)
+    assert said == (
+        "deployment.placement.redundant_experts must make num_experts + redundant_experts "
+        "(256 + 8 = 264) a multiple of expert_parallel (16); got 8 (use 16)"
+    )
+
+
 def test_the_exact_words_of_a_refusal() -> None:
     said = refusal("deepseek-v3", Sharding(1, 24, 24, 1))
     assert said == "deployment.parallelism.expert_parallel must divide num_experts (256); got 24"
@@ -225,8 +233,8 @@ def test_the_exact_words_of_a_refusal() -> None:
         ("deepseek-v2-lite", Sharding(32), None, "must divide num_attention_heads (16)"),
         ("mixtral-8x7b", Sharding(1, 8, 16), None, "must divide num_experts (8); got 16"),
         ("mixtral-8x7b", Sharding(1, 2, 4), None, "must divide attention_tp x attention_dp (1 x 2"),
-        ("deepseek-v3", Sharding(1, 16, 16), 264,
-         "must divide num_experts + redundant_experts (256 + 8 = 264); got 16"),
+        ("deepseek-v3", Sharding(1, 24, 24), 264 + 8,
+         "must divide num_experts + redundant_experts (256 + 16 = 272); got 24"),
         ("deepseek-v3", Sharding(1, 4096, 1), None, "that divides the expert width (2048)"),
         ("llama-3.1-8b", Sharding(1, 8), None, "attention_dp must be 1 for a dense model"),
         ("llama-3.1-8b", Sharding(8, 1, 8), None, "deployment.replicas"),
