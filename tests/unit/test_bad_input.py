@@ -231,7 +231,10 @@ SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "rebalancing policy with a slip": (
         {"deployment__rebalancing": {"policy": "elpb"}},
-        ("deployment.rebalancing.policy must be 'eplb' (did you mean eplb?)", "got 'elpb'"),
+        (
+            "deployment.rebalancing.policy must be 'eplb' or 'settle' (did you mean eplb?)",
+            "got 'elpb'",
+        ),
     ),
     "routing file that is absent": (
         {"routing__trace": "absent.safetensors"},

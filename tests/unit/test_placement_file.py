@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from moesim.cli import main
-from moesim.deployment import deploy
+from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
 from moesim.placement.engine_files import ENDINGS, write_engine_placement
 from moesim.placement.place_file import read_placement, write_placement
@@ -251,7 +251,8 @@ def test_a_scenario_takes_a_file(tmp_path: Path) -> None:
     table = round_robin(32, 8, 8, ranks)
     write_engine_placement(path, Placement(table, ranks), "sglang", range(32), 32)
     trace, ids_TLK, _ = open_routing("balanced", 64, deployment.model, 0)
-    found = place(scenario, deployment, trace, ids_TLK)
+    costs = step_costs(scenario, deployment)
+    found = place(scenario, deployment, costs, trace, ids_TLK)
     np.testing.assert_array_equal(found.slot_expert_LP, table)
 
 
