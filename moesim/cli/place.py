@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
-import numpy as np
 import typer
 
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
@@ -223,7 +222,7 @@ def _export(study: PlacementStudy, path: Path, reader: ExportFor) -> list[str]:
     first, *others = [each for each in study.candidates if each.asked]
     only = all(
         (each.policy, each.redundant_experts) == (first.policy, first.redundant_experts)
-        and np.array_equal(each.placement.slot_expert_LP, first.placement.slot_expert_LP)
+        and (each.placement.slot_expert_LP == first.placement.slot_expert_LP).all()
         for each in others  # other choices among the same copies
     )
     candidate = first if only else study.recommended or study.present

@@ -58,7 +58,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 0
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
-    if arguments[0] == "place":  # a line for each stage
+    if arguments[:1] == ["place"]:  # a line for each stage
         assert lines
         assert all(line.startswith("moesim: ") for line in lines)
         assert len(lines) == len(set(lines))
