@@ -56,8 +56,9 @@ def test_stopping_every_few_steps_is_ruinous() -> None:
     figures = often.summary["rebalancing"]
     assert figures["balancedness_predicted"] > figures["balancedness_before"]
     slower = often.summary["tpot_s"]["mean"] / still.summary["tpot_s"]["mean"]
+    print(f"{slower:.2f} times slower")
     assert 2.0 < slower < 5.0
-    assert figures["break_even_steps"] > 15 or figures["break_even_steps"] is None
+    assert figures["break_even_steps"] is None or figures["break_even_steps"] > 15
 
 
 def rack(rebalancing: dict[str, Any] | None) -> Result:
