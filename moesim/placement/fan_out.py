@@ -71,12 +71,11 @@ def count_sent(
         for layer in range(layers):
             stamp = j * layers + layer
             for k in range(ids_TLK.shape[2]):
-                e = np.intp(ids_TLK[row, layer, k])
+                e = np.uintp(ids_TLK[row, layer, k])
                 if choice == HASH:
-                    first = start_LE1[layer, e]
-                    slot = slot_LP[layer, first + choice_C[start_LE1[layer, e + 1] - first]]
+                    slot = hashed_slot(e, start_LE1[layer], slot_LP[layer], choice_C)
                 elif choice == NEAREST:
-                    slot = near_RLE[source, layer, e]
+                    slot = np.uintp(near_RLE[source, layer, e])
                 else:
                     slot = _deal(slot_LP[layer], at_LE[layer], left_LP[layer], e)
                 rank = rank_of_slot_P[slot]
@@ -124,13 +123,11 @@ def _count_by_bits(
             for k in range(ids_TLK.shape[2]):
                 e = np.uintp(ids_TLK[row, layer, k])
                 if choice == HASH:
-                    first = start_E1[e]
-                    copies = np.uintp(start_E1[e + np.uintp(1)] - first)
-                    slot = np.uintp(slot_P[np.uintp(first + choice_C[copies])])
+                    slot = hashed_slot(e, start_E1, slot_P, choice_C)
                 elif choice == NEAREST:
                     slot = np.uintp(near_RLE[source, layer, e])
                 else:
-                    slot = np.uintp(_deal(slot_P, at_LE[layer], left_LP[layer], np.intp(e)))
+                    slot = _deal(slot_P, at_LE[layer], left_LP[layer], e)
                 rank = np.uintp(rank_of_slot_P[slot])
                 ranks_hit |= one << np.uint64(rank)
                 nodes_hit |= one << np.uint64(domain_R[rank])
@@ -150,10 +147,18 @@ def _ones(word: Any) -> Any:
 
 
 @inner
+def hashed_slot(e: Any, start_E1: Any, slot_P: Any, choice_C: Any) -> Any:
+    """The slot of expert e that the hash of the row takes; unsigned, as e: no negative indices."""
+    first = start_E1[e]
+    copies = np.uintp(start_E1[e + np.uintp(1)] - first)
+    return np.uintp(slot_P[np.uintp(first + choice_C[copies])])
+
+
+@inner
 def _deal(slot_P: Any, at_E: Any, left_P: Any, e: Any) -> Any:
     """The next of expert e's slots that still wants tokens; one less from now on."""
     while left_P[slot_P[at_E[e]]] == 0:
         at_E[e] += 1
-    slot = slot_P[at_E[e]]
+    slot = np.uintp(slot_P[at_E[e]])
     left_P[slot] -= 1
     return slot

@@ -19,7 +19,7 @@ from moesim.compiled import compiled, inner
 from moesim.errors import InputError
 from moesim.placement.batches import Batches
 from moesim.placement.copies import copy_table
-from moesim.placement.fan_out import count_sent, hash_row, sent_scratch
+from moesim.placement.fan_out import count_sent, hash_row, hashed_slot, sent_scratch
 from moesim.placement.layer_law import LayerLaw, corner_s, slowest_s
 from moesim.placement.placement import Placement
 from moesim.placement.replica_choice import (
@@ -191,9 +191,7 @@ def _count(
             for k in range(ids_TLK.shape[2]):
                 e = np.uintp(ids_TLK[row, layer, k])  # unsigned: no check for negative indices
                 if choice == HASH:
-                    first = start_E1[e]
-                    copies = np.uintp(start_E1[e + np.uintp(1)] - first)
-                    tokens_P[slot_P[np.uintp(first + choice_C[copies])]] += 1
+                    tokens_P[hashed_slot(e, start_E1, slot_P, choice_C)] += 1
                 else:
                     tokens_P[near_LE[layer, e]] += 1
 
