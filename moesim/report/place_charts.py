@@ -140,7 +140,7 @@ def _memory(frame: pd.DataFrame, x: alt.X) -> AnyChart:
     """KV cache left with whole extra slots, and how much less than with none."""
     kept = frame[frame["extra"] % 1 == 0].drop_duplicates("extra")
     kept = kept.assign(kv=kept["kv"] / 1e3, less=100 * (kept["kv"] / kept["kv"].max() - 1))
-    kept["label"] = [f"{less:.1f}\N{NO-BREAK SPACE}%" if less else "" for less in kept["less"]]
+    kept["label"] = [f"{less:.1f}\N{NO-BREAK SPACE}%" for less in kept["less"]]
     scale = alt.Scale(zero=False, nice=True, padding=14)
     base = alt.Chart(data(kept), width=PANEL, height=230).encode(
         x=x, y=alt.Y("kv:Q", title="KV cache of a replica (thousand tokens)", scale=scale)
@@ -155,7 +155,7 @@ def _memory(frame: pd.DataFrame, x: alt.X) -> AnyChart:
         ]
     )
     text = base.mark_text(align="right", dx=-8, dy=10, fontSize=11).encode(text="label:N")
-    return alt.layer(line, text)
+    return alt.layer(line, text.transform_filter("datum.less < 0"))
 
 
 def _line_name(point: RedundancyPoint) -> str:
