@@ -16,16 +16,16 @@ _PUBLISHED = {
     "kimi-k2-thinking": ("kimi-k2", "int4"),
     "minimax-m2.1": ("minimax-m2", "fp8"),
 }
-# Endings of names: formats, and what says nothing of shape or format. The longest come first.
+# Endings of names: formats (awq: int4 in every linear layer, where int4 is in experts alone), and what says nothing of shape or format. The longest come first.
 _FORMATS = {
     r"(nv)?fp4(-v\d)?": "nvfp4",
     r"mxfp4": "mxfp4",
     r"fp8(-dynamic|-kv|-block)?": "fp8",
     r"(block-|channel-)?int8": "fp8",
     r"w8a8": "fp8",
-    r"(awq|gptq)(-int4|-4bit)?": "int4",
-    r"int4(-awq|-gptq)?": "int4",
-    r"w4a16": "int4",
+    r"(awq|gptq)(-int4|-4bit)?": "awq",
+    r"int4(-awq|-gptq)?": "awq",
+    r"w4a16": "awq",
     r"w4afp8": "int4",
     r"bf16": "bf16",
 }
@@ -38,8 +38,9 @@ QUANTISATIONS = {
     **dict.fromkeys(("fp8", "modelopt", "modelopt_fp8", "w8a8_fp8", "fbgemm_fp8"), "fp8"),
     **dict.fromkeys(("ptpc_fp8", "deepspeedfp", "mxfp8", "fp8_block_scales", "deepgemm"), "fp8"),
     **dict.fromkeys(("w8a8_int8", "experts_int8", "int8"), "fp8"),
-    **dict.fromkeys(("awq", "awq_marlin", "gptq", "gptq_marlin", "moe_wna16", "int4"), "int4"),
-    **dict.fromkeys(("w4a16", "w4a8_awq", "w4afp8", "w4a16_awq", "marlin", "auto-round"), "int4"),
+    **dict.fromkeys(("awq", "awq_marlin", "gptq", "gptq_marlin", "moe_wna16", "int4"), "awq"),
+    **dict.fromkeys(("w4a16", "w4a8_awq", "w4a16_awq", "marlin", "auto-round"), "awq"),
+    "w4afp8": "int4",
     **dict.fromkeys(("modelopt_fp4", "petit_nvfp4", "nvfp4"), "nvfp4"),
     **dict.fromkeys(("w8a16", "w8a8_sq_per_channel"), "fp8"),
     **dict.fromkeys(("mxfp4", "gpt-oss-mxfp4", "w4a8_mxfp4_mxfp8", "w4a16_mxfp4"), "mxfp4"),
@@ -83,6 +84,8 @@ def find_checkpoint(name: str, quantisation: str | None, model: str | None = Non
     # A checkpoint in four bits stays so, whatever kernel a flag asks for.
     if quantisation == "fp8" and loaded.native_precision in ("int4", "nvfp4", "mxfp4"):
         return Checkpoint(_model_name(found), loaded)
+    if wanted == "awq":
+        return Checkpoint(_model_name(found), loaded, "int4")
     weights, experts = native_formats(wanted, loaded.is_moe)
     return Checkpoint(_model_name(found), loaded, weights, experts)
 

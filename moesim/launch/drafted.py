@@ -71,7 +71,10 @@ def checkpoint_name(scenario: Scenario, model: MoEModel) -> tuple[str, str]:
 
 
 def wanted_format(scenario: Scenario, model: MoEModel) -> str | None:
-    """The weight format that differs from the published one, as a flag asks for it."""
+    """The weight format that differs from the published one, as a flag asks for it.
+
+    awq: int4 in every linear layer, where int4 is in experts alone.
+    """
     precision = scenario.precision
     if precision.weights is None and precision.experts is None:
         return None
@@ -79,6 +82,8 @@ def wanted_format(scenario: Scenario, model: MoEModel) -> str | None:
     asked = (precision.weights or weights, precision.experts or precision.weights or experts)
     if asked == (weights, experts or weights):
         return None
+    if precision.weights == "int4" and precision.experts in (None, "int4"):
+        return "awq"
     return asked[1] if model.is_moe and asked[1] else asked[0]
 
 
@@ -131,7 +136,7 @@ def note_replicas(draft: Draft, of: DeploymentSpec, gpus: int) -> None:
     balancing: LoadBalancing = of.load_balancing
     if of.replicas > 1:
         draft.note(
-            f"run {of.replicas} of these, each on {gpus} GPUs, behind a {balancing.policy} balancer"
+            f"run {of.replicas} of these, each on {gpus} GPU{'s' * (gpus > 1)}, behind a {balancing.policy} balancer"
         )
 
 

@@ -67,7 +67,8 @@ class Occurrence:
     def shown(self) -> str:
         """As it was written, with its value, cut where that is long."""
         if isinstance(self.value, bool):
-            return self.written
+            off = not self.value and "no-" not in self.written
+            return f"{self.written} false" if off else self.written
         text = self.value if isinstance(self.value, str) else _plain(self.value)
         return f"{self.written} {text}" if len(text) <= 60 else f"{self.written} {text[:57]}..."
 

@@ -13,12 +13,18 @@ _NOT_SET = ("", "none", "null")
 
 
 class Given:
-    """Values of flags under their first names. Whatever is no such value is an InputError."""
+    """Values of understood flags under their first names; anything else there is an InputError.
+
+    `repeated` are those that a later one replaces, `left_out` the flags that are not understood.
+    """
 
     def __init__(self, occurrences: Sequence[Occurrence]) -> None:
         self.last: dict[str, Occurrence] = {}
         self.repeated: list[Occurrence] = []
+        self.left_out = [each for each in occurrences if each.flag.effect != "understood"]
         for occurrence in occurrences:
+            if occurrence.flag.effect != "understood":
+                continue
             name = occurrence.flag.name
             before = self.last.get(name)
             if before is not None and isinstance(before.value, dict):

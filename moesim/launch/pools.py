@@ -18,9 +18,12 @@ def joined(parts: Sequence[Parts]) -> Parts:
     Where a command does not say which pool it is, the first is prefill. Raises InputError.
     """
     if len(parts) == 1:
-        if parts[0].role:
+        if parts[0].role in ("prefill", "decode"):
             rule = "is one of two pools: give the other's command, too"
             raise InputError(FIELD, rule, None, "--from-command once for each pool")
+        if parts[0].role:
+            parts[0].notes.append("able to serve as one of two pools; simulated as both at once")
+            parts[0].role = ""
         return parts[0]
     first, second = parts
     if "" in (first.role, second.role):

@@ -137,6 +137,7 @@ def _placement(parts: Parts, given: Given, is_moe: bool) -> None:
 def _scheduling(parts: Parts, given: Given, ranks: int) -> None:
     chunk = given.text("--chunked-prefill-size")
     prefill = given.count("--max-prefill-tokens")
+    budget: int | None
     if chunk == "-1":
         parts.notes.append(
             "--chunked-prefill-size -1: prompts longer than the batch are cut all the same"

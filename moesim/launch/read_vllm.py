@@ -10,6 +10,7 @@ from moesim.launch.checkpoints import KV_TYPES, QUANTISATIONS, TYPES, find_check
 from moesim.launch.given import Given
 from moesim.launch.parts import Parts, Role, batching
 
+ALL2ALL = "VLLM_ALL2ALL_BACKEND"  # the variable that --all2all-backend was before 0.11
 # Where no library is fitted, the one that sends the same bytes in the same way.
 EXCHANGES = {
     "": None,
@@ -87,7 +88,7 @@ def _parallelism(parts: Parts, given: Given, is_moe: bool) -> None:
 
 def _exchange(parts: Parts, given: Given, environment: Mapping[str, str]) -> None:
     flag = "--all2all-backend"
-    chosen = given.text(flag) or environment.get("VLLM_ALL2ALL_BACKEND", "")
+    chosen = given.text(flag) or environment.get(ALL2ALL, "")
     if chosen not in EXCHANGES:
         known = ", ".join(name for name in EXCHANGES if name)
         raise InputError(flag, f"must be one of {known}", chosen)
@@ -112,7 +113,10 @@ def _placement(parts: Parts, given: Given, is_moe: bool) -> None:
         raise InputError("--eplb-config", rule, redundant)
     linear = {"": "contiguous", "linear": "contiguous", "round_robin": "round-robin"}
     policy = given.chosen("--expert-placement-strategy", linear)
-    if given.on("--enable-eplb") and is_moe:
+    spread = parts.deployment.get("parallelism", {}).get("expert_parallel", 1) > 1
+    if given.on("--enable-eplb") and not spread:
+        parts.notes.append("--enable-eplb has no effect: experts are not spread over ranks")
+    elif given.on("--enable-eplb") and is_moe:
         parts.put("placement", {"policy": "eplb", "redundant_experts": redundant})
         parts.notes.append(
             "--enable-eplb: experts lie as after one rebalancing; the pauses of rebalancing and "

@@ -17,7 +17,7 @@ from moesim.launch.parts import Parts
 from moesim.launch.pools import joined
 from moesim.launch.read_sglang import read_sglang
 from moesim.launch.read_trtllm import read_trtllm
-from moesim.launch.read_vllm import read_vllm
+from moesim.launch.read_vllm import ALL2ALL, read_vllm
 from moesim.launch.words import Command, split_command
 from moesim.plain_yaml import read_yaml
 
@@ -38,8 +38,11 @@ _LAUNCHERS = (
     (re.compile(r"(\S*/)?trtllm-serve (serve )?(?!disaggregated|mm_)"), "trtllm"),
     (re.compile(r"(\S*/)?vllm-openai[\w-]*(:[\w.-]+)?( |$)"), "vllm"),  # an image that serves
 )
-_WRAPPERS = ("docker", "podman", "nerdctl", "srun", "mpirun", "env", "exec", "nohup", "sudo", "uv")
-_WRAPPERS += ("numactl", "time", "trtllm-llmapi-launch", "stdbuf", "nsys")
+_WRAPPERS = frozenset(
+    "docker podman nerdctl srun mpirun env exec nohup sudo uv numactl time stdbuf nsys "
+    "trtllm-llmapi-launch".split()
+)
+_VARIABLES = {"CUDA_VISIBLE_DEVICES": ("which GPUs", False)}
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,18 @@ def _read(text: str, gpu: str, options: str | Path | None, model: str | None) ->
     _refuse(occurrences)
     given = Given(occurrences)
     parts = _READERS[engine](given, others, command.environment, model, gpu)
-    launch = _Launch(engine, parts, [o for o in given.last.values() if _is_set(o)])
+    launch = _Launch(engine, parts, [o for o in given.last.values() if o.flag.fields])
     if others and "--model" not in given.last and "--model-path" not in given.last:
         named = table.by_name.get("model") or table.flags[0]
         launch.occurrences.insert(0, Occurrence(named, "MODEL", others[0]))
+    if ALL2ALL in command.environment and "--all2all-backend" in table.by_name:
+        backend = table.by_name["--all2all-backend"]
+        launch.occurrences.append(Occurrence(backend, ALL2ALL, command.environment[ALL2ALL]))
     launch.ignored = [
         *([Ignored(" ".join(before), "what starts the server", False)] if before else []),
         *_environment(command),
         *(Ignored(o.shown, "given again later", False) for o in given.repeated),
-        *(
-            Ignored(o.shown, o.flag.why, o.flag.effect == "not-modelled")
-            for o in given.last.values()
-            if o.flag.effect != "understood"
-        ),
+        *(Ignored(o.shown, o.flag.why, o.flag.effect == "not-modelled") for o in given.left_out),
     ]
     return launch
 
@@ -203,16 +205,11 @@ def _refuse(occurrences: Sequence[Occurrence]) -> None:
             raise InputError(each.written, why, shown, "leave it out to simulate without it")
 
 
-def _is_set(occurrence: Occurrence) -> bool:
-    return occurrence.flag.effect == "understood"
-
-
 def _environment(command: Command) -> list[Ignored]:
-    known = ("VLLM_ALL2ALL_BACKEND",)
     return [
-        Ignored(f"{name}={value}"[:80], "environment variables are not looked at", True)
+        Ignored(f"{name}={value}"[:80], *_VARIABLES.get(name, ("not looked at", True)))
         for name, value in command.environment.items()
-        if name not in known
+        if name != ALL2ALL
     ]
 
 

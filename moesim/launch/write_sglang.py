@@ -24,7 +24,7 @@ _MODES = {
     "deepep-low-latency-layered": "low_latency",
     "deepep-v2": None,
 }
-_QUANTISATION = {"fp8": "fp8", "int4": "moe_wna16", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
+_QUANTISATION = {"fp8": "fp8", "awq": "moe_wna16", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
 INIT_PORT = 5000  # of the examples in SGLang's documentation
 
 

@@ -16,7 +16,7 @@ from moesim.policies.batching import InFlight
 from moesim.scenario import Scenario
 
 _ROLES = {"prefill": "CONTEXT", "decode": "GENERATION"}
-_ALGORITHMS = {"fp8": "FP8_BLOCK_SCALES", "int4": "W4A16_AWQ", "nvfp4": "NVFP4"}
+_ALGORITHMS = {"fp8": "FP8_BLOCK_SCALES", "awq": "W4A16_AWQ", "nvfp4": "NVFP4"}
 
 
 def write_trtllm(scenario: Scenario, pool: str = "") -> Draft:

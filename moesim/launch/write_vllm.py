@@ -32,7 +32,7 @@ BACKENDS = {
     "pplx-ibrc": "pplx",
     "nvlink-one-sided": "flashinfer_nvlink_one_sided",
 }
-_QUANTISATION = {"fp8": "fp8", "int4": "awq_marlin", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
+_QUANTISATION = {"fp8": "fp8", "awq": "awq_marlin", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
 _ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 RPC_PORT = 13345  # of the examples in vLLM's documentation
 
@@ -45,7 +45,7 @@ def write_vllm(scenario: Scenario, pool: str = "") -> Draft:
     draft.note(problem, bool(problem))
     _degrees(draft, scenario, model.is_moe)
     if model.is_moe:
-        _experts(draft, scenario)
+        _experts(draft, scenario, pool)
     _scheduling(draft, scenario)
     _memory(draft, scenario)
     quantisation = wanted_format(scenario, model)
@@ -95,16 +95,20 @@ def _degrees(draft: Draft, scenario: Scenario, is_moe: bool) -> None:
     draft.note("on every other node the same with its own --node-rank and --headless")
 
 
-def _experts(draft: Draft, scenario: Scenario) -> None:
+def _experts(draft: Draft, scenario: Scenario, pool: str) -> None:
     of, split = scenario.deployment, scenario.deployment.parallelism
     if split.attention_dp > 1 and split.expert_parallel > 1:
         choice = of.exchange
         if choice == "auto":
             choice = "deepep" if of.engine == "sglang" else "allgather-reducescatter"
-        draft.put("--all2all-backend", BACKENDS[choice])
+        both = choice == "deepep"  # normal kernels for prompts, low-latency ones in decode
+        draft.put(
+            "--all2all-backend",
+            BACKENDS["deepep-normal" if both and pool == "prefill" else choice],
+        )
         draft.note(
             "vLLM takes one backend for all steps; deepep_high_throughput suits prefill",
-            choice == "deepep",
+            both and not pool,
         )
     placement = of.placement
     redundant = placement.redundant_experts
