@@ -16,7 +16,8 @@ _PUBLISHED = {
     "kimi-k2-thinking": ("kimi-k2", "int4"),
     "minimax-m2.1": ("minimax-m2", "fp8"),
 }
-# Endings of names: formats (awq: int4 in every linear layer, where int4 is in experts alone), and what says nothing of shape or format. The longest come first.
+# Endings of names: formats, and what says nothing of shape or format. awq stands for int4 in every
+# linear layer, int4 for int4 in experts alone.
 _FORMATS = {
     r"(nv)?fp4(-v\d)?": "nvfp4",
     r"mxfp4": "mxfp4",
@@ -78,7 +79,7 @@ def find_checkpoint(name: str, quantisation: str | None, model: str | None = Non
         hint = "--set model=NAME says which shipped model, or whose config.json, has its shape"
         raise InputError("model", "is no checkpoint that moesim knows", name, hint)
     loaded = load_model(found)
-    wanted = quantisation or stored or _ending(name.lower())[1]
+    wanted = quantisation or _ending(name.lower())[1] or stored
     if wanted is None or wanted == loaded.native_precision:
         return Checkpoint(_model_name(found), loaded)
     # A checkpoint in four bits stays so, whatever kernel a flag asks for.

@@ -9,7 +9,6 @@ from typing import Any
 
 from moesim.deployment_spec import DeploymentSpec
 from moesim.model import MoEModel, load_model
-from moesim.policies.load_balancing import LoadBalancing
 from moesim.precision import native_formats
 from moesim.scenario import Scenario
 
@@ -133,11 +132,10 @@ def _limits_rates(of: DeploymentSpec) -> bool:
 
 def note_replicas(draft: Draft, of: DeploymentSpec, gpus: int) -> None:
     """A comment on the copies of a server."""
-    balancing: LoadBalancing = of.load_balancing
     if of.replicas > 1:
-        draft.note(
-            f"run {of.replicas} of these, each on {gpus} GPU{'s' * (gpus > 1)}, behind a {balancing.policy} balancer"
-        )
+        each = f"{gpus} GPU{'s' * (gpus > 1)}"
+        balancing = of.load_balancing.policy
+        draft.note(f"run {of.replicas} of these, each on {each}, behind a {balancing} balancer")
 
 
 def loaded(scenario: Scenario) -> MoEModel:

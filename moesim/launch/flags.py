@@ -139,7 +139,10 @@ def read_options(data: Mapping[str, Any], table: FlagTable, prefix: str = "") ->
             found += read_options(value, table, f"{name}.")
             continue
         if flag is None:
-            flag, _, given = _known(f"--{name}", table)
+            try:
+                flag, _, given = _known(f"--{name}", table)
+            except InputError:
+                raise _unknown(name, table) from None
         if value is None:
             continue
         if flag.takes == "json" and isinstance(value, str) and flag.effect == "understood":

@@ -38,10 +38,8 @@ _LAUNCHERS = (
     (re.compile(r"(\S*/)?trtllm-serve (serve )?(?!disaggregated|mm_)"), "trtllm"),
     (re.compile(r"(\S*/)?vllm-openai[\w-]*(:[\w.-]+)?( |$)"), "vllm"),  # an image that serves
 )
-_WRAPPERS = frozenset(
-    "docker podman nerdctl srun mpirun env exec nohup sudo uv numactl time stdbuf nsys "
-    "trtllm-llmapi-launch".split()
-)
+_STARTERS = ("docker", "podman", "nerdctl", "srun", "mpirun", "trtllm-llmapi-launch", "uv")
+_WRAPPERS = (*_STARTERS, "env", "exec", "nohup", "sudo", "numactl", "time", "stdbuf", "nsys")
 _VARIABLES = {"CUDA_VISIBLE_DEVICES": ("which GPUs", False)}
 
 
