@@ -409,7 +409,7 @@ def test_tables_are_sound(engine: str) -> None:
         assert flag.takes in ("switch", "boolean", "value", "values", "json"), flag
         assert bool(flag.fields) <= (flag.effect == "understood"), flag
         assert bool(flag.harmless) <= (flag.effect == "refused"), flag
-        assert flag.why or flag.effect in ("understood", "not-modelled", "no-effect"), flag
+        assert flag.why or flag.effect == "understood", flag
         for name in flag.fields:
             assert _is_field(name), name
 
