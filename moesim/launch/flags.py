@@ -18,6 +18,7 @@ Effect = Literal["understood", "no-effect", "not-modelled", "refused"]
 Takes = Literal["switch", "boolean", "value", "values", "json"]
 FIELD = "--from-command"
 _NEGATIVE = re.compile(r"-\d")
+_SECRETS = ("--api-key", "--admin-api-key", "--hf-token")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Occurrence:
 
     @property
     def shown(self) -> str:
-        """As it was written, with its value, cut where that is long."""
+        """As it was written, with its value, cut where that is long; secrets are left out."""
+        if self.flag.name in _SECRETS:
+            return f"{self.written} ..."
         if isinstance(self.value, bool):
             off = not self.value and "no-" not in self.written
             return f"{self.written} false" if off else self.written

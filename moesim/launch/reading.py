@@ -40,6 +40,7 @@ _LAUNCHERS = (
 )
 _STARTERS = ("docker", "podman", "nerdctl", "srun", "mpirun", "trtllm-llmapi-launch", "uv")
 _WRAPPERS = (*_STARTERS, "env", "exec", "nohup", "sudo", "numactl", "time", "stdbuf", "nsys")
+_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 _VARIABLES = {"CUDA_VISIBLE_DEVICES": ("which GPUs", False)}
 
 
@@ -143,7 +144,7 @@ def _read(text: str, gpu: str, options: str | Path | None, model: str | None) ->
         backend = table.by_name["--all2all-backend"]
         launch.occurrences.append(Occurrence(backend, ALL2ALL, command.environment[ALL2ALL]))
     launch.ignored = [
-        *([Ignored(" ".join(before), "what starts the server", False)] if before else []),
+        *([Ignored(f"{before[0]} ...", "what starts the server", False)] if before else []),
         *_environment(command),
         *(Ignored(o.shown, "given again later", False) for o in given.repeated),
         *(Ignored(o.shown, o.flag.why, o.flag.effect == "not-modelled") for o in given.left_out),
@@ -205,7 +206,10 @@ def _refuse(occurrences: Sequence[Occurrence]) -> None:
 
 def _environment(command: Command) -> list[Ignored]:
     return [
-        Ignored(f"{name}={value}"[:80], *_VARIABLES.get(name, ("not looked at", True)))
+        Ignored(
+            f"{name}={'...' if name.endswith(_SECRETS) else value}"[:80],
+            *_VARIABLES.get(name, ("not looked at", True)),
+        )
         for name, value in command.environment.items()
         if name != ALL2ALL
     ]

@@ -385,6 +385,13 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not target.exists()
 
 
+def test_secrets_are_not_repeated() -> None:
+    server = "docker run -e KEY=abc vllm/vllm-openai:v1 --api-key=abc openai/gpt-oss-20b"
+    reading = read(f"HF_TOKEN=hf_abc {server}")
+    assert reading.scenario["model"] == "gpt-oss-20b"
+    assert "abc" not in json.dumps(reading.plain())
+
+
 @given(st.text(max_size=200) | st.lists(st.sampled_from([*flag_table("vllm").by_name, "8", "x"])))
 def test_any_text_is_read_or_refused(tail: str | list[str]) -> None:
     words = tail if isinstance(tail, str) else " ".join(tail)
@@ -467,6 +474,19 @@ def test_a_workload_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     small = ("--set", "routing.trace=balanced", "--gpu", "h100-sxm")
     assert run("--from-command", BASE, *small, "--workload", str(file)) == 0
     assert "All 3 requests completed" in capsys.readouterr().out
+
+
+def test_the_command_of_a_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "disaggregated-deepseek-v3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["engine"] == "sglang"
+    assert [server["pool"] for server in told["servers"]] == ["prefill", "decode"]
+    reading = read(*(server["command"] for server in told["servers"]))
+    split = {"attention_dp": 8, "expert_parallel": 8}
+    assert reading.scenario["deployment"]["disaggregation"]["decode"]["parallelism"] == split
+    assert main(["launch", "demo", "--engine", "trtllm"]) == 0
+    assert "trtllm-serve " in capsys.readouterr().out
+    assert main(["launch", "demo", "--engine", "llama.cpp"]) == 2
 
 
 @pytest.mark.parametrize(
