@@ -53,9 +53,7 @@ def _section(engine: str) -> str:
         rows = _understood(flags) if effect == "understood" else _others(flags)
         header = "| flag | sets | |" if effect == "understood" else "| flags | |"
         rule = "|---" * (header.count("|") - 1) + "|"
-        text += "\n".join(
-            ["", f"### {NAMES[engine]}: {title}", "", header, rule, *rows]
-        )
+        text += "\n".join(["", f"### {NAMES[engine]}: {title}", "", header, rule, *rows])
         text += "\n"
     return text
 

@@ -168,7 +168,11 @@ def print_reading(found: Found) -> None:
     out = console()
     out.print(f"Read from the launch command ({reading.engine}):", style="bold")
     rows = [
-        [flag, ", ".join(f"{name} = {value}" for name, value in fields.items()) or "as by default"]
+        [
+            flag,
+            ", ".join(f"{name} = {value}" for name, value in fields.items())
+            or "nothing: the default, or see the notes",
+        ]
         for flag, fields in reading.understood
     ]
     print_table(out, ["flag", "sets"], rows, numbers=False)

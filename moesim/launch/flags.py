@@ -17,6 +17,7 @@ from moesim.errors import InputError
 Effect = Literal["understood", "no-effect", "not-modelled", "refused"]
 Takes = Literal["switch", "boolean", "value", "values", "json"]
 FIELD = "--from-command"
+MOST_PARTS = 10  # of a dotted name
 _NEGATIVE = re.compile(r"-\d")
 _SECRETS = ("--api-key", "--admin-api-key", "--hf-token")
 
@@ -206,6 +207,8 @@ def _value(flag: Flag, written: str, path: str, given: bool, taken: list[str]) -
         raise InputError(written, "needs a value")
     if flag.takes == "value" or flag.effect in ("no-effect", "not-modelled"):
         return taken[0]
+    if path.count(".") >= MOST_PARTS:
+        raise InputError(written[:100], f"must have at most {MOST_PARTS} parts")
     value = _scalar(taken[0]) if path else _json(written, taken[0])
     for key in reversed(path.split(".") if path else []):
         value = {key: value}
@@ -232,4 +235,7 @@ def _json(written: str, text: str) -> Any:
 def _plain(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return " ".join(value)
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError:
+        return "..."

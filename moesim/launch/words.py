@@ -11,6 +11,7 @@ from moesim.errors import InputError
 
 FIELD = "--from-command"
 MOST_CHARACTERS = 20_000
+MOST_TAILS = 8
 
 _LINE_END = re.compile(r"\\[ \t]*(?:#[^\n]*)?(?:\r?\n|$)")
 _QUOTED_END = re.compile(r"\\\r?\n")
@@ -110,6 +111,9 @@ def _one_line_each(text: str) -> str:
         kept.append(here)
         at += 1
     joined = "".join(kept).strip()
-    while tail := _TAIL.search(joined):
+    for _ in range(MOST_TAILS):
+        tail = _TAIL.search(joined)
+        if tail is None:
+            break
         joined = joined[: tail.start()].rstrip()
     return joined

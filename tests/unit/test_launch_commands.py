@@ -338,6 +338,8 @@ def test_comments_continued_lines_assignments_and_where_the_output_goes() -> Non
         (f"{BASE} --eplb-config {{", "must be JSON"),
         (f"{BASE} --eplb-config []", "must be a JSON object"),
         (f"{BASE} --eplb-config " + "[" * 10_000, "must be JSON"),
+        (f"{BASE} --eplb-config.{'a.' * 8000}b 1", "must have at most 10 parts"),
+        (f"{BASE}{' &' * 9000}", "must be one command without shell operators"),
         (f"{BASE} --enable-expert-parallel=maybe", "takes no value"),
         (f"{BASE} --tensor-paralel-size 8", "the nearest that it knows is --tensor-parallel-size"),
         (f"{BASE} --{'y' * 5000}", "is no flag that moesim knows of vllm"),
