@@ -33,7 +33,9 @@ _QUEUES = {
     **dict.fromkeys(("lpm", "random", "dfs-weight", "lof", "hrrn", "routing-key"), "other"),
 }
 _DRAFTING = ("eagle", "eagle3", "nextn")
-DEFAULT_STEPS = 3  # of DeepSeek and GLM models: server_args.py, auto_choose_speculative_params
+# server_args.py, auto_choose_speculative_params: 3 steps of one branch for DeepSeek's shape, else 5
+# steps of 4 branches; which other MoE models count as DeepSeek's differs between versions.
+MOE_STEPS, DENSE_STEPS = 3, 5
 _TWO = 2  # tokens that SGLang splits in two halves: it has no threshold
 
 
@@ -64,7 +66,7 @@ def read_sglang(
     _scheduling(parts, given, ranks)
     _memory(parts, given)
     _overlap(parts, given)
-    _speculation(parts, given)
+    _speculation(parts, given, checkpoint.loaded.is_moe)
     roles: dict[str, Role] = {"": "", "null": "", "prefill": "prefill", "decode": "decode"}
     parts.role = given.chosen("--disaggregation-mode", roles)
     return parts
@@ -196,7 +198,7 @@ def _overlap(parts: Parts, given: Given) -> None:
         parts.put("overlap.policy", "shared-experts")
 
 
-def _speculation(parts: Parts, given: Given) -> None:
+def _speculation(parts: Parts, given: Given, is_moe: bool) -> None:
     flag = "--speculative-algorithm"
     method = given.text(flag).lower()
     if method in ("", "none"):
@@ -207,8 +209,13 @@ def _speculation(parts: Parts, given: Given) -> None:
     drafted = given.count("--speculative-num-draft-tokens")
     branches = given.degree("--speculative-eagle-topk")
     steps = given.count("--speculative-num-steps")
-    if steps is None:
-        steps = max(1, drafted - 1) if drafted and branches == 1 else DEFAULT_STEPS
+    if steps is None and drafted and branches == 1:
+        steps = max(1, drafted - 1)
+    elif steps is None:
+        steps = MOE_STEPS if is_moe else DENSE_STEPS
+        parts.notes.append(
+            f"without --speculative-num-steps SGLang chooses by model; {steps} drafts are simulated"
+        )
     if branches > 1:
         parts.notes.append(
             "--speculative-eagle-topk: moesim verifies one branch of the tree, of "

@@ -162,6 +162,8 @@ def _overlap(parts: Parts, given: Given) -> None:
     if not given.on("--enable-dbo"):
         return
     parts.put("overlap.policy", "two-batch")
+    if not parts.deployment.get("exchange", "").startswith("deepep"):
+        parts.notes.append("--enable-dbo: vLLM takes it with a DeepEP backend only")
     parts.put("overlap.decode_tokens", given.count("--dbo-decode-token-threshold"))
     parts.put("overlap.prefill_tokens", given.count("--dbo-prefill-token-threshold"))
 
