@@ -37,6 +37,7 @@ __all__ = [
     "ParameterCount",
     "linear_shapes",
     "load_model",
+    "model_aliases",
     "model_names",
 ]
 
@@ -57,6 +58,11 @@ NOT_MODELLED = MappingProxyType(
 def model_names() -> tuple[str, ...]:
     """Names of the shipped models, sorted."""
     return preset_names("models", ".json")
+
+
+def model_aliases() -> dict[str, str]:
+    """The shipped model of every other name that one has, in small letters."""
+    return {alias: preset for preset in model_names() for alias in _aliases(preset)}
 
 
 def load_model(name_or_path: str) -> MoEModel:
@@ -85,7 +91,7 @@ def load_model(name_or_path: str) -> MoEModel:
             raise InputError("model", f"cannot be {system}: {reason}")
     if given.endswith(".json"):
         raise InputError("model", "must be an existing config.json or a shipped model", given)
-    known = {alias: preset for preset in names for alias in (preset, *_aliases(preset))}
+    known = {**model_aliases(), **{preset: preset for preset in names}}
     close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
         name.rpartition("/")[2], known, n=1
     )

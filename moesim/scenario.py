@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -155,10 +156,16 @@ def load_scenario(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Sc
     data = read_yaml(read_text(path, max_bytes=1e6), str(name_or_path))
     if not isinstance(data, dict):
         raise InputError(str(name_or_path), "must be a YAML mapping of scenario fields")
+    return Scenario.parse(with_overrides(data, overrides, path.parent))
+
+
+def with_overrides(data: dict[str, Any], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The data of a scenario with `a.b=c` overrides, paths relative to `folder` made absolute."""
+    data = copy.deepcopy(data)
     for override in overrides:
         _apply(data, override)
-    _resolve_paths(data, path.parent)
-    return Scenario.parse(data)
+    _resolve_paths(data, folder)
+    return data
 
 
 def scenarios_folder() -> Path:

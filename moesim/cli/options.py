@@ -15,6 +15,14 @@ ScenarioArgument = Annotated[
         show_default=False,
     ),
 ]
+ScenarioOrCommand = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[SCENARIO]",
+        help="A scenario file (YAML), or the name of a shipped one; none with --from-command.",
+        show_default=False,
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

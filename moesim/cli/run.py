@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
+from moesim.cli.from_command import (
+    CommandOption,
+    GpuOption,
+    OptionsOption,
+    WorkloadOption,
+    WriteOption,
+    chosen_scenario,
+    print_reading,
+    write_scenario,
+)
+from moesim.cli.options import JsonOption, ReportOption, ScenarioOrCommand, SetOption
 from moesim.cli.output import check_file, check_folder, print_json, progress, warn
 from moesim.errors import InputError
 
@@ -26,8 +36,13 @@ class ChartFormat(StrEnum):
 
 
 def run(
-    scenario: ScenarioArgument,
+    scenario: ScenarioOrCommand = None,
     changes: SetOption = None,
+    commands: CommandOption = None,
+    gpu: GpuOption = None,
+    options: OptionsOption = None,
+    workload: WorkloadOption = None,
+    written_scenario: WriteOption = None,
     as_json: JsonOption = False,
     out: Annotated[
         Path | None,
@@ -74,15 +89,17 @@ def run(
 ) -> None:
     """Simulate a scenario: latency, throughput, cost, and where the time goes."""
     from moesim.pools import check
-    from moesim.scenario import load_scenario
 
-    chosen = load_scenario(scenario, changes or ())
+    found = chosen_scenario(scenario, changes, commands, gpu, options, workload)
+    chosen = found.scenario
     check(chosen)
     check_folder(out, "--out")
     check_file(report, "--report")
     check_folder(charts, "--charts")
     check_file(timeline, "--timeline")
+    check_file(written_scenario, "--write-scenario")
     kept = _timeline(timeline, timeline_steps)
+    write_scenario(found, written_scenario)
 
     from moesim.simulation import simulate
 
@@ -91,6 +108,7 @@ def run(
             chosen, progress=tell, detailed=detailed or kept is not None, timeline=kept
         )
     written = _write(result, out, report, charts, chart_format)
+    written += [] if written_scenario is None else [written_scenario]
     if kept is not None and timeline is not None:
         kept.save(timeline)
         written.append(timeline)
@@ -98,10 +116,11 @@ def run(
             warn(f"{timeline} leaves out {kept.left_out} slices: choose fewer steps")
     steps = _explain(result) if explained else ()
     if as_json:
-        print_json(_summary(result, steps, explained))
+        print_json({**found.plain(), **_summary(result, steps, explained)})
         return
     from moesim.cli.tables import print_explanation, print_run
 
+    print_reading(found)
     print_run(result)
     print_explanation(steps)
     for path in written:
