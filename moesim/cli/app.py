@@ -19,6 +19,7 @@ from moesim import __version__
 from moesim.cli.calibrate import app as calibrate
 from moesim.cli.catalogue import gpus, models, scenarios, schema
 from moesim.cli.compare import compare
+from moesim.cli.cost import cost, prices
 from moesim.cli.place import place
 from moesim.cli.run import run
 from moesim.cli.trace import app as traces
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, place, validate, models, gpus, scenarios, schema):
+for command in (run, compare, place, cost, validate, models, gpus, prices, scenarios, schema):
     app.command()(command)
 app.add_typer(traces, name="trace")
 app.add_typer(calibrate, name="calibrate")
