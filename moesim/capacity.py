@@ -15,7 +15,6 @@ import numpy as np
 
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
-from moesim.metrics import backlog, overloaded
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
@@ -27,6 +26,7 @@ DEFAULT_REQUESTS = 1000
 MOST_TRIALS = 40
 # Below this many requests in the system on average, each is served practically alone.
 ALONE = 0.02
+GROWTH, SLACK = 1.25, 10.0
 
 Simulate = Callable[[Scenario], Result]
 
@@ -69,7 +69,8 @@ def capacity(
 
     `slo` takes the place of the scenario's. A rate keeps it if, after warm-up, at least that share
     of all requests completes within each limit (classes within their own), and if the system keeps
-    up: no more than 1.5 times as many requests under way at the last arrival as halfway there.
+    up: no more than 1.25 times as many requests (and 10) are under way over the last quarter of the
+    arrivals as over the one before, which a backlog that grows from nothing exceeds (1.4).
     The answer is within `tolerance` of the rate at which that ends. With pools, they are the
     replica. Faults and scaling of the scenario are left out. `run` takes the place of a simulation.
     Raises InputError without limits, without a rate of arrivals, or for fewer than 100 requests.
@@ -139,10 +140,23 @@ def judge(result: Result, percentile: float = 99.0) -> tuple[str, ...]:
                 of = f"class {name}: " if name else ""
                 what = f"{of}{column.removesuffix('_s').upper()} at most {limit:g} s"
                 missed.append(f"{within:.1%} of the requests keep {what}")
-    halfway, last = backlog(result.requests)
-    if overloaded(halfway, last):
-        missed.append(f"overload: {last} under way at the last arrival, {halfway} halfway there")
+    third, fourth = under_way(result)
+    if fourth > GROWTH * third + SLACK:
+        missed.append(f"overload: {fourth:.0f} under way in the last quarter, {third:.0f} before")
     return tuple(missed)
+
+
+def under_way(result: Result) -> tuple[float, float]:
+    """Requests in the system that arrivals find, means over the third and the last quarter of them.
+
+    What never finishes stays.
+    """
+    requests = result.requests
+    arrival_s = np.sort(requests["arrival_s"].dropna().to_numpy(np.float64))
+    finish_s = np.sort(requests["finish_s"].dropna().to_numpy(np.float64))
+    found = np.arange(arrival_s.size) - np.searchsorted(finish_s, arrival_s)
+    half, quarter = arrival_s.size // 2, 3 * arrival_s.size // 4
+    return float(found[half:quarter].mean()), float(found[quarter:].mean())
 
 
 def one_replica(scenario: Scenario, slo: SLOSpec | None = None) -> Scenario:

@@ -147,25 +147,6 @@ def measured_window(requests: pd.DataFrame) -> tuple[float, float]:
     return float(counted["arrival_s"].min()), float(counted["finish_s"].max())
 
 
-def backlog(requests: pd.DataFrame) -> tuple[int, int]:
-    """Requests under way (halfway through the arrivals, at the last one); (0, 0) where none ended.
-
-    What never finishes counts as under way.
-    """
-    arrival_s = np.sort(requests["arrival_s"].dropna().to_numpy())
-    finish_s = np.sort(requests["finish_s"].dropna().to_numpy())
-    if finish_s.size == 0:
-        return 0, 0
-    ends = arrival_s[[len(arrival_s) // 2, -1]]
-    halfway, last = np.searchsorted(arrival_s, ends) - np.searchsorted(finish_s, ends)
-    return int(halfway), int(last)
-
-
-def overloaded(halfway: int, last: int) -> bool:
-    """Whether a backlog grows as arrivals go on, rather than settles."""
-    return last > 1.5 * halfway + 10
-
-
 def counted_rows(requests: pd.DataFrame) -> NDArray[np.bool_]:
     """[N] the requests that latency and throughput are measured on: completed, not warm-up."""
     completed = requests["status"].to_numpy() == "completed"

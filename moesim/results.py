@@ -65,8 +65,6 @@ class Result:
 
     def _length_notes(self) -> tuple[str, ...]:
         """Whether an open-loop run was long enough, and could have settled at all."""
-        from moesim.metrics import backlog, overloaded
-
         arrivals = self.scenario.workload.arrivals
         table = self.requests
         if isinstance(arrivals, ClosedLoop | AllAtOnce):
@@ -76,8 +74,9 @@ class Result:
         finish_s = np.sort(table["finish_s"].dropna().to_numpy())
         if finish_s.size == 0:
             return ()
-        halfway, last = backlog(table)
-        if len(table) >= MANY_REQUESTS and overloaded(halfway, last):
+        ends = arrival_s[[len(arrival_s) // 2, -1]]
+        halfway, last = np.searchsorted(arrival_s, ends) - np.searchsorted(finish_s, ends)
+        if len(table) >= MANY_REQUESTS and last > 1.5 * halfway + 10:
             notes.append(
                 f"overload: {last} requests were under way at the last arrival, {halfway} halfway "
                 "there; a longer run would be slower still"

@@ -1,4 +1,4 @@
-"""`moesim cost`: what serving costs at one's own volume; `moesim prices`: what is known of prices."""
+"""`moesim cost`: what serving costs at one's own volume; `moesim prices`: the prices shipped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moesim.errors import InputError
 if TYPE_CHECKING:
     from moesim.cost_study import CostStudy
 
+TYPICAL_TRIALS = 8
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -101,7 +102,7 @@ def cost(
             rules=rules,
             percentile=percentile,
             cached_share=cached_share,
-            progress=lambda _, trials: tell(trials, 0),
+            progress=lambda _, trials: tell(trials, max(trials + 1, TYPICAL_TRIALS)),
         )
     if report is not None:
         study.report(report)

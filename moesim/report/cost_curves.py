@@ -98,8 +98,8 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     caption = (
         "Self-hosting is a staircase: replicas for the busiest hour and the spare are paid for "
         "whether or not tokens come, so a token costs little only where they are full. Dots: from "
-        f"there {offers[0]}, always on, costs no more than that API; every further replica can turn "
-        "it for a while. By the hour: replicas follow the hour, cold starts paid for."
+        f"there {offers[0]}, always on, costs no more than that API; every further replica can "
+        "turn it for a while. By the hour: replicas follow the hour, cold starts paid for."
     )
     drawn = chart.resolve_legend(color="independent", strokeDash="independent")
     return Figure("cost-by-volume", title, caption, drawn)

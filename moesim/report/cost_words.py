@@ -20,7 +20,7 @@ def volume_words(tokens: float | None) -> str:
         return "never"
     for size, word in SIZES:
         if tokens >= 0.9995 * size:
-            return f"{significant(tokens / size, 3)} {word}"
+            return f"{tokens / size:.3g} {word}"
     return f"{tokens:,.0f}"
 
 
@@ -94,9 +94,12 @@ def _break_even_words(summary: Summary) -> list[str]:
     apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
     wanted = [api["name"] for api in (apis[:1] + apis[-1:] if len(apis) > 1 else apis)]
     wanted += [offer["name"] for offer in summary["offers"][1:]]
-    of = {api["name"]: f" ({money(api['usd_per_million_total'])} a million)" for api in apis}
+    of = {api["name"]: money(api["usd_per_million_total"]) for api in apis}
+    for offer in summary["offers"]:
+        full = money(offer["usd_per_million_when_full"]["total"])
+        of[offer["name"]] = f"{full} on a full replica"
     return [
-        f"Against {each['against']}{of.get(each['against'], '')} {name} is "
+        f"{name} against {target}, a million tokens at {of[name]} against {of[target]}: "
         f"{from_volume(BreakEven(each['first'], each['for_good'], each['upto']))}."
         for target in wanted
         for each in own
