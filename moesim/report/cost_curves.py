@@ -22,7 +22,10 @@ from moesim.report.words import money
 GRID = 400
 FIRST_STEPS = 40
 SOLID, DASHED = [1, 0], [6, 3]
+# Thousand millions are billions to those who pay.
+BILLIONS = "replace(format(datum.value, '~s'), 'G', 'B')"
 MOST_APIS = 3
+WAYS = ("always on", "by the hour")
 Curves = Mapping[tuple[str, bool], CostCurve]
 
 
@@ -39,21 +42,20 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     offers = list(dict.fromkeys(name for name, _ in curves))
     apis = shown_apis(lines)
     names = [*offers, *(line.name for line in apis)]
-    own = curves[offers[0], False]
-    parts = [
-        _line(curve, name, "by the hour" if by_hour else "always on", upto)
-        for (name, by_hour), curve in curves.items()
-    ]
-    parts += [_line(line, line.name, "always on", upto) for line in apis]
+    parts = [_line(curve, name, WAYS[by_hour], upto) for (name, by_hour), curve in curves.items()]
+    parts += [_line(line, line.name, WAYS[False], upto) for line in apis]
     frame = pd.concat(parts, ignore_index=True)
-    found = [(line, break_even(own, line, upto)) for line in apis]
+    ways = {how: curves[offers[0], by_hour] for by_hour, how in enumerate(WAYS)}
+    found = [
+        (line, {how: break_even(curve, line, upto) for how, curve in ways.items()}) for line in apis
+    ]
     title = _cost_title(offers[0], found)
     base = alt.Chart(data(frame), width=900, height=380).encode(
         x=alt.X(
             "volume:Q",
             title="tokens a day, input and output",
             scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(format="~s", tickCount=8),
+            axis=alt.Axis(labelExpr=BILLIONS, values=_decades(upto)),
         ),
         y=alt.Y(
             "usd:Q",
@@ -70,8 +72,8 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     curves_drawn = base.mark_line(interpolate="linear", strokeWidth=2).encode(
         strokeDash=alt.StrokeDash(
             "how:N",
-            scale=alt.Scale(domain=["always on", "by the hour"], range=[SOLID, DASHED]),
-            legend=alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=400),
+            scale=alt.Scale(domain=list(WAYS), range=[SOLID, DASHED]),
+            legend=alt.Legend(title=None, orient="top-right", symbolType="stroke", symbolSize=400),
         ),
         tooltip=[
             alt.Tooltip("offer:N"),
@@ -84,7 +86,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     marks = [
         {"offer": line.name, "volume": even.first, "usd": line.usd_per_token * 1e6,
          "shown": volume_words(even.first)}
-        for line, even in found if even.first
+        for line, evens in found for even in evens.values() if even.first
     ]  # fmt: skip
     if marks:
         points = alt.Chart(data(pd.DataFrame(marks))).encode(
@@ -98,11 +100,15 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     caption = (
         "Self-hosting is a staircase: replicas for the busiest hour and the spare are paid for "
         "whether or not tokens come, so a token costs little only where they are full. Dots: from "
-        f"there {offers[0]}, always on, costs no more than that API; every further replica can "
-        "turn it for a while. By the hour: replicas follow the hour, cold starts paid for."
+        f"there {offers[0]} costs no more than that API; every further replica can turn it for a "
+        "while. By the hour: replicas follow the hour, cold starts paid for."
     )
     drawn = chart.resolve_legend(color="independent", strokeDash="independent")
     return Figure("cost-by-volume", title, caption, drawn)
+
+
+def _decades(upto: float) -> list[float]:
+    return [10.0**power for power in range(3, int(np.log10(upto)) + 1)]
 
 
 def _line(curve: CostCurve, name: str, how: str, upto: float) -> pd.DataFrame:
@@ -116,11 +122,15 @@ def _line(curve: CostCurve, name: str, how: str, upto: float) -> pd.DataFrame:
     return pd.DataFrame({"volume": volume_V, "usd": usd_V, "offer": name, "how": how})
 
 
-def _cost_title(name: str, found: Sequence[tuple[CostCurve, BreakEven]]) -> str:
+def _cost_title(name: str, found: Sequence[tuple[CostCurve, Mapping[str, BreakEven]]]) -> str:
+    """The dearest API that is shown decides most: below it self-hosting has no case at all."""
     if not found:
         return f"What a million tokens of {name} cost falls with the volume, in steps of replicas"
-    line, even = found[0]
-    told = from_volume(even)
+    line, evens = found[-1]
+    each = {how: from_volume(even) for how, even in evens.items()}
+    if len(set(each.values())) == 1:
+        return f"{name} against {line.name}: {each[WAYS[False]]}"
+    told = "; ".join(f"{how}, {words}" for how, words in each.items())
     return f"{name} against {line.name}: {told}"
 
 
@@ -137,10 +147,10 @@ def replicas_by_hour(always: FleetDay, by_hour: FleetDay, demand: Sequence[float
     )
     if hours == 0:
         return without(figure, "There is no profile of a day.")
-    kinds = {"always on": always.replicas_H, "by the hour": by_hour.replicas_H}
+    kinds = dict(zip(WAYS, (always.replicas_H, by_hour.replicas_H), strict=True))
     # Each hour from its beginning to its end.
     edges = np.repeat(np.arange(hours + 1), 2)[1:-1]
-    area = pd.DataFrame({"hour": edges, "replicas": np.repeat(np.asarray(demand), 2)})
+    area = pd.DataFrame({"hour": np.arange(hours + 1), "replicas": [*demand, demand[-1]]})
     lines = pd.concat(
         [
             pd.DataFrame({"hour": edges, "replicas": np.repeat(values, 2), "kind": kind})
@@ -158,7 +168,7 @@ def replicas_by_hour(always: FleetDay, by_hour: FleetDay, demand: Sequence[float
     blue, orange = theme.DEPLOYMENT_COLOURS[:2]
     filled = (
         alt.Chart(data(area), width=900, height=260)
-        .mark_area(color="#999999", opacity=0.35)
+        .mark_area(color="#999999", opacity=0.35, interpolate="step-after")
         .encode(x=x, y=y)
     )
     drawn = (
