@@ -84,6 +84,7 @@ def capacity(
     if served is not None:
         while (better := search.try_rate(high := high * 2.0)) is not None:
             low, served = high, better
+            _refuse_too_few(served, search.last_e2e_s)
     while served is None:
         if low * search.last_e2e_s < ALONE:
             why = "; ".join(search.trials[-1].missed)
@@ -222,6 +223,19 @@ def at_rate(scenario: Scenario, rate_per_s: float) -> Scenario:
     arrivals = scenario.workload.arrivals.model_copy(update={"rate_per_s": rate_per_s})
     workload = scenario.workload.model_copy(update={"arrivals": arrivals})
     return scenario.model_copy(update={"workload": workload})
+
+
+def _refuse_too_few(result: Result, e2e_s: float) -> None:
+    """Where all arrive before one is answered, a higher rate is no heavier: too few to fill it."""
+    arrival_s = result.requests["arrival_s"]
+    own = arrival_s[result.requests["turn"] == 0]
+    if float(own.max() - own.min()) < e2e_s:
+        raise InputError(
+            "workload.requests",
+            "must be more to fill a replica: all arrived within the time of one answer, and still "
+            "kept the SLO, of",
+            len(arrival_s),
+        )
 
 
 def requests_per_arrival(result: Result) -> float:

@@ -44,8 +44,8 @@ class Hosting:
 @dataclass(frozen=True)
 class TokenLight:
     """A token's work at the speed of light. `gpu_s`: GPU-seconds, by FLOPs or by bytes read,
-    whichever takes longer; the bytes are the token's share of the weights that its step reads (by
-    even routing, where there are experts), and its context's keys and values."""
+    whichever takes longer; the bytes are the token's share of the weights that its step reads, and
+    its context's keys and values."""
 
     flops: float
     bytes_read: float
@@ -95,25 +95,34 @@ def experts_read(model: MoEModel, tokens: float) -> float:
     return float(model.experts * (1.0 - (1.0 - model.top_k / model.experts) ** tokens))
 
 
+@dataclass(frozen=True)
+class StepTokens:
+    """The tokens of a step, and the distinct experts of a layer that they read; None: those that
+    even routing would."""
+
+    tokens: float
+    experts: float | None = None
+
+
 def output_token(
-    model: MoEModel, precision: Precision, gpu: GPU, batch: float, context: float
+    model: MoEModel, precision: Precision, gpu: GPU, step: StepTokens, context: float
 ) -> TokenLight:
-    """An output token of a step of `batch` requests with `context` tokens each."""
-    return _token(model, precision, gpu, batch, context, prompt=False)
+    """An output token of a step of requests with `context` tokens each."""
+    return _token(model, precision, gpu, step, context, prompt=False)
 
 
 def input_token(
-    model: MoEModel, precision: Precision, gpu: GPU, chunk: float, prompt_tokens: float
+    model: MoEModel, precision: Precision, gpu: GPU, step: StepTokens, prompt_tokens: float
 ) -> TokenLight:
-    """A prompt token of a step of `chunk` prompt tokens, half of its prompt before it on average.
+    """A prompt token, half of its prompt before it on average.
 
     The LM head is left out: it is computed once for each request.
     """
-    return _token(model, precision, gpu, chunk, prompt_tokens / 2.0, prompt=True)
+    return _token(model, precision, gpu, step, prompt_tokens / 2.0, prompt=True)
 
 
 def _token(
-    model: MoEModel, precision: Precision, gpu: GPU, tokens: float, context: float, prompt: bool
+    model: MoEModel, precision: Precision, gpu: GPU, step: StepTokens, context: float, prompt: bool
 ) -> TokenLight:
     whole = Sharding()
     flops = compute_s = weights = 0.0
@@ -129,7 +138,8 @@ def _token(
         of_all = expert.flops_per_token_expert * model.top_k * layers
         flops += of_all
         compute_s += of_all / gpu.flops(expert.compute)
-        weights += experts_read(model, tokens) * expert.weight_bytes_per_expert * layers
+        read = experts_read(model, step.tokens) if step.experts is None else step.experts
+        weights += read * expert.weight_bytes_per_expert * layers
     attention = attention_work(model, whole, precision)
     pairs = attention.layers_full * context
     pairs += attention.layers_sliding * min(attention.window, context)
@@ -137,7 +147,7 @@ def _token(
     of_all = of_pair * pairs + attention.linear_flops_per_token * attention.layers_linear
     flops += of_all
     compute_s += of_all / gpu.flops("bf16")
-    bytes_read = weights / tokens
+    bytes_read = weights / step.tokens
     if not prompt:  # a prompt's keys and values are read once for many of its tokens
         bytes_read += attention.kv_bytes_per_token * pairs
         bytes_read += attention.state_bytes_per_request * attention.layers_linear

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moesim.capacity import Capacity, Simulate, capacity
 from moesim.deployment import Deployment, deploy
@@ -14,12 +15,23 @@ from moesim.economics.gpu_hours import GpuHour, gpu_hour
 from moesim.economics.replicas import Replica, Rules
 from moesim.economics.token_split import input_share
 from moesim.errors import InputError
-from moesim.hosting import KV_REQUESTS, Hosting, TokenLight, hosting, input_token, output_token
+from moesim.hosting import (
+    KV_REQUESTS,
+    Hosting,
+    StepTokens,
+    TokenLight,
+    hosting,
+    input_token,
+    output_token,
+)
 from moesim.model import load_model, model_names
 from moesim.policies.faults import Restart
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.units import HOUR
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAME_ACTIVE = "same-active"
 
@@ -135,17 +147,26 @@ def _start_s(scenario: Scenario, deployments: list[Deployment]) -> float:
 def _light(
     result: Result, deployment: Deployment, prompt: float, output: float
 ) -> dict[str, TokenLight]:
-    """Tokens at the speed of light: of prompts, of one reader alone, in the run's mean batch."""
+    """Tokens at the speed of light: of prompts, of one reader alone, in the run's mean batch.
+
+    Weights are read once a step, so a token's share of them is that of a mean step: of steps with
+    prompts for input, of those without for output.
+    """
     steps = result.steps[~result.steps["dummy"]]
-    chunks = steps["prefill_tokens"][steps["prefill_tokens"] > 0]
-    decodes = steps["decode_tokens"][steps["decode_tokens"] > 0]
+    prompts = steps["prefill_tokens"] > 0
+    decodes = ~prompts if (~prompts).any() else prompts
     of = (deployment.model, deployment.precision, deployment.cluster.gpu)
     context = prompt + output / 2.0
     return {
-        "input": input_token(*of, float(chunks.mean()) if len(chunks) else 1.0, prompt),
-        "output alone": output_token(*of, 1.0, context),
-        "output": output_token(*of, float(decodes.mean()) if len(decodes) else 1.0, context),
+        "input": input_token(*of, _mean_step(steps[prompts]), prompt),
+        "output alone": output_token(*of, StepTokens(1.0), context),
+        "output": output_token(*of, _mean_step(steps[decodes]), context),
     }
+
+
+def _mean_step(steps: pd.DataFrame) -> StepTokens:
+    tokens = float((steps["prefill_tokens"] + steps["decode_tokens"]).mean())
+    return StepTokens(tokens, float(steps["active_experts"].mean()))
 
 
 def dense_scenario(scenario: Scenario, choice: str, tokens_per_request: float) -> Scenario:

@@ -137,10 +137,12 @@ class BreakEven:
 
     `first`: the least such volume; `for_good`: from there on it stays so up to `upto`; None: never,
     or not at `upto`. Between the two, each further replica can turn the answer for a while.
+    `until`: the largest such volume.
     """
 
     first: float | None
     for_good: float | None
+    until: float | None
     upto: float
 
 
@@ -148,6 +150,6 @@ def break_even(first: CostCurve, second: CostCurve, upto: float) -> BreakEven:
     """From where `first` costs at most what `second` does."""
     spans = cheaper(first, second, upto)
     if not spans:
-        return BreakEven(None, None, upto)
+        return BreakEven(None, None, None, upto)
     last = spans[-1]
-    return BreakEven(spans[0][0], last[0] if last[1] >= upto else None, upto)
+    return BreakEven(spans[0][0], last[0] if last[1] >= upto else None, last[1], upto)

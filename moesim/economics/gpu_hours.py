@@ -15,11 +15,7 @@ _MILLION = 1e6
 
 @dataclass(frozen=True)
 class GpuHour:
-    """The price of a GPU-hour and where it comes from.
-
-    `electricity_included`: rents and costs of ownership include it; a price of one's own is taken
-    to include it too.
-    """
+    """The price of a GPU-hour, electricity included, and where it comes from."""
 
     usd: float
     kind: str

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moesim.economics.curves import BreakEven
-from moesim.report.words import duration, gigabytes, money, percent, significant
+from moesim.report.words import count, duration, gigabytes, money, percent, significant
 
 Summary = Mapping[str, Any]
 NOTHING = "n/a"
@@ -25,17 +25,19 @@ def volume_words(tokens: float | None) -> str:
 
 
 def from_volume(even: BreakEven) -> str:
-    """When one offer becomes the cheaper one."""
+    """When one offer becomes the cheaper one, or one that costs the same."""
+    upto = f"up to {volume_words(even.upto)} tokens a day"
     if even.first is None:
-        return f"dearer at every volume up to {volume_words(even.upto)} tokens a day"
-    if even.first == 0.0 and even.for_good == 0.0:
-        return f"cheaper at every volume up to {volume_words(even.upto)} tokens a day"
-    text = f"cheaper from {volume_words(even.first)} tokens a day"
+        return f"dearer at every volume {upto}"
+    if even.for_good == 0.0:
+        return f"no dearer at any volume {upto}"
+    begin = "" if even.first == 0.0 else f" from {volume_words(even.first)}"
     if even.for_good is None:
-        return f"{text}, for a while only"
-    return text if even.for_good == even.first else f"{text}, for good from " + volume_words(
-        even.for_good
-    )  # fmt: skip
+        return f"no dearer{begin} to {volume_words(even.until)} tokens a day, dearer beyond"
+    if even.for_good == even.first:
+        return f"cheaper{begin} tokens a day"
+    good = volume_words(even.for_good)
+    return f"no dearer{begin} tokens a day, cheaper for good from {good}"
 
 
 def headlines(summary: Summary) -> list[str]:
@@ -68,8 +70,8 @@ def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     return (
         f"Hosting follows total parameters: {billions(of['total_parameters'])} take "
         f"{gigabytes(of['weights_bytes'])}, with the keys and values of {of['kv_requests']} "
-        f"requests at least {of['least_gpus']} GPUs ({money(of['usd_per_hour'])} an hour); a "
-        f"replica here has {offer['gpus']} ({money(offer['usd_per_hour'])} an hour, "
+        f"requests at least {count(of['least_gpus'], 'GPU')} ({money(of['usd_per_hour'])} an hour); "
+        f"a replica here has {offer['gpus']} ({money(offer['usd_per_hour'])} an hour, "
         f"{money(monthly)} a month), and {replicas} with the spare cost "
         f"{money(replicas * monthly)} a month before the first token."
     )
@@ -100,11 +102,15 @@ def _break_even_words(summary: Summary) -> list[str]:
         of[offer["name"]] = f"{full} on a full replica"
     return [
         f"{name} against {target}, a million tokens at {of[name]} against {of[target]}: "
-        f"{from_volume(BreakEven(each['first'], each['for_good'], each['upto']))}."
+        f"{from_volume(_even(each))}."
         for target in wanted
         for each in own
         if each["against"] == target
     ]
+
+
+def _even(each: Mapping[str, Any]) -> BreakEven:
+    return BreakEven(*(each[key] for key in ("first", "for_good", "until", "upto")))
 
 
 def _idle(summary: Summary) -> str:

@@ -78,6 +78,7 @@ SECTIONS = {
     "SharedPrefix": "workload.shared_prefix",
     "SLOSpec": "slo",
     "EconomicsSpec": "economics",
+    "OwnedSpec": "economics.owned",
     "MeasureSpec": "measure",
 }
 

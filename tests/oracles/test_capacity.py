@@ -59,6 +59,7 @@ def result(of: Scenario, arrival: Any, finish: Any) -> Any:
             "tpot_s": np.nan,
             "e2e_s": e2e,
             "output_tokens": 10,
+            "turn": 0,
             "class": "",
             "warmup": False,
         }
@@ -129,6 +130,17 @@ def test_a_backlog_that_grows_is_overload_however_loose_the_slo() -> None:
     assert judge(queue(at_rate(loose, 8.0))) == ()
     found = capacity(loose, run=queue)
     assert 8.0 < found.requests_per_s < 13.0
+
+
+def test_too_few_requests_to_fill_a_replica_are_said() -> None:
+    """A second each however many: 400 that arrive within a second say nothing more."""
+
+    def wide(of: Scenario) -> Any:
+        arrival = first_arrivals(of.workload.arrivals, 400, np.random.default_rng(0))
+        return result(of, arrival, arrival + 1.0)
+
+    with pytest.raises(InputError, match=r"^workload.requests must be more to fill a replica"):
+        capacity(scenario(slo={"e2e_s": 2.0}), run=wide)
 
 
 def test_requests_that_never_end_miss_every_limit() -> None:

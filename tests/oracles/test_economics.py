@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moesim.economics.api_prices import ApiPrice
 from moesim.economics.curves import (
+    BreakEven,
     CostCurve,
     always_on_curve,
     api_curve,
@@ -182,7 +183,7 @@ def test_an_api_below_the_cost_of_a_full_replica_is_never_beaten() -> None:
     full = 24.0 / A_DAY * 1e6  # USD per million tokens of a replica that is always full: 11.57
     curve = always_on_curve("us", FLAT, REPLICA, Rules(spare=0), 1e9)
     line = api_curve(ApiPrice("api", "", 0.99 * full, None, 0.99 * full), 0.5, 0.0)
-    assert break_even(curve, line, 1e9) == break_even(curve, line, 1e9).__class__(None, None, 1e9)
+    assert break_even(curve, line, 1e9) == BreakEven(None, None, None, 1e9)
     dearer = api_curve(ApiPrice("api", "", 1.01 * full, None, 1.01 * full), 0.5, 0.0)
     assert break_even(curve, dearer, 1e9).first == pytest.approx(A_DAY / 1.01)
 
@@ -202,6 +203,8 @@ def test_two_step_curves_cross_at_steps() -> None:
     first = CostCurve("a", np.array([0.0, 5.0]), np.array([10.0, 30.0]))
     second = CostCurve("b", np.array([0.0]), np.array([20.0]))
     assert cheaper(first, second, 9.0) == ((0.0, 5.0),)
+    assert break_even(first, second, 9.0) == BreakEven(0.0, None, 5.0, 9.0)
+    assert break_even(second, first, 9.0) == BreakEven(5.0, 5.0, 9.0, 9.0)
     assert cheaper(second, first, 9.0) == ((5.0, 9.0),)
     assert first.usd_per_day([5.0, 5.1]).tolist() == [10.0, 30.0]
     assert first.usd_per_million(5.0) == pytest.approx(2e6)

@@ -8,7 +8,7 @@ import pytest
 
 from moesim.deployment import deploy
 from moesim.hardware import load_gpu
-from moesim.hosting import experts_read, hosting, input_token, output_token
+from moesim.hosting import StepTokens, experts_read, hosting, input_token, output_token
 from moesim.model import load_model
 from moesim.precision import make_precision
 from moesim.scenario import Scenario, load_scenario
@@ -25,12 +25,12 @@ def test_a_dense_model_reads_its_weights_for_one_reader() -> None:
     model = load_model("llama-3.1-8b")
     count = model.parameters()
     weights = count.total - count.embedding - count.norms
-    token = output_token(model, BF16, H200, batch=1.0, context=1000.0)
+    token = output_token(model, BF16, H200, StepTokens(1.0), context=1000.0)
     assert token.bytes_read == pytest.approx(2 * weights + 1000 * 131_072)
     assert token.flops == pytest.approx(2 * weights + 1000 * 32 * 16_384)
     assert token.gpu_s == pytest.approx(token.bytes_read / 4.8e12)
     assert token.bound == "bytes"
-    many = output_token(model, BF16, H200, batch=64.0, context=1000.0)
+    many = output_token(model, BF16, H200, StepTokens(64.0), context=1000.0)
     assert many.bytes_read == pytest.approx(2 * weights / 64 + 1000 * 131_072)
     assert many.flops == token.flops
 
@@ -39,7 +39,7 @@ def test_a_prompt_token_is_bound_by_flops_and_needs_no_head() -> None:
     model = load_model("llama-3.1-8b")
     count = model.parameters()
     layers = count.total - count.embedding - count.head - count.norms
-    token = input_token(model, BF16, H200, chunk=8192.0, prompt_tokens=2000.0)
+    token = input_token(model, BF16, H200, StepTokens(8192.0), 2000.0)
     assert token.flops == pytest.approx(2 * layers + 1000 * 32 * 16_384)
     assert token.gpu_s == pytest.approx(token.flops / 989e12)
     assert token.bound == "FLOPs"
@@ -51,7 +51,9 @@ def test_active_parameters_decide_flops_and_total_ones_hosting() -> None:
         load_model(f"generic-{name}") for name in ("moe-400b-a30b", "dense-30b", "dense-400b")
     )
     fp8 = make_precision("fp8")
-    flops = [input_token(each, fp8, H200, 8192.0, 0.0).flops for each in (moe, small, large)]
+    flops = [
+        input_token(each, fp8, H200, StepTokens(8192.0), 0.0).flops for each in (moe, small, large)
+    ]
     assert flops[0] == pytest.approx(flops[1], rel=0.1)
     assert flops[2] > 10 * flops[0]
     held = [hosting_bytes(each, fp8) for each in (moe, small, large)]
@@ -67,11 +69,19 @@ def test_distinct_experts_by_hand() -> None:
     assert experts_read(load_model("llama-3.1-8b"), 5.0) == 0.0
 
 
+def test_experts_that_were_read_take_the_place_of_even_routing() -> None:
+    """Four experts fewer in each of 32 layers: 4 x 32 x 176 million parameters of 2 bytes."""
+    model = load_model("mixtral-8x7b")
+    token = [output_token(model, BF16, H200, StepTokens(10.0, n), 0.0) for n in (8.0, 4.0)]
+    saved = 4 * 32 * model.expert_weights * 2 / 10
+    assert token[0].bytes_read - token[1].bytes_read == pytest.approx(saved)
+
+
 def test_more_readers_share_the_weights_until_flops_bind() -> None:
     model = load_model("qwen3-235b-a22b")
-    seconds = [output_token(model, BF16, H200, 2.0**n, 0.0).gpu_s for n in range(16)]
+    seconds = [output_token(model, BF16, H200, StepTokens(2.0**n), 0.0).gpu_s for n in range(16)]
     assert seconds == sorted(seconds, reverse=True)
-    assert output_token(model, BF16, H200, 2.0**15, 0.0).bound == "FLOPs"
+    assert output_token(model, BF16, H200, StepTokens(2.0**15), 0.0).bound == "FLOPs"
 
 
 def test_least_gpus_divide_weights_and_keys_and_values_by_hand() -> None:
