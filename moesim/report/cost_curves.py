@@ -45,7 +45,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     parts = [_line(curve, name, WAYS[by_hour], upto) for (name, by_hour), curve in curves.items()]
     parts += [_line(line, line.name, WAYS[False], upto) for line in apis]
     frame = pd.concat(parts, ignore_index=True)
-    ways = {how: curves[offers[0], by_hour] for by_hour, how in enumerate(WAYS)}
+    ways = {how: curves[offers[0], bool(by_hour)] for by_hour, how in enumerate(WAYS)}
     found = [
         (line, {how: break_even(curve, line, upto) for how, curve in ways.items()}) for line in apis
     ]

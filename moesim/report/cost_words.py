@@ -70,8 +70,8 @@ def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     return (
         f"Hosting follows total parameters: {billions(of['total_parameters'])} take "
         f"{gigabytes(of['weights_bytes'])}, with the keys and values of {of['kv_requests']} "
-        f"requests at least {count(of['least_gpus'], 'GPU')} ({money(of['usd_per_hour'])} an hour); "
-        f"a replica here has {offer['gpus']} ({money(offer['usd_per_hour'])} an hour, "
+        f"requests at least {count(of['least_gpus'], 'GPU')} ({money(of['usd_per_hour'])} an "
+        f"hour); a replica here has {offer['gpus']} ({money(offer['usd_per_hour'])} an hour, "
         f"{money(monthly)} a month), and {replicas} with the spare cost "
         f"{money(replicas * monthly)} a month before the first token."
     )
