@@ -57,6 +57,12 @@ def test_a_profile_from_times_counts_hours() -> None:
     assert profile.busiest_over_mean == pytest.approx(4.0 / (52 / 48))
 
 
+def test_hours_recorded_twice_weigh_no_more() -> None:
+    """A day and a half at an even rate is a flat day."""
+    profile = profile_from_times("36 hours", (np.arange(36 * 10) + 0.5) * 360.0)
+    assert profile.relative_H == pytest.approx(np.ones(24))
+
+
 def test_a_record_of_an_hour_shows_no_day() -> None:
     with pytest.raises(InputError, match="over 23 hours or more"):
         profile_from_times("an hour", np.linspace(0, 3600, 100))
@@ -165,6 +171,7 @@ def test_break_even_with_an_api_by_hand() -> None:
     curve = always_on_curve("us", FLAT, REPLICA, Rules(spare=1), 100e6)
     line = api_curve(ApiPrice("api", "", 40.0, None, 40.0), 0.5, 0.0)
     assert cheaper(curve, line, 100e6) == ((1.2e6, 100e6),)
+    assert cheaper(line, curve, 100e6) == ((0.0, 1.2e6),)
     assert break_even(curve, line, 100e6).for_good == pytest.approx(1.2e6, rel=1e-12)
 
 
