@@ -111,10 +111,8 @@ class CostStudy:
                 f"{busiest / self.profile.peak_over_mean:.2f} provides for it"
             )
         if not self.apis:
-            notes.append("no price of a managed API is shipped for this model: name one with --api")
-        notes.append(
-            "replicas share nothing: a fleet carries a little more than its replicas alone"
-        )
+            notes.append("no managed API to compare with: name one with --api (`moesim prices`)")
+        notes.append("replicas are taken one by one: a fleet carries a little more than they do")
         if len(self.offers) > 1:
             notes.append(
                 "the dense model is given the same tokens; its tokeniser and answers differ"

@@ -138,7 +138,7 @@ def _print(study: CostStudy) -> None:
         ("tokens a day", cost_words.VOLUME_HEADER, cost_words.volume_rows(summary)),
         ("break-even, tokens a day", cost_words.BREAK_EVEN_HEADER,
          cost_words.break_even_rows(summary)),
-        ("what a token takes", cost_words.WORK_HEADER, cost_words.work_rows(summary["offers"])),
+        ("what a token takes", cost_words.WORK_HEADER, cost_words.work_rows(summary)),
         ("managed API, $ per million tokens", cost_words.PRICE_HEADER[1:],
          cost_words.price_rows(summary)),
     ):  # fmt: skip

@@ -15,7 +15,7 @@ import pandas as pd
 from moesim.economics.curves import BreakEven, CostCurve, break_even
 from moesim.economics.replicas import FleetDay
 from moesim.report import theme
-from moesim.report.cost_words import from_volume, volume_words
+from moesim.report.cost_words import few, from_volume, volume_words
 from moesim.report.figure import Figure, data, without
 from moesim.report.words import money
 
@@ -24,23 +24,14 @@ FIRST_STEPS = 40
 SOLID, DASHED = [1, 0], [6, 3]
 # Thousand millions are billions to those who pay.
 BILLIONS = "replace(format(datum.value, '~s'), 'G', 'B')"
-MOST_APIS = 3
 WAYS = ("always on", "by the hour")
 Curves = Mapping[tuple[str, bool], CostCurve]
-
-
-def shown_apis(lines: Sequence[CostCurve]) -> list[CostCurve]:
-    """The cheapest, the middle and the dearest."""
-    ranked = sorted(lines, key=lambda line: line.usd_per_token)
-    if len(ranked) <= MOST_APIS:
-        return ranked
-    return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
 
 
 def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> Figure:
     """USD per million tokens against tokens a day: steps of replicas against lines of prices."""
     offers = list(dict.fromkeys(name for name, _ in curves))
-    apis = shown_apis(lines)
+    apis = few(sorted(lines, key=lambda line: line.usd_per_token))
     names = [*offers, *(line.name for line in apis)]
     parts = [_line(curve, name, WAYS[by_hour], upto) for (name, by_hour), curve in curves.items()]
     parts += [_line(line, line.name, WAYS[False], upto) for line in apis]

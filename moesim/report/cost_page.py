@@ -72,10 +72,10 @@ def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
                 cost_words.break_even_rows(summary)),
         "day": document.figures_html([drawn["replicas-by-hour"]]),
         "work": table("What a token takes", ["", *cost_words.WORK_HEADER],
-                      cost_words.work_rows(summary["offers"])),
-        "prices": table("Managed APIs, $ per million tokens", list(cost_words.PRICE_HEADER),
-                        cost_words.price_rows(summary))
-        + document.listed(cost_words.price_lines(summary)),
+                      cost_words.work_rows(summary)),
+        "prices": table("Managed APIs, $ per million tokens", list(cost_words.PRICE_HEADER[:-1]),
+                        [(name, cells[:-1]) for name, cells in cost_words.price_rows(summary)])
+        + document.listed([*cost_words.source_lines(summary), *cost_words.price_lines(summary)]),
     }  # fmt: skip
     body = [
         f"<header><h1>{escape(title)}</h1>"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from moesim.economics.curves import BreakEven
 from moesim.report.words import count, duration, gigabytes, money, percent, significant
 
+T = TypeVar("T")
 Summary = Mapping[str, Any]
 NOTHING = "n/a"
 SIZES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
@@ -22,6 +23,12 @@ def volume_words(tokens: float | None) -> str:
         if tokens >= 0.9995 * size:
             return f"{tokens / size:.3g} {word}"
     return f"{tokens:,.0f}"
+
+
+def offer_labels(summary: Summary) -> dict[str, str]:
+    """Short names of the offers, by their names: the scenario is what is self-hosted here."""
+    first, *others = summary["offers"]
+    return {first["name"]: "self-hosted", **{each["name"]: each["model"] for each in others}}
 
 
 def from_volume(even: BreakEven) -> str:
@@ -96,12 +103,14 @@ def _break_even_words(summary: Summary) -> list[str]:
     apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
     wanted = [api["name"] for api in (apis[:1] + apis[-1:] if len(apis) > 1 else apis)]
     wanted += [offer["name"] for offer in summary["offers"][1:]]
+    labels = offer_labels(summary)
     of = {api["name"]: money(api["usd_per_million_total"]) for api in apis}
     for offer in summary["offers"]:
         full = money(offer["usd_per_million_when_full"]["total"])
         of[offer["name"]] = f"{full} on a full replica"
     return [
-        f"{name} against {target}, a million tokens at {of[name]} against {of[target]}: "
+        f"Self-hosted against {labels.get(target, target)}, a million tokens at {of[name]} "
+        f"against {of[target]}: "
         f"{from_volume(_even(each))}."
         for target in wanted
         for each in own
@@ -154,6 +163,15 @@ def price_rows(summary: Summary) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def source_lines(summary: Summary) -> list[str]:
+    """A source of API prices, and which of them come from it."""
+    names: dict[str, list[str]] = {}
+    for api in summary["apis"]:
+        note = f" ({api['note']})" if api["note"] else ""
+        names.setdefault(api["source"], []).append(api["name"] + note)
+    return [f"{', '.join(of)}: {source}" for source, of in names.items()]
+
+
 def price_lines(summary: Summary) -> list[str]:
     """GPU-hours and electricity, with their sources."""
     lines = [f"{offer['name']}: {offer['price']}" for offer in summary["offers"]]
@@ -177,6 +195,7 @@ def volume_rows(summary: Summary) -> list[tuple[str, list[str]]]:
     """(volume and offer, cells as in VOLUME_HEADER) for each volume and way of serving."""
     rows: list[tuple[str, list[str]]] = []
     inputs = {api["name"]: api for api in summary["apis"]}
+    labels = offer_labels(summary)
     for each in summary["volumes"]:
         volume = volume_words(each["tokens_per_day"])
         for name, bills in each["self_hosted"].items():
@@ -189,7 +208,7 @@ def volume_rows(summary: Summary) -> list[tuple[str, list[str]]]:
                     money(bill["usd_per_day"]),
                     *(money(split[key]) for key in ("total", "input", "output")),
                 ]
-                rows.append((f"{volume}: {name}, {how}", cells))
+                rows.append((f"{volume}: {labels[name]}, {how}", cells))
         ranked = sorted(each["apis_usd_per_day"].items(), key=lambda item: float(item[1]))
         for name, usd in ranked[:1] + ranked[-1:] if len(ranked) > 1 else ranked:
             api = inputs[name]
@@ -202,14 +221,27 @@ BREAK_EVEN_HEADER = ("cheaper from", "for good from")
 
 
 def break_even_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """(who against whom, [first, for good]) in tokens a day."""
+    """(who against whom, [first, for good]) in tokens a day; of many APIs the cheapest, the middle
+    and the dearest."""
+    labels = offer_labels(summary)
+    apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
+    told = {*labels, *(api["name"] for api in few(apis))}
     return [
         (
-            f"{each['offer']}, {each['how']}, against {each['against']}",
+            f"{labels[each['offer']]}, {each['how']}, against "
+            f"{labels.get(each['against'], each['against'])}",
             [_edge(each["first"]), _edge(each["for_good"])],
         )
         for each in summary["break_even"]
+        if each["against"] in told
     ]
+
+
+def few(ranked: Sequence[T]) -> list[T]:
+    """All of up to three; of more the first, the middle and the last."""
+    if len(ranked) <= 3:
+        return list(ranked)
+    return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
 
 
 def _edge(tokens: float | None) -> str:
@@ -219,16 +251,17 @@ def _edge(tokens: float | None) -> str:
 WORK_HEADER = ("GFLOP", "MB read", "GPU-s per million", "bound by", "$/M")
 
 
-def work_rows(offers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(token, cells as in WORK_HEADER): at the speed of light, then as simulated on a full
-    replica."""
+def work_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """(token, cells as in WORK_HEADER): at the speed of light in the run's own steps and for one
+    reader alone, then as simulated on a full replica."""
     names = {
-        "input": "input, in the run's chunks",
-        "output": "output, in the run's batches",
-        "output alone": "output, one reader alone",
+        "input": "input, speed of light",
+        "output": "output, speed of light",
+        "output alone": "output alone, speed of light",
     }
     rows: list[tuple[str, list[str]]] = []
-    for offer in offers:
+    for offer in summary["offers"]:
+        label = offer_labels(summary)[offer["name"]]
         for key, words in names.items():
             token = offer["light"][key]
             cells = [
@@ -238,12 +271,12 @@ def work_rows(offers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]
                 token["bound"],
                 money(token["usd_per_million"]),
             ]
-            rows.append((f"{offer['name']}: {words}, at the speed of light", cells))
+            rows.append((f"{label}: {words}", cells))
         full, usd = offer["usd_per_million_when_full"], offer["usd_per_gpu_hour"]
         for key in ("input", "output"):
             seconds = NOTHING
             if full[key] is not None and usd:
                 seconds = significant(full[key] / usd * 3600.0, 3)
-            cells = ["", "", seconds, "simulated", money(full[key])]
-            rows.append((f"{offer['name']}: {key}, as simulated, replica full", cells))
+            cells = ["", "", seconds, "", money(full[key])]
+            rows.append((f"{label}: {key}, simulated", cells))
     return rows

@@ -15,6 +15,7 @@ from moesim.cli.app import main
 from moesim.cli.cost import tokens
 from moesim.cost_study import CostStudy, cost_study
 from moesim.economics.api_prices import ApiPrice
+from moesim.economics.curves import BreakEven
 from moesim.economics.day import find_profile
 from moesim.economics.replicas import Rules
 from moesim.errors import InputError
@@ -140,8 +141,30 @@ def test_words_name_every_price_with_its_source(study: CostStudy) -> None:
     assert "ServeGen" in told
     assert "Uptime Institute" in told
     assert len(cost_words.price_rows(summary)) == 2
+    rows = dict(cost_words.work_rows(summary))
+    assert len(rows) == 2 * 5
+    assert rows["self-hosted: output, simulated"][-1].startswith("$")
+    assert len(cost_words.break_even_rows(summary)) == 2 * 2 * 3
+    assert cost_words.few([1, 2, 3, 4, 5]) == [1, 3, 5]
     assert any("lock-in" in note for note in summary["notes"])
     assert any("--headroom 1.41" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize(
+    ("even", "words"),
+    [
+        ((None, None, None, 5e9), "dearer at every volume up to 5 billion tokens a day"),
+        ((0.0, 0.0, 5e9, 5e9), "no dearer at any volume up to 5 billion tokens a day"),
+        ((2e6, 2e6, 5e9, 5e9), "cheaper from 2 million tokens a day"),
+        (
+            (2e6, 3.5e7, 5e9, 5e9),
+            "no dearer from 2 million tokens a day, cheaper for good from 35 million",
+        ),
+        ((0.0, None, 4e8, 5e9), "no dearer to 400 million tokens a day, dearer beyond"),
+    ],
+)
+def test_break_even_in_words(even: tuple[Any, ...], words: str) -> None:
+    assert cost_words.from_volume(BreakEven(*even)) == words
 
 
 def test_the_summary_is_strict_json(study: CostStudy) -> None:
