@@ -18,7 +18,8 @@ from moesim.errors import InputError
 from moesim.units import HOUR
 
 Floats = NDArray[np.float64]
-MOST_PIECES = 200_000
+MOST_PIECES = 1_000_000
+BLOCK = 8192  # pieces worked out at once, [BLOCK, H]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def by_hour_curve(
     share_H = profile.relative_H * rules.headroom / HOURS_PER_DAY
     most_H = replicas_for(upto * share_H, of_replica, rules.least)
     pieces = int((most_H - rules.least).sum()) + 1
-    _refuse_pieces(pieces * share_H.size // 24)
+    _refuse_pieces(pieces)
     edges = [
         np.arange(max(rules.least, 1), most) * of_replica / share
         for most, share in zip(most_H.tolist(), share_H.tolist(), strict=True)
@@ -84,9 +85,12 @@ def by_hour_curve(
     ]
     from_K = np.unique(np.concatenate([[0.0], *edges]))
     ends_K = np.append(from_K[1:], upto)
-    running_KH = replicas_for(ends_K[:, None] * share_H, of_replica, rules.least) + rules.spare
-    starts_K = np.maximum(running_KH - np.roll(running_KH, 1, axis=1), 0).sum(axis=1) / profile.days
-    hours_K = running_KH.mean(axis=1) * HOURS_PER_DAY + starts_K * replica.start_s / HOUR
+    hours_K = np.empty(ends_K.size)
+    for first in range(0, ends_K.size, BLOCK):
+        some = slice(first, first + BLOCK)
+        running = replicas_for(ends_K[some, None] * share_H, of_replica, rules.least) + rules.spare
+        starts = np.maximum(running - np.roll(running, 1, axis=1), 0).sum(axis=1) / profile.days
+        hours_K[some] = running.mean(axis=1) * HOURS_PER_DAY + starts * replica.start_s / HOUR
     return CostCurve(name, from_K, hours_K * replica.usd_per_hour, upto=upto)
 
 

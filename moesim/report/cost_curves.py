@@ -41,6 +41,11 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
         (line, {how: break_even(curve, line, upto) for how, curve in ways.items()}) for line in apis
     ]
     title = _cost_title(offers[0], found)
+    colour = alt.Color(
+        "offer:N",
+        scale=alt.Scale(domain=names, range=list(theme.DEPLOYMENT_COLOURS[: len(names)])),
+        legend=alt.Legend(title=None, orient="top", columns=2, symbolType="stroke"),
+    )
     base = alt.Chart(data(frame), width=900, height=380).encode(
         x=alt.X(
             "volume:Q",
@@ -54,11 +59,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
             scale=alt.Scale(type="log", nice=False),
             axis=alt.Axis(format="~g", tickCount=6),
         ),
-        color=alt.Color(
-            "offer:N",
-            scale=alt.Scale(domain=names, range=list(theme.DEPLOYMENT_COLOURS[: len(names)])),
-            legend=alt.Legend(title=None, orient="top", columns=2, symbolType="stroke"),
-        ),
+        color=colour,
     )
     curves_drawn = base.mark_line(interpolate="linear", strokeWidth=2).encode(
         strokeDash=alt.StrokeDash(
@@ -80,9 +81,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
         for line, evens in found for even in evens.values() if even.first
     ]  # fmt: skip
     if marks:
-        points = alt.Chart(data(pd.DataFrame(marks))).encode(
-            x="volume:Q", y="usd:Q", color=alt.Color("offer:N", legend=None)
-        )
+        points = alt.Chart(data(pd.DataFrame(marks))).encode(x="volume:Q", y="usd:Q", color=colour)
         layers += [
             points.mark_point(filled=True, size=90, opacity=1),
             points.mark_text(align="left", dx=7, dy=-9).encode(text="shown:N"),
@@ -94,8 +93,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
         f"there {offers[0]} costs no more than that API; every further replica can turn it for a "
         "while. By the hour: replicas follow the hour, cold starts paid for."
     )
-    drawn = chart.resolve_legend(color="independent", strokeDash="independent")
-    return Figure("cost-by-volume", title, caption, drawn)
+    return Figure("cost-by-volume", title, caption, chart)
 
 
 def _decades(upto: float) -> list[float]:
@@ -162,6 +160,7 @@ def replicas_by_hour(always: FleetDay, by_hour: FleetDay, demand: Sequence[float
         .mark_area(color="#999999", opacity=0.35, interpolate="step-after")
         .encode(x=x, y=y)
     )
+    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=400)
     drawn = (
         alt.Chart(data(lines))
         .mark_line(strokeWidth=2.5)
@@ -171,10 +170,10 @@ def replicas_by_hour(always: FleetDay, by_hour: FleetDay, demand: Sequence[float
             color=alt.Color(
                 "kind:N",
                 scale=alt.Scale(domain=list(kinds), range=[blue, orange]),
-                legend=alt.Legend(title=None, orient="top", symbolType="stroke"),
+                legend=legend,
             ),
             strokeDash=alt.StrokeDash(
-                "kind:N", scale=alt.Scale(domain=list(kinds), range=[SOLID, DASHED]), legend=None
+                "kind:N", scale=alt.Scale(domain=list(kinds), range=[SOLID, DASHED]), legend=legend
             ),
             tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("hour:Q"), alt.Tooltip("replicas:Q")],
         )

@@ -54,6 +54,7 @@ def headlines(summary: Summary) -> list[str]:
         _hosting(summary["offers"][0], summary["rules"]),
         _tokens(summary["offers"][0]),
         *_break_even_words(summary),
+        _verdict(summary),
         _idle(summary),
     ]
 
@@ -122,6 +123,24 @@ def _even(each: Mapping[str, Any]) -> BreakEven:
     return BreakEven(*(each[key] for key in ("first", "for_good", "until", "upto")))
 
 
+def _verdict(summary: Summary) -> str:
+    """Who is the cheapest at each volume (of many, the first, the middle and the last)."""
+    labels = offer_labels(summary)
+    parts = []
+    for each in few(summary["volumes"]):
+        bills = {
+            f"{labels[name]} {how}": bill["usd_per_day"]
+            for name, of in each["self_hosted"].items()
+            for how, bill in of.items()
+        } | each["apis_usd_per_day"]
+        best = min(bills, key=lambda name: float(bills[name]))
+        own = min(bills[f"self-hosted {how}"] for how in ("always on", "by the hour"))
+        than = "" if best.startswith("self-hosted ") else f", self-hosted {money(own)}"
+        volume = volume_words(each["tokens_per_day"])
+        parts.append(f"at {volume} tokens a day {best} ({money(bills[best])} a day{than})")
+    return f"Cheapest: {'; '.join(parts)}."
+
+
 def _idle(summary: Summary) -> str:
     name, profile = summary["offers"][0]["name"], summary["profile"]
     parts = []
@@ -131,12 +150,11 @@ def _idle(summary: Summary) -> str:
             f"at {volume_words(each['tokens_per_day'])} tokens a day "
             f"{percent(1.0 - bill['utilisation'])} ({money(bill['usd_idle_per_day'])} a day)"
         )
-    shown = parts if len(parts) <= 3 else [parts[0], parts[len(parts) // 2], parts[-1]]
     return (
         f"Idle capacity (profile {profile['name']}: busiest hour "
         f"{significant(profile['peak_over_mean'], 3)} and quietest "
         f"{significant(profile['night_over_mean'], 2)} times the mean) takes of the bill "
-        f"{', '.join(shown)}."
+        f"{', '.join(few(parts))}."
     )
 
 
