@@ -96,7 +96,7 @@ def by_hour_curve(
 
 def _refuse_pieces(pieces: int) -> None:
     if pieces > MOST_PIECES:
-        rule = f"must need at most {MOST_PIECES} steps of replicas; it needs"
+        rule = f"must need at most {MOST_PIECES} steps of replicas"
         raise InputError("--volume", rule, pieces)
 
 

@@ -68,9 +68,9 @@ def day_profile(name: str, weights: ArrayLike, **about: object) -> DayProfile:
     weights_H = np.asarray(weights, np.float64).ravel()
     rule = ""
     if weights_H.size == 0 or weights_H.size % DAY or weights_H.size > MOST_HOURS:
-        rule = "must have 24 weights, or 24 for each of up to 366 days; it has"
+        rule = "must have 24 weights, or 24 for each of up to 366 days"
     elif not np.isfinite(weights_H).all() or (weights_H < 0).any() or not weights_H.sum() > 0:
-        rule = "must have finite weights of at least 0 and a sum above 0, of"
+        rule = "must have finite weights of at least 0 and a sum above 0"
     if rule:
         raise InputError("profile", rule, int(weights_H.size))
     relative_H = weights_H / weights_H.mean()
@@ -97,7 +97,7 @@ def profile_from_times(name: str, arrival_s: ArrayLike) -> DayProfile:
     times_T = np.sort(np.asarray(arrival_s, np.float64))
     span_h = float(times_T[-1] - times_T[0]) / HOUR if times_T.size else 0.0
     if not np.isfinite(span_h) or span_h < LEAST_TRACE_HOURS:
-        rule = f"must have arrivals over {LEAST_TRACE_HOURS:g} hours or more to show a day; it has"
+        rule = f"must have arrivals over {LEAST_TRACE_HOURS:g} hours or more to show a day"
         raise InputError(name, rule, f"{span_h:.1f} hours")
     hours = max(DAY, int(span_h + 0.5))  # an hour that has hardly begun is left out
     place_T = ((times_T - times_T[0]) / HOUR).astype(np.int64)
