@@ -56,6 +56,11 @@ class TokenLight:
     def gpu_s(self) -> float:
         return max(self.compute_s, self.memory_s)
 
+    def times(self, share: float) -> TokenLight:
+        """Of tokens of which only a share is computed."""
+        parts = (self.flops, self.bytes_read, self.compute_s, self.memory_s)
+        return TokenLight(*(share * part for part in parts))
+
     @property
     def bound(self) -> str:
         return "FLOPs" if self.compute_s >= self.memory_s else "bytes"

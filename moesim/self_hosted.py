@@ -20,11 +20,12 @@ from moesim.hosting import (
     Hosting,
     StepTokens,
     TokenLight,
+    experts_read,
     hosting,
     input_token,
     output_token,
 )
-from moesim.model import load_model, model_names
+from moesim.model import MoEModel, load_model, model_names
 from moesim.policies.faults import Restart
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
@@ -121,7 +122,7 @@ def self_hosted(
         input_bill_share=_input_bill_share(result),
         start_s=_start_s(scenario, [each for _, each in plans]),
         hosting=hosting(of, deployment, prompt + output),
-        light=_light(result, deployment, prompt, output),
+        light=_light(result, deployment),
         kwh_per_million_tokens=kwh / (len(requests) * (prompt + output)) * 1e6,
     )
 
@@ -144,29 +145,45 @@ def _start_s(scenario: Scenario, deployments: list[Deployment]) -> float:
     return restart.start_s + weights / restart.load_bytes_per_s
 
 
-def _light(
-    result: Result, deployment: Deployment, prompt: float, output: float
-) -> dict[str, TokenLight]:
-    """Tokens at the speed of light: of prompts, of one reader alone, in the run's mean batch.
+def _light(result: Result, deployment: Deployment) -> dict[str, TokenLight]:
+    """Tokens at the speed of light: of prompts (found in the cache or not), of one reader alone,
+    in the run's mean batch.
 
-    Weights are read once a step, so a token's share of them is that of a mean step: of steps with
-    prompts for input, of those without for output.
+    Weights are read once a step, so a token's share of them is that of a mean step; contexts are
+    means over tokens.
     """
     steps = result.steps[~result.steps["dummy"]]
-    prompts = steps["prefill_tokens"] > 0
-    decodes = ~prompts if (~prompts).any() else prompts
+    requests = result.requests
+    prompt, output = requests["prompt_tokens"], requests["output_tokens"]
+    context = float((output * (prompt + output / 2.0)).sum() / output.sum())
     of = (deployment.model, deployment.precision, deployment.cluster.gpu)
-    context = prompt + output / 2.0
+    read = input_token(
+        *of, _mean_step(steps[steps["prefill_tokens"] > 0]), float((prompt**2).sum() / prompt.sum())
+    )
     return {
-        "input": input_token(*of, _mean_step(steps[prompts]), prompt),
+        "input": read.times(1.0 - float(requests["cached_tokens"].sum() / prompt.sum())),
         "output alone": output_token(*of, StepTokens(1.0), context),
-        "output": output_token(*of, _mean_step(steps[decodes]), context),
+        "output": output_token(*of, _decode_step(steps, deployment.model), context),
     }
 
 
 def _mean_step(steps: pd.DataFrame) -> StepTokens:
     tokens = float((steps["prefill_tokens"] + steps["decode_tokens"]).mean())
     return StepTokens(tokens, float(steps["active_experts"].mean()))
+
+
+def _decode_step(steps: pd.DataFrame, model: MoEModel) -> StepTokens:
+    """The mean batch of all steps that decode. How far its experts are from even routing's is known
+    from the steps without prompts."""
+    decoding = steps[steps["decode_tokens"] > 0]
+    alone = decoding[decoding["prefill_tokens"] == 0]
+    tokens = float(decoding["decode_tokens"].mean()) if len(decoding) else 1.0
+    if not len(alone) or not model.is_moe:
+        return StepTokens(tokens)
+    of_alone = _mean_step(alone)
+    even = experts_read(model, of_alone.tokens)
+    share = (of_alone.experts or even) / even
+    return StepTokens(tokens, share * experts_read(model, tokens))
 
 
 def dense_scenario(scenario: Scenario, choice: str, tokens_per_request: float) -> Scenario:
