@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from moesim.deployment import Deployment
 from moesim.engine import memory_share
 from moesim.hardware import GPU
@@ -93,11 +96,13 @@ def hosting(
     )
 
 
-def experts_read(model: MoEModel, tokens: float) -> float:
-    """Distinct experts of a layer that a step of so many tokens needs, by even routing."""
+def experts_read(model: MoEModel, tokens: ArrayLike) -> NDArray[np.float64]:
+    """Distinct experts of a layer that steps of so many tokens need, by even routing."""
+    tokens = np.asarray(tokens, np.float64)
     if not model.is_moe:
-        return 0.0
-    return float(model.experts * (1.0 - (1.0 - model.top_k / model.experts) ** tokens))
+        return np.zeros_like(tokens)
+    missed = (1.0 - model.top_k / model.experts) ** tokens
+    return np.asarray(model.experts * (1.0 - missed), np.float64)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def _token(
         of_all = expert.flops_per_token_expert * model.top_k * layers
         flops += of_all
         compute_s += of_all / gpu.flops(expert.compute)
-        read = experts_read(model, step.tokens) if step.experts is None else step.experts
+        even = float(experts_read(model, step.tokens))
+        read = even if step.experts is None else step.experts
         weights += read * expert.weight_bytes_per_expert * layers
     attention = attention_work(model, whole, precision)
     pairs = attention.layers_full * context

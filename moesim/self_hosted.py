@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moesim.capacity import Capacity, Simulate, capacity
 from moesim.deployment import Deployment, deploy
 from moesim.economics.curves import CostCurve, always_on_curve, by_hour_curve
@@ -173,17 +175,18 @@ def _mean_step(steps: pd.DataFrame) -> StepTokens:
 
 
 def _decode_step(steps: pd.DataFrame, model: MoEModel) -> StepTokens:
-    """The mean batch of all steps that decode. How far its experts are from even routing's is known
-    from the steps without prompts."""
+    """The mean step of all that decode: requests, and the experts that these alone would read.
+
+    How far those are from even routing's is known from the steps without prompts.
+    """
     decoding = steps[steps["decode_tokens"] > 0]
     alone = decoding[decoding["prefill_tokens"] == 0]
     tokens = float(decoding["decode_tokens"].mean()) if len(decoding) else 1.0
     if not len(alone) or not model.is_moe:
         return StepTokens(tokens)
-    of_alone = _mean_step(alone)
-    even = experts_read(model, of_alone.tokens)
-    share = (of_alone.experts or even) / even
-    return StepTokens(tokens, share * experts_read(model, tokens))
+    even = experts_read(model, decoding["decode_tokens"].to_numpy(np.float64))
+    share = alone["active_experts"].sum() / experts_read(model, alone["decode_tokens"]).sum()
+    return StepTokens(tokens, float(share * even.mean()))
 
 
 def dense_scenario(scenario: Scenario, choice: str, tokens_per_request: float) -> Scenario:
