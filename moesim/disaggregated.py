@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.costs.profile import Profile
 from moesim.deployment import step_costs
-from moesim.economics import gpu_hour_price
+from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
@@ -80,6 +80,7 @@ def simulate_pools(
     """Run a scenario with deployment.disaggregation. `tell` makes, of the rows of REQUEST, what is
     called as the run goes on; everything else as in moesim.simulation.simulate."""
     plans = plan_pools(scenario, profile)
+    usd_per_gpu_hour = gpu_hour(scenario.economics, plans[1].deployment.cluster.gpu).usd
     env = simpy.Environment()
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     ones = np.ones_like(demand.output_tokens)
@@ -135,7 +136,7 @@ def simulate_pools(
         ),
         memory=memory_summary(of.memory, decode.ranks),
         gpus=sum(plan.gpus for plan in plans),
-        usd_per_gpu_hour=gpu_hour_price(of.cluster.gpu, scenario.economics.usd_per_gpu_hour),
+        usd_per_gpu_hour=usd_per_gpu_hour,
         labels=tuple(notes),
         gpu_power_w=of.cluster.gpu.power_w,
         power=of.profile.power,

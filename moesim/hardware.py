@@ -55,9 +55,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Price:
-    """Rental of one GPU."""
+    """What an hour of one GPU costs: rental, or all of owning it."""
 
-    kind: str  # on-demand, index, 3-year or assumed
+    kind: str  # on-demand, index, 3-year, owned-hyperscaler, owned-neocloud or assumed
     usd_per_gpu_hour: float
     date: str
     trust: str

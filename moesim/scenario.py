@@ -16,6 +16,7 @@ from moesim.files import read_text
 from moesim.plain_yaml import read_yaml
 from moesim.policies.batching import ChunkedPrefill, InFlight, PrefillFirst, Static
 from moesim.policies.faults import FaultsSpec
+from moesim.price_spec import EconomicsSpec
 from moesim.spec import Spec
 from moesim.topology import BackgroundTransfer, Topology
 from moesim.workload.arrivals import MAX_REQUESTS
@@ -68,12 +69,6 @@ class SLOSpec(Spec):
     ttft_s: float | None = Field(None, gt=0.0)
     tpot_s: float | None = Field(None, gt=0.0)
     e2e_s: float | None = Field(None, gt=0.0)
-
-
-class EconomicsSpec(Spec):
-    """Prices; None takes the GPU's dated preset."""
-
-    usd_per_gpu_hour: float | None = Field(None, ge=0.0, le=1000.0)
 
 
 def _warmup(value: object) -> object:

@@ -18,7 +18,7 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
 from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
-from moesim.economics import gpu_hour_price
+from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.outages import (
     check_outages,
@@ -98,6 +98,7 @@ def simulate(
         all_own = (*own, detailed or None)
         return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
+    usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
     if detailed:
         check_detailed(scenario, deployment)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
@@ -170,9 +171,7 @@ def simulate(
         ),
         memory=memory_summary(deployment.memory, run.ranks),
         gpus=deployment.sharding.gpus * scenario.deployment.replicas,
-        usd_per_gpu_hour=gpu_hour_price(
-            deployment.cluster.gpu, scenario.economics.usd_per_gpu_hour
-        ),
+        usd_per_gpu_hour=usd_per_gpu_hour,
         labels=tuple(notes),
         gpu_power_w=deployment.cluster.gpu.power_w,
         power=deployment.profile.power,

@@ -19,6 +19,7 @@ from moesim import __version__
 from moesim.cli.calibrate import app as calibrate
 from moesim.cli.catalogue import gpus, models, scenarios, schema
 from moesim.cli.compare import compare
+from moesim.cli.cost import cost, prices
 from moesim.cli.launch import launch
 from moesim.cli.place import place
 from moesim.cli.run import run
@@ -37,7 +38,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, place, launch, validate, models, gpus, scenarios, schema):
+COMMANDS = (  # in the order of the help
+    run,
+    compare,
+    place,
+    cost,
+    launch,
+    validate,
+    models,
+    gpus,
+    prices,
+    scenarios,
+    schema,
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(traces, name="trace")
 app.add_typer(calibrate, name="calibrate")

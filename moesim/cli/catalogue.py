@@ -127,7 +127,8 @@ def gpus(as_json: JsonOption = False) -> None:
     out.print("Fabrics between nodes")
     print_table(out, header, fabrics)
     print_notes(
-        out, ["prices are rental prices of their date; `--json` gives dates, sources and trust"]
+        out,
+        ["prices are rental prices of their date; `moesim prices` and `--json` say more of them"],
     )
 
 

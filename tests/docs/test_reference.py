@@ -80,6 +80,7 @@ SECTIONS = {
     "SharedPrefix": "workload.shared_prefix",
     "SLOSpec": "slo",
     "EconomicsSpec": "economics",
+    "OwnedSpec": "economics.owned",
     "MeasureSpec": "measure",
 }
 

@@ -46,7 +46,8 @@ def test_shipped_facts_are_complete_and_sane(name: str) -> None:
     assert gpu.date.startswith("20")
     assert 0 < gpu.usd_per_gpu_hour < 10
     for price in gpu.prices:
-        assert price.kind in {"on-demand", "index", "3-year", "assumed"}
+        owned = {"owned-hyperscaler", "owned-neocloud"}
+        assert price.kind in {"on-demand", "index", "3-year", "assumed", *owned}
         assert price.trust in {"B", "C"}
         assert price.source
         assert price.date.startswith("20")

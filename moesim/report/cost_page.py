@@ -1,0 +1,92 @@
+"""What serving costs, as one HTML page: `moesim cost --report`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim import __version__
+from moesim.economics.curves import CostCurve
+from moesim.economics.replicas import FleetDay
+from moesim.files import replace_atomically
+from moesim.report import cost_words, document
+from moesim.report.cost_curves import cost_by_volume, replicas_by_hour
+from moesim.report.figure import Figure
+from moesim.report.tables import table
+
+
+def write_cost_report(
+    summary: Mapping[str, Any],
+    curves: Mapping[tuple[str, bool], CostCurve],
+    lines: Sequence[CostCurve],
+    days: tuple[FleetDay, FleetDay],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Write the page; the path written. The file appears whole or not at all."""
+    html = cost_page(summary, cost_figures(summary, curves, lines, days))
+    target = Path(path)
+    with replace_atomically(target) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return target
+
+
+def cost_figures(
+    summary: Mapping[str, Any],
+    curves: Mapping[tuple[str, bool], CostCurve],
+    lines: Sequence[CostCurve],
+    days: tuple[FleetDay, FleetDay],
+) -> tuple[Figure, ...]:
+    """The figures of a study: `curves` by (offer, by the hour), `lines` of APIs, `days` of the
+    first offer (always on, by the hour)."""
+    upto = min(curve.upto for curve in curves.values())
+    always = days[0]
+    relative_H = np.asarray(summary["profile"]["relative"], np.float64)
+    mean = always.utilisation * float(always.replicas_H.mean())
+    return (
+        cost_by_volume(curves, lines, upto),
+        replicas_by_hour(*days, (relative_H * mean).tolist()),
+    )
+
+
+def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """The page as a string."""
+    drawn = {figure.key: figure for figure in figures}
+    title = f"What {summary['name']} costs"
+    entries = (
+        ("summary", "In short"),
+        ("curve", "At which volume?"),
+        ("day", "Over a day"),
+        ("work", "Total and active parameters"),
+        ("prices", "Prices and sources"),
+    )
+    sections = {
+        "curve": document.figures_html([drawn["cost-by-volume"]])
+        + table("Volumes, tokens a day", ["", *cost_words.VOLUME_HEADER],
+                cost_words.volume_rows(summary))
+        + table("Break-even, tokens a day", ["", *cost_words.BREAK_EVEN_HEADER],
+                cost_words.break_even_rows(summary)),
+        "day": document.figures_html([drawn["replicas-by-hour"]]),
+        "work": table("What a token takes", ["", *cost_words.WORK_HEADER],
+                      cost_words.work_rows(summary)),
+        "prices": table("Managed APIs, $ per million tokens", list(cost_words.PRICE_HEADER[:-1]),
+                        [(name, cells[:-1]) for name, cells in cost_words.price_rows(summary)])
+        + document.listed([*cost_words.source_lines(summary), *cost_words.price_lines(summary)]),
+    }  # fmt: skip
+    body = [
+        f"<header><h1>{escape(title)}</h1>"
+        f"{document.warning_box('Mind this first', summary['notes'])}</header>",
+        document.contents(entries),
+        f'<section id="summary"><h2>{entries[0][1]}</h2>'
+        f"{document.paragraphs(cost_words.headlines(summary), 'lead')}</section>",
+        *(
+            f'<section id="{name}"><h2>{escape(heading)}</h2>{sections[name]}</section>'
+            for name, heading in entries[1:]
+        ),
+        f"<footer>moesim {escape(__version__)}</footer>",
+    ]
+    return document.document(title, body, drawn)

@@ -1,0 +1,300 @@
+"""What serving costs, in sentences and rows that a manager reads; from a study's summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from moesim.economics.curves import BreakEven
+from moesim.report.words import count, duration, gigabytes, money, percent, significant
+
+T = TypeVar("T")
+Summary = Mapping[str, Any]
+NOTHING = "n/a"
+SIZES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+HOURS_PER_MONTH = 730.0
+
+
+def volume_words(tokens: float | None) -> str:
+    """'1.5 billion', '250 million', '40,000'; 'never' for None."""
+    if tokens is None:
+        return "never"
+    for size, word in SIZES:
+        if tokens >= 0.9995 * size:
+            return f"{tokens / size:.3g} {word}"
+    return f"{tokens:,.0f}"
+
+
+def offer_labels(summary: Summary) -> dict[str, str]:
+    """Short names of the offers, by their names: the scenario is what is self-hosted here."""
+    first, *others = summary["offers"]
+    return {first["name"]: "self-hosted", **{each["name"]: each["model"] for each in others}}
+
+
+def from_volume(even: BreakEven) -> str:
+    """When one offer becomes the cheaper one, or one that costs the same."""
+    upto = f"up to {volume_words(even.upto)} tokens a day"
+    if even.first is None:
+        return f"dearer at every volume {upto}"
+    if even.for_good == 0.0:
+        return f"no dearer at any volume {upto}"
+    begin = "" if even.first == 0.0 else f" from {volume_words(even.first)}"
+    if even.for_good is None:
+        return f"no dearer{begin} to {volume_words(even.until)} tokens a day, dearer beyond"
+    if even.for_good == even.first:
+        return f"cheaper{begin} tokens a day"
+    good = volume_words(even.for_good)
+    return f"no dearer{begin} tokens a day, cheaper for good from {good}"
+
+
+def headlines(summary: Summary) -> list[str]:
+    """The answers, most important first."""
+    return [
+        *(_capacity(offer, summary["slo"]) for offer in summary["offers"]),
+        _hosting(summary["offers"][0], summary["rules"]),
+        _tokens(summary["offers"][0]),
+        *_break_even_words(summary),
+        _verdict(summary),
+        _idle(summary),
+    ]
+
+
+def _capacity(offer: Mapping[str, Any], slo: Mapping[str, Any]) -> str:
+    named = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("end to end", "e2e_s"))
+    limits = [f"{name} {duration(slo[key])}" for name, key in named if slo[key]]
+    gpus = f"{offer['gpus']} {offer['gpu']}"
+    return (
+        f"{offer['name']}: one replica of {gpus} serves {significant(offer['requests_per_s'], 3)} "
+        f"requests a second ({significant(offer['tokens_per_s'], 3)} tokens) with "
+        f"{slo['percentile']:g} % of them within {' and '.join(limits)}; at "
+        f"{significant(offer['fails_at_per_s'], 3)} a second: {offer['fails_because']}."
+    )
+
+
+def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+    of = offer["hosting"]
+    replicas = max(1, rules["least"]) + rules["spare"]
+    monthly = offer["usd_per_hour"] * HOURS_PER_MONTH
+    return (
+        f"Hosting follows total parameters: {billions(of['total_parameters'])} take "
+        f"{gigabytes(of['weights_bytes'])}, with the keys and values of {of['kv_requests']} "
+        f"requests at least {count(of['least_gpus'], 'GPU')} ({money(of['usd_per_hour'])} an "
+        f"hour); a replica here has {offer['gpus']} ({money(offer['usd_per_hour'])} an hour, "
+        f"{money(monthly)} a month), and {replicas} with the spare cost "
+        f"{money(replicas * monthly)} a month before the first token."
+    )
+
+
+def _tokens(offer: Mapping[str, Any]) -> str:
+    full, light = offer["usd_per_million_when_full"], offer["light"]
+    return (
+        f"Tokens follow active parameters: {billions(offer['hosting']['active_parameters'])}. On a "
+        f"full replica a million input tokens cost {money(full['input'])} and a million output "
+        f"tokens {money(full['output'])}; at the speed of light, in the same batches, "
+        f"{money(light['input']['usd_per_million'])} and "
+        f"{money(light['output']['usd_per_million'])}, and output for one reader alone "
+        f"{money(light['output alone']['usd_per_million'])}."
+    )
+
+
+def _break_even_words(summary: Summary) -> list[str]:
+    """The scenario, always on, against the cheapest and the dearest API, and the dense model."""
+    name = summary["offers"][0]["name"]
+    own = [e for e in summary["break_even"] if (e["offer"], e["how"]) == (name, "always on")]
+    apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
+    wanted = [api["name"] for api in (apis[:1] + apis[-1:] if len(apis) > 1 else apis)]
+    wanted += [offer["name"] for offer in summary["offers"][1:]]
+    labels = offer_labels(summary)
+    of = {api["name"]: money(api["usd_per_million_total"]) for api in apis}
+    for offer in summary["offers"]:
+        full = money(offer["usd_per_million_when_full"]["total"])
+        of[offer["name"]] = f"{full} on a full replica"
+    return [
+        f"Self-hosted against {labels.get(target, target)}, a million tokens at {of[name]} "
+        f"against {of[target]}: "
+        f"{from_volume(_even(each))}."
+        for target in wanted
+        for each in own
+        if each["against"] == target
+    ]
+
+
+def _even(each: Mapping[str, Any]) -> BreakEven:
+    return BreakEven(*(each[key] for key in ("first", "for_good", "until", "upto")))
+
+
+def _verdict(summary: Summary) -> str:
+    """Who is the cheapest at each volume (of many, the first, the middle and the last)."""
+    labels = offer_labels(summary)
+    parts = []
+    for each in few(summary["volumes"]):
+        bills = {
+            f"{labels[name]} {how}": bill["usd_per_day"]
+            for name, of in each["self_hosted"].items()
+            for how, bill in of.items()
+        } | each["apis_usd_per_day"]
+        best = min(bills, key=lambda name: float(bills[name]))
+        own = min(bills[f"self-hosted {how}"] for how in ("always on", "by the hour"))
+        than = "" if best.startswith("self-hosted ") else f", self-hosted {money(own)}"
+        volume = volume_words(each["tokens_per_day"])
+        parts.append(f"at {volume} tokens a day {best} ({money(bills[best])} a day{than})")
+    return f"Cheapest: {'; '.join(parts)}."
+
+
+def _idle(summary: Summary) -> str:
+    name, profile = summary["offers"][0]["name"], summary["profile"]
+    parts = []
+    for each in summary["volumes"]:
+        bill = each["self_hosted"][name]["always on"]
+        parts.append(
+            f"at {volume_words(each['tokens_per_day'])} tokens a day "
+            f"{percent(1.0 - bill['utilisation'])} ({money(bill['usd_idle_per_day'])} a day)"
+        )
+    return (
+        f"Idle capacity (profile {profile['name']}: busiest hour "
+        f"{significant(profile['peak_over_mean'], 3)} and quietest "
+        f"{significant(profile['night_over_mean'], 2)} times the mean) takes of the bill "
+        f"{', '.join(few(parts))}."
+    )
+
+
+def billions(parameters: float) -> str:
+    """'235 B'."""
+    return f"{significant(parameters / 1e9, 3)} B"
+
+
+PRICE_HEADER = ("price", "input", "cached", "output", "of this mix", "date", "trust", "source")
+
+
+def price_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Every price that was used, with date and source; USD per million tokens, or as the row says.
+
+    Cells as in PRICE_HEADER after the name.
+    """
+    rows: list[tuple[str, list[str]]] = []
+    for api in summary["apis"]:
+        cached = api["cached_input"]
+        cells = [money(api["input"]), NOTHING if cached is None else money(cached)]
+        cells += [money(api["output"]), money(api["usd_per_million_total"])]
+        note = f" ({api['note']})" if api["note"] else ""
+        rows.append((api["name"], [*cells, api["date"], api["trust"], api["source"] + note]))
+    return rows
+
+
+def source_lines(summary: Summary) -> list[str]:
+    """A source of API prices, and which of them come from it."""
+    names: dict[str, list[str]] = {}
+    for api in summary["apis"]:
+        note = f" ({api['note']})" if api["note"] else ""
+        names.setdefault(api["source"], []).append(api["name"] + note)
+    return [f"{', '.join(of)}: {source}" for source, of in names.items()]
+
+
+def price_lines(summary: Summary) -> list[str]:
+    """GPU-hours and electricity, with their sources."""
+    lines = [f"{offer['name']}: {offer['price']}" for offer in summary["offers"]]
+    of = summary["offers"][0]["electricity"]
+    lines.append(
+        f"electricity of the GPUs: {significant(of['kwh_per_million_tokens'], 2)} kWh or "
+        f"{money(of['usd_per_million_tokens'])} per million tokens, part of the GPU-hour's price; "
+        f"{of['prices']}"
+    )
+    profile = summary["profile"]
+    about = (profile["description"], profile["date"], profile["source"])
+    lines.append(f"profile {profile['name']}: {'; '.join(part for part in about if part)}")
+    lines.append(f"input and output share a bill by time: {summary['offers'][0]['split_rule']}")
+    return lines
+
+
+VOLUME_HEADER = ("replicas", "used", "$ a day", "$/M", "$/M input", "$/M output")
+
+
+def volume_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """(volume and offer, cells as in VOLUME_HEADER) for each volume and way of serving."""
+    rows: list[tuple[str, list[str]]] = []
+    inputs = {api["name"]: api for api in summary["apis"]}
+    labels = offer_labels(summary)
+    for each in summary["volumes"]:
+        volume = volume_words(each["tokens_per_day"])
+        for name, bills in each["self_hosted"].items():
+            for how, bill in bills.items():
+                least, most = bill["least_replicas"], bill["most_replicas"]
+                split = bill["usd_per_million"]
+                cells = [
+                    f"{most}" if least == most else f"{least} to {most}",
+                    percent(bill["utilisation"]),
+                    money(bill["usd_per_day"]),
+                    *(money(split[key]) for key in ("total", "input", "output")),
+                ]
+                rows.append((f"{volume}: {labels[name]}, {how}", cells))
+        ranked = sorted(each["apis_usd_per_day"].items(), key=lambda item: float(item[1]))
+        for name, usd in ranked[:1] + ranked[-1:] if len(ranked) > 1 else ranked:
+            api = inputs[name]
+            cells = ["", "", money(usd), money(api["usd_per_million_total"])]
+            rows.append((f"{volume}: {name}", [*cells, money(api["input"]), money(api["output"])]))
+    return rows
+
+
+BREAK_EVEN_HEADER = ("cheaper from", "for good from")
+
+
+def break_even_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """(who against whom, [first, for good]) in tokens a day; of many APIs the cheapest, the middle
+    and the dearest."""
+    labels = offer_labels(summary)
+    apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
+    told = {*labels, *(api["name"] for api in few(apis))}
+    return [
+        (
+            f"{labels[each['offer']]}, {each['how']}, against "
+            f"{labels.get(each['against'], each['against'])}",
+            [_edge(each["first"]), _edge(each["for_good"])],
+        )
+        for each in summary["break_even"]
+        if each["against"] in told
+    ]
+
+
+def few(ranked: Sequence[T]) -> list[T]:
+    """All of up to three; of more the first, the middle and the last."""
+    if len(ranked) <= 3:
+        return list(ranked)
+    return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+
+
+def _edge(tokens: float | None) -> str:
+    return "the first token" if tokens == 0.0 else volume_words(tokens)
+
+
+WORK_HEADER = ("GFLOP", "MB read", "GPU-s per million", "bound by", "$/M")
+
+
+def work_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """(token, cells as in WORK_HEADER): at the speed of light in the run's own steps and for one
+    reader alone, then as simulated on a full replica."""
+    names = {
+        "input": "input, speed of light",
+        "output": "output, speed of light",
+        "output alone": "output alone, speed of light",
+    }
+    rows: list[tuple[str, list[str]]] = []
+    for offer in summary["offers"]:
+        label = offer_labels(summary)[offer["name"]]
+        for key, words in names.items():
+            token = offer["light"][key]
+            cells = [
+                significant(token["flops"] / 1e9, 3),
+                significant(token["bytes"] / 1e6, 3),
+                significant(token["gpu_s"] * 1e6, 3),
+                token["bound"],
+                money(token["usd_per_million"]),
+            ]
+            rows.append((f"{label}: {words}", cells))
+        full, usd = offer["usd_per_million_when_full"], offer["usd_per_gpu_hour"]
+        for key in ("input", "output"):
+            seconds = NOTHING
+            if full[key] is not None and usd:
+                seconds = significant(full[key] / usd * 3600.0, 3)
+            cells = ["", "", seconds, "", money(full[key])]
+            rows.append((f"{label}: {key}, simulated", cells))
+    return rows
