@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from moesim.placement_findings import Candidate, Gain, PlacementFindings
+    from moesim.findings.placement import Candidate, Gain, PlacementFindings
 
 UNDECIDED = 25.0  # points on both sides
 GAINS = ["placement", "gain", "95 % from", "to", "in sample", "other domains", "over EPLB",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from moesim.placement_findings import PlacementFindings, RedundancyPoint
+from moesim.findings.placement import PlacementFindings, RedundancyPoint
 from moesim.report import place_words, theme
 from moesim.report.figure import AnyChart, Figure, data, without
 

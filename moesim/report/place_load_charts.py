@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from moesim.placement_findings import Candidate, PlacementFindings
+from moesim.findings.placement import Candidate, PlacementFindings
 from moesim.report import place_words, series, theme
 from moesim.report.figure import Figure, data, without
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moesim import __version__
 from moesim.files import replace_atomically
-from moesim.placement_findings import Candidate, PlacementFindings
+from moesim.findings.placement import Candidate, PlacementFindings
 from moesim.report import document, place_words
 from moesim.report.figure import Figure
 from moesim.report.place_charts import ageing, gains, redundancy

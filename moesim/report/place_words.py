@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.placement_findings import Candidate, Gain, PlacementFindings
+from moesim.findings.placement import Candidate, Gain, PlacementFindings
 
 METHOD = (
     "Gains are in predicted time of the routed experts' kernels on the slowest rank of every MoE "

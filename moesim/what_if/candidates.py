@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.findings.placement import Candidate, Gain
 from moesim.placement.catalogue import POLICIES
 from moesim.placement.task import PlacementPolicy, Workload
-from moesim.placement_findings import Candidate, Gain
 from moesim.what_if.board import FITTING, Board
 from moesim.what_if.domains import shared_domains
 from moesim.what_if.fitting import EPLB, EPLB_GLOBAL, HASH, Fitted, fit_policy, fit_present

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from moesim.findings.placement import Counsel, Gain
 from moesim.placement.advice import Advice, eplb_or_not, head_room, replace_or_not, replicate_or_not
 from moesim.placement.policies import contiguous
 from moesim.placement.task import Workload
-from moesim.placement_findings import Counsel, Gain
 from moesim.what_if.board import Board
 from moesim.what_if.scoring import Played
 from moesim.what_if.setting import ADVICE

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.findings.placement import AgePoint, RedundancyPoint
 from moesim.placement.catalogue import POLICIES
 from moesim.placement.replica_counts import packed
 from moesim.placement.task import PlacementPolicy, PlacementTask
-from moesim.placement_findings import AgePoint, RedundancyPoint
 from moesim.what_if.board import Board
 from moesim.what_if.fitting import EPLB, HASH, fit_policy
 from moesim.what_if.gains import Seconds

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moesim.findings.placement import DomainMatrix
 from moesim.placement.batches import Batches
 from moesim.placement.catalogue import POLICIES
 from moesim.placement.task import PlacementPolicy, PlacementTask, Workload
-from moesim.placement_findings import DomainMatrix
 from moesim.what_if.fitting import EPLB, HASH, fit_policy
 from moesim.what_if.gains import Ruler
 from moesim.what_if.scoring import play

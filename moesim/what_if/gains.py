@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement_findings import Gain
+from moesim.findings.placement import Gain
 
 RESAMPLES = 12
 STUDENT = 2.201  # 97.5 % quantile of Student's t, 11 degrees of freedom

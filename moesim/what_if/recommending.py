@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moesim.placement_findings import Candidate, Gain, StepKind
+from moesim.findings.placement import Candidate, Gain, StepKind
 from moesim.what_if.gains import Ruler, Times
 
 WORTH_PERCENT = 0.5  # halves of a trace exchanged move a gain by about as much

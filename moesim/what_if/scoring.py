@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.findings.placement import StepScore
 from moesim.placement.load import rank_load
 from moesim.placement.placement import Placement
 from moesim.placement.replay import Replayed, replay
 from moesim.placement.swap_search import side_by_side
 from moesim.placement.task import Workload
-from moesim.placement_findings import StepScore
 from moesim.what_if.gains import RESAMPLES, Ruler, Seconds, Times
 
 COUNTED_STEPS = 8  # whose copies of tokens are counted, which differ little

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moesim.placement_findings import Candidate
+from moesim.findings.placement import Candidate
 
 # What a run's own notes (moesim.results) begin with where its demand is too much or too short.
 ABOUT_LOAD = ("overload:", "short run:")

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.errors import InputError
-from moesim.placement.catalogue import POLICIES
-from moesim.placement.task import PlacementPolicy
-from moesim.placement_findings import (
+from moesim.findings.placement import (
     AgePoint,
     Candidate,
     DomainMatrix,
@@ -26,6 +24,8 @@ from moesim.placement_findings import (
     RedundancyPoint,
     StepKind,
 )
+from moesim.placement.catalogue import POLICIES
+from moesim.placement.task import PlacementPolicy
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
 from moesim.what_if.board import Board, make_board

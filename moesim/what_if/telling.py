@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.placement_findings import Candidate, Gain, PlacementFindings, StepScore
+from moesim.findings.placement import Candidate, Gain, PlacementFindings, StepScore
 
 if TYPE_CHECKING:
     import pandas as pd

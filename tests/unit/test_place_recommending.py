@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from moesim.placement_findings import Candidate, Gain, StepKind
+from moesim.findings.placement import Candidate, Gain, StepKind
 from moesim.what_if.gains import RESAMPLES, Ruler, Times
 from moesim.what_if.recommending import headline, reasons, recommended, shown
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from moesim.findings.placement import AgePoint, Candidate, Gain, PlacementFindings, RedundancyPoint
 from moesim.placement.advice import Advice
 from moesim.placement.score import Estimate
-from moesim.placement_findings import AgePoint, Candidate, Gain, PlacementFindings, RedundancyPoint
 from moesim.report.place_words import ages_differ, redundancy_title
 from moesim.what_if.counsel import answer, contradicted
 from moesim.what_if.strain import load_notes
