@@ -223,7 +223,7 @@ def expert_layer(
         time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
         slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
         sound_s += time_s
-        worst = max(slowest_gpu, slow)
+        worst = max(worst, slow)
         time_s *= slow
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s
