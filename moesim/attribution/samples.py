@@ -59,19 +59,21 @@ class Sample:
             [each.owner_T + at for each, at in zip(samples, first, strict=False)]
         )
         order = np.argsort(-tail, kind="stable")
-        parts = [
-            np.concatenate([getattr(each, name) for each in samples])
-            for name in ("count_N", "mean_N", "squares_N")
-        ]
-        return cls(parts[0], parts[1], parts[2], tail[order], owner[order])
+        return cls(
+            np.concatenate([each.count_N for each in samples]),
+            np.concatenate([each.mean_N for each in samples]),
+            np.concatenate([each.squares_N for each in samples]),
+            tail[order],
+            owner[order],
+        )
 
     def only(self, keep_N: NDArray[np.bool_]) -> Sample:
         """Without the values of other requests, which stay as requests without any."""
         kept_T = keep_N[self.owner_T]
         return Sample(
-            np.where(keep_N, self.count_N, 0),
-            np.where(keep_N, self.mean_N, 0.0),
-            np.where(keep_N, self.squares_N, 0.0),
+            self.count_N * keep_N,
+            self.mean_N * keep_N,
+            self.squares_N * keep_N,
             self.tail_T[kept_T],
             self.owner_T[kept_T],
         )
@@ -115,7 +117,7 @@ class Sample:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `to_json` made; ValueError, KeyError or TypeError for anything else."""
-        made = {name: np.asarray(data[name], kind) for name, kind in FIELDS.items()}
+        made: dict[str, Any] = {name: np.asarray(data[name], of) for name, of in FIELDS.items()}
         shapes = {name: array.shape for name, array in made.items()}
         if any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError("a sample has lists")
@@ -125,7 +127,13 @@ class Sample:
         inside = ((owner_T >= 0) & (owner_T < made["count_N"].size)).all()
         if owner_T.shape != shapes["tail_T"] or not inside:
             raise ValueError("each of a sample's largest values has an owner")
-        return cls(**made)
+        return cls(
+            owner_T=owner_T,
+            count_N=made["count_N"],
+            mean_N=made["mean_N"],
+            squares_N=made["squares_N"],
+            tail_T=made["tail_T"],
+        )
 
 
 FIELDS = {

@@ -162,7 +162,7 @@ class _Study:
     def _kept(self, of_seed: list[dict[str, Sample]]) -> NDArray[np.bool_]:
         """[N] the requests that were completed in every combination."""
         done = np.array([samples["e2e_s"].count_N > 0 for samples in of_seed])
-        keep = done.all(axis=0)
+        keep = np.asarray(done.all(axis=0), np.bool_)
         lost = int(keep.size - keep.sum())
         if not keep.any():
             raise InputError("scenario", "completes no request in every combination of causes")
