@@ -197,9 +197,8 @@ def _split(switches: Sequence[Switch], worth: Floats) -> tuple[Attributed, ...]:
                 )
                 for i, switch in enumerate(switches)
             )
-            rest = _estimate(rest_B)
-            said = sentence(metric, statistic, shares, rest)
-            total = _estimate(total_B)
+            rest, total = _estimate(rest_B), _estimate(total_B)
+            said = sentence(metric, statistic, shares, rest, total)
             found.append(Attributed(metric, statistic, total, shares, rest, said))
     return tuple(found)
 

@@ -10,11 +10,13 @@ from moesim.findings.attribution import (
     METRICS,
     STATISTIC_WORDS,
     STATISTICS,
+    Attributed,
     Explanation,
+    Share,
 )
 from moesim.report import attribution_words as words
 from moesim.report import theme
-from moesim.report.figure import Figure, data, without
+from moesim.report.figure import AnyChart, Figure, data, without
 
 REST = "what stays with all of them off"
 REST_COLOUR = "#8A8F96"
@@ -117,21 +119,12 @@ def ranges(found: Explanation, metric: str) -> Figure:
         "dot and a diamond far apart are causes that act together.",
         None,
     )
-    rows = []
-    for each in found.attributed:
-        if each.metric != metric:
-            continue
-        for share in each.shares:
-            rows.append(
-                {
-                    "statistic": STATISTIC_WORDS[each.statistic].removeprefix("the "),
-                    "cause": share.cause.phrase,
-                    "percent": 100 * share.fraction.value,
-                    "low": _hundredfold(share.fraction.low),
-                    "high": _hundredfold(share.fraction.high),
-                    "alone": _hundredfold(None if share.alone is None else share.alone.value),
-                }
-            )
+    rows = [
+        _range_row(each, share)
+        for each in found.attributed
+        if each.metric == metric
+        for share in each.shares
+    ]
     if not rows:
         return without(figure, f"{what} does not vary, or the run has none.")
     causes = words.causes_of(found)
@@ -143,31 +136,46 @@ def ranges(found: Explanation, metric: str) -> Figure:
     )
     frame = pd.DataFrame(rows)
     y = alt.Y("cause:N", sort=phrases, title=None, axis=alt.Axis(labelLimit=240, grid=True))
-    panels = []
-    for place, statistic in enumerate(_statistics()):
+    panels: list[AnyChart] = []
+    for statistic in _statistics():
         part = frame[frame["statistic"] == statistic]
-        if part.empty:
-            continue
-        own = y if not panels else alt.Y(y.shorthand, sort=phrases, title=None, axis=None)
-        x = alt.X("percent:Q", title=f"of the {statistic} (%)")
-        base = alt.Chart(data(part), width=PANEL, height=alt.Step(26))
-        tips = [
-            alt.Tooltip("cause:N"),
-            *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("percent", "low", "high")),
-            alt.Tooltip("alone:Q", title="switched off alone", format="+.1f"),
-        ]
-        span = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
-            x=alt.X("low:Q", title=f"of the {statistic} (%)"), x2="high:Q", y=own, color=colour
-        )
-        dots = base.mark_point(size=75, filled=True, opacity=1).encode(
-            x=x, y=own, color=colour, tooltip=tips
-        )
-        alone = base.mark_point(shape="diamond", size=55, color=theme.INK, opacity=0.75).encode(
-            x="alone:Q", y=own, tooltip=tips
-        )
-        zero = base.mark_rule(color=theme.INK, opacity=0.6).encode(x=alt.datum(0))
-        panels.append(alt.layer(zero, span, alone, dots))
+        own = alt.Y("cause:N", sort=phrases, title=None, axis=None) if panels else y
+        if not part.empty:
+            panels.append(_range_panel(part, statistic, own, colour))
     return Figure(figure.key, figure.title, figure.caption, alt.hconcat(*panels, spacing=18))
+
+
+def _range_row(each: Attributed, share: Share) -> dict[str, object]:
+    return {
+        "statistic": STATISTIC_WORDS[each.statistic].removeprefix("the "),
+        "cause": share.cause.phrase,
+        "percent": 100 * share.fraction.value,
+        "low": _hundredfold(share.fraction.low),
+        "high": _hundredfold(share.fraction.high),
+        "alone": _hundredfold(None if share.alone is None else share.alone.value),
+    }
+
+
+def _range_panel(part: pd.DataFrame, statistic: str, y: alt.Y, colour: alt.Color) -> AnyChart:
+    """One statistic: a row for each cause."""
+    title = f"of the {statistic} (%)"
+    base = alt.Chart(data(part), width=PANEL, height=alt.Step(26))
+    tips = [
+        alt.Tooltip("cause:N"),
+        *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in ("percent", "low", "high")),
+        alt.Tooltip("alone:Q", title="switched off alone", format="+.1f"),
+    ]
+    span = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
+        x=alt.X("low:Q", title=title), x2="high:Q", y=y, color=colour
+    )
+    dots = base.mark_point(size=75, filled=True, opacity=1).encode(
+        x=alt.X("percent:Q", title=title), y=y, color=colour, tooltip=tips
+    )
+    alone = base.mark_point(shape="diamond", size=55, color=theme.INK, opacity=0.75).encode(
+        x="alone:Q", y=y, tooltip=tips
+    )
+    zero = base.mark_rule(color=theme.INK, opacity=0.6).encode(x=alt.datum(0))
+    return alt.layer(zero, span, alone, dots)
 
 
 def _statistics() -> tuple[str, ...]:
