@@ -95,7 +95,9 @@ def _share(share: Share) -> str:
 
 
 def _method(found: Explanation) -> str:
-    rows: list[Row] = [(f"{cause.name}: {cause.phrase}", [cause.without]) for cause in words.causes_of(found)]
+    rows: list[Row] = [
+        (f"{cause.name}: {cause.phrase}", [cause.without]) for cause in words.causes_of(found)
+    ]
     defined = table("What the runs without a cause assume", ["cause", "without it"], rows)
     return (
         '<section id="method"><h2>How it was found</h2>'

@@ -289,6 +289,18 @@ def test_a_run_is_cut_to_what_is_measured_and_its_warmup() -> None:
     assert (extent_of(asked, 30).warmup, extent_of(asked, 30).measured) == (7, 30)
 
 
+def test_runs_too_short_to_fill_the_deployment_are_said_to_be() -> None:
+    crowded = {
+        **DENSE["workload"],
+        "output": {"fixed": 300},
+        "arrivals": {"poisson": {"rate_per_s": 20}},
+    }
+    notes = attribute(
+        scenario(workload=crowded), seeds=1, requests=20, causes=("queueing",)
+    ).findings.notes
+    assert any("raise --requests" in note for note in notes)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 40), st.booleans())
 def test_statistics_are_those_of_the_values_repeated(seed: int, requests: int, many: bool) -> None:
     rng = np.random.default_rng(seed)
