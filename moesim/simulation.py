@@ -109,7 +109,7 @@ def simulate(
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
-        choices = (batching, load_balancing, placement, demand, profile, costs)
+        choices = (batching, load_balancing, placement, demand, profile, costs, ideal)
         expert_uses = _uses_with_lru(scenario, *choices)
     own_costs = costs is not None
     costs = ideal.costs(costs or step_costs(scenario, deployment))
@@ -279,6 +279,7 @@ def _uses_with_lru(
     demand: Demand,
     profile: Profile | None,
     costs: StepCosts | None,
+    ideal: Ideal,
 ) -> NDArray[np.bool_]:
     """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
     uses: list[NDArray[np.bool_]] = []
@@ -291,6 +292,7 @@ def _uses_with_lru(
         profile=profile,
         costs=costs,
         provenance=False,
+        ideal=ideal,
         on_step=lambda counts_LP: uses.append(counts_LP > 0),
     )
     return np.array(uses)
