@@ -174,6 +174,19 @@ def test_even_routing_takes_away_the_wait_for_the_slowest_rank(
     assert even["imbalance_max"][even["imbalance"] > 0] == pytest.approx(1.0)
 
 
+def test_a_slow_gpu_stays_slow_where_routing_is_even() -> None:
+    """Expert time with a GPU of factor f is kernels + f x mean rank, so even steps of f."""
+    took_s = []
+    for factor in (1.0, 2.0, 3.0):
+        slow = {"at_s": 0, "kind": "slow-rank", "replica": 0, "rank": 1, "factor": factor}
+        one = {**MOE["workload"], "requests": 1}
+        made = scenario(MOE, workload=one, faults={"events": [slow]})
+        step = simulate(made, ideal=Ideal(even_routing=True), provenance=False).raw.steps[0]
+        took_s.append(float(step["experts_s"] + step["expert_imbalance_s"]))
+    assert took_s[1] > took_s[0]
+    assert took_s[2] - took_s[1] == pytest.approx(took_s[1] - took_s[0], rel=1e-9)
+
+
 def test_a_free_network_leaves_the_other_parts_of_a_step(moe_runs: dict[str, Result]) -> None:
     real, free = moe_runs["real"].raw.steps, moe_runs["free"].raw.steps
     gone = ("dispatch_s", "combine_s", "all_reduce_s", "pipeline_s")
