@@ -122,7 +122,7 @@ def test_queueing_has_no_part_in_gaps_between_tokens(study: tuple[Attribution, P
     split = study[0].of("itl_s", "variance")
     assert split is not None
     queueing = next(share for share in split.shares if share.cause.name == "queueing")
-    assert queueing.fraction.value == pytest.approx(0.0, abs=1e-12)
+    assert queueing.fraction == Estimate(0.0, 0.0, 0.0)
 
 
 def test_a_finished_study_runs_nothing_again(
