@@ -30,7 +30,6 @@ from moesim.report.words import duration, significant
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
-from moesim.sim.state import STEP_PARTS
 from moesim.traffic import limits
 
 # Requests of every run, unless the scenario has fewer.
@@ -52,6 +51,7 @@ SAYS = {
     "kv memory": "prompts wait for KV memory",
     "prefill queue": "prompts wait for a place in the token budget of steps",
     "batch limit": "requests wait because as many run as the engine allows",
+    "prefill chunks": "steps that compute prompts hold up those that decode",
     "batch size": "steps grow with the requests that they decode for",
     "expert": "steps grow by waiting for the busiest expert rank",
     "attention rank": "steps grow by waiting for the slowest attention rank",
@@ -189,22 +189,33 @@ def binds_at(result: Result, lighter: Result, deployment: Deployment) -> str:
         if (queued["running"] >= NEARLY_FULL * most).mean() > 0.5:
             return "batch limit"
         return "prefill queue"
-    grown = _parts_s(result) - _parts_s(lighter)
-    at = {part: i for i, part in enumerate(STEP_PARTS)}
-    by_name = {name: float(sum(grown[at[part]] for part in parts)) for name, parts in BINDS.items()}
-    by_name["batch size"] = float(grown.sum()) - sum(by_name.values())
-    binds = max(by_name, key=lambda name: by_name[name])
-    return binds if by_name[binds] > 0.0 else "overload"
+    loaded, light = _growing_s(result), _growing_s(lighter)
+    grown = {name: loaded[name] - light[name] for name in loaded}
+    binds = max(grown, key=lambda name: grown[name])
+    return binds if grown[binds] > 0.0 else "overload"
 
 
-def _parts_s(result: Result) -> NDArray[np.float64]:
-    """[parts] mean of a step as gaps between tokens see it, in the order of STEP_PARTS."""
+def _growing_s(result: Result) -> dict[str, float]:
+    """What gaps between tokens wait for, on average: prompts beside them, and the parts of steps
+    without prompts. Steps are weighed by the tokens that they decode."""
     steps = _steps(result)
     steps = steps[steps["decode_tokens"] > 0]
+    plain = steps[steps["prefill_tokens"] == 0]
+    plain = plain if plain.size else steps
+    parts = {name: sum(_mean_s(plain, part) for part in of) for name, of in BINDS.items()}
+    plain_s = _mean_s(plain, "duration_s")
+    beside_s = _mean_s(steps, "duration_s") - plain_s
+    return {
+        **parts,
+        "batch size": plain_s - sum(parts.values()),
+        "prefill chunks": beside_s,
+    }
+
+
+def _mean_s(steps: NDArray[Any], column: str) -> float:
     if not steps.size:
-        return np.zeros(len(STEP_PARTS))
-    weights = steps["decode_tokens"] / steps["decode_tokens"].sum()
-    return np.array([float(weights @ steps[part]) for part in STEP_PARTS])
+        return 0.0
+    return float(np.average(steps[column], weights=steps["decode_tokens"]))
 
 
 def _of_what(binds: str, result: Result, deployment: Deployment) -> str:
@@ -231,14 +242,21 @@ def _sentence(strain: Strain, result: Result, deployment: Deployment) -> str:
             latency += f"; {name} p99 is {duration(value)}"
     missed = f"{first.missed[0]}{latency}"
     if strain.kept_factor == 0.0:
-        return f"No load keeps the objective; at {significant(first.factor)} times today's {missed}"
-    if strain.factor <= 1.0:
-        already = f"Today's load already breaks the objective: {how}, and {missed}."
-        return f"{already} It is kept at {significant(strain.kept_factor)} times today's."
+        return (
+            f"No load keeps the objective: at {significant(first.factor)} times today's, where "
+            f"requests are served alone, {missed}."
+        )
+    at = significant(first.factor, 3)
+    kept = f"at {significant(strain.kept_factor, 3)} times it is kept"
+    if strain.factor < 1.0:
+        today = next(point for point in strain.points if point.factor == 1.0)
+        return (
+            f"Today's load already breaks the objective ({'; '.join(today.missed)}). It breaks "
+            f"from {at} times today's: {how} ({missed}); {kept}."
+        )
     return (
-        f"At {significant(strain.factor)} times today's load ({significant(first.rate_per_s)} "
-        f"arrivals a second and replica) {how}: {missed}. At {significant(strain.kept_factor)} "
-        "times the objective is kept."
+        f"At {at} times today's load ({significant(first.rate_per_s)} arrivals a second and "
+        f"replica) {how}: {missed}; {kept}."
     )
 
 

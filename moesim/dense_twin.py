@@ -1,4 +1,4 @@
-"""Dense models as large as a Mixture of Experts: its attention, layers and vocabulary, one MLP each.
+"""Dense models as large as a Mixture of Experts: its attention and layers, one MLP in each.
 
 A twin answers what the experts themselves cost: everything but the MLPs is the MoE's own.
 """

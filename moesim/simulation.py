@@ -20,6 +20,7 @@ from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
+from moesim.looking import Looker
 from moesim.outages import (
     check_outages,
     outage_notes,
@@ -74,6 +75,7 @@ def simulate(
     expert_uses: NDArray[np.bool_] | None = None,
     detailed: bool = False,
     timeline: Timeline | None = None,
+    looker: Looker | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -89,12 +91,14 @@ def simulate(
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
     `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
-    detailed-mode.md), and fills `timeline`.
+    detailed-mode.md), and fills `timeline`. `looker` keeps what it sees of the steps that it was
+    asked for (moesim.looking); not with on_step, nor in pools.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
+        own = (*own, looker)
         all_own = (*own, detailed or None)
         return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
@@ -129,6 +133,8 @@ def simulate(
         notes.append("steps simulated layer by layer (the detailed mode)")
     if on_step is not None:
         run.fleet.on_turn = _watcher(on_step, run)
+    elif looker is not None:
+        looker.attach(env, run)
     elif progress is not None:
         run.fleet.on_turn = _teller(progress, run.state.requests)
     front, offload = let_in(env, scenario, deployment, demand, run, load_balancing)

@@ -8,6 +8,7 @@ STRAINS = (
     "kv memory",
     "prefill queue",
     "batch limit",
+    "prefill chunks",
     "batch size",
     "expert",
     "attention rank",
@@ -40,8 +41,9 @@ class Strain:
     """What gives first, and at which load.
 
     `binds`: one of STRAINS; `factor`: the least load tried that breaks the objective beyond
-    `kept_factor`, the largest that keeps it (0: none does); both over today's. `objective`: in words; `points`: all loads tried, ascending; `failure`: what
-    losing one GPU takes away, from the deployment's shape alone.
+    `kept_factor`, the largest that keeps it (0: none does); both over today's. `objective`: in
+    words; `points`: all loads tried, ascending; `failure`: what losing one GPU takes away, from the
+    deployment's shape alone.
     """
 
     binds: str
