@@ -172,7 +172,7 @@ def _steps(result: Result) -> NDArray[Any]:
     arrival_s = arrival_s[~np.isnan(arrival_s)]
     first, last = arrival_s[arrival_s.size // 2], arrival_s[-1]
     within = steps[(steps["start_s"] >= first) & (steps["start_s"] <= last)]
-    return within if within.size else steps
+    return np.asarray(within if within.size else steps)
 
 
 def binds_at(result: Result, lighter: Result, deployment: Deployment) -> str:

@@ -116,8 +116,19 @@ def _batch(run: Assembled, k: int) -> Seen:
         counts[:, d] = chunk.sum(), chunk.max(), (chunk == 0).sum(), context.sum(), context.max()
     layers = np.array([cost[f"{kind}_layers"] for kind in ("full", "window", "linear")], np.float64)
     empty = np.zeros((0, 0), np.int32)
-    attention_s_D = run.work.attention_s @ layers
-    return Seen(*counts, attention_s_D, np.zeros((0, 0)), empty, empty, False, -1)
+    return Seen(
+        prompt_tokens_D=counts[0],
+        longest_chunk_D=counts[1],
+        decoding_D=counts[2],
+        context_tokens_D=counts[3],
+        longest_context_D=counts[4],
+        attention_s_D=run.work.attention_s @ layers,
+        expert_s_LR=np.zeros((0, 0)),
+        tokens_LP=empty,
+        expert_LP=empty,
+        far=False,
+        link_rank=-1,
+    )
 
 
 def _decode(requests: NDArray[Any], computed: Ints, tokens: Ints) -> NDArray[np.bool_]:
@@ -125,7 +136,7 @@ def _decode(requests: NDArray[Any], computed: Ints, tokens: Ints) -> NDArray[np.
     prompt = requests["prompt_tokens"].astype(np.int64)
     newest = prompt + requests["generated"] - 1
     drafted = (requests["generated"] > 0) & (computed - tokens == newest)
-    return np.where(tokens == 1, computed > prompt - requests["landed"], drafted)
+    return np.asarray(np.where(tokens == 1, computed > prompt - requests["landed"], drafted))
 
 
 def _expert_seconds(run: Assembled, k: int, prompts: bool) -> Floats:

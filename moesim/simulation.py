@@ -98,8 +98,7 @@ def simulate(
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
-        own = (*own, looker)
-        all_own = (*own, detailed or None)
+        all_own = (*own, looker, detailed or None)
         return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
     deployment = deploy(scenario, profile)
     usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
