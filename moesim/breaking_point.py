@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.capacity import (
     LEAST_REQUESTS,
+    TOO_FEW,
     Simulate,
     at_rate,
     capacity,
@@ -24,16 +25,19 @@ from moesim.capacity import (
     rate_of,
 )
 from moesim.deployment import Deployment, deploy, step_costs
+from moesim.errors import InputError
 from moesim.findings.strain import LoadPoint, Strain
-from moesim.over_seeds import figure, with_requests
+from moesim.over_seeds import figure
 from moesim.report.words import duration, significant
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
 from moesim.traffic import limits
 
-# Requests of every run, unless the scenario has fewer.
+# Requests of every run; as many times more where these do not fill a replica, up to the most.
 REQUESTS = 600
+MORE = 4
+MOST_REQUESTS = 10_000
 TOLERANCE = 0.1
 # Where no objective is given, the only one: the backlog must not grow.
 ANY_LATENCY_S = 1e9
@@ -74,20 +78,29 @@ def breaking_point(
 
     Today's load is the scenario's rate of arrivals, its replicas with equal shares of it. Without
     limits in the scenario and `slo`, only a backlog that grows breaks the deployment. About eight
-    runs of `requests` requests at most. Raises InputError as `moesim.capacity.capacity` does:
-    without a rate of arrivals, for example.
+    runs of `requests` requests. Raises InputError as `moesim.capacity.capacity` does:
+    without a rate of arrivals, for example. Where so few requests do not fill a replica, MORE times
+    as many are tried, up to MOST_REQUESTS.
     """
-    one, objective = _prepared(scenario, slo, percentile, requests)
+    one, objective = _prepared(scenario, slo, percentile)
     today = rate_of(scenario) / scenario.deployment.replicas
-    recorder = _Recorder(run or _runner(one))
-    recorder(at_rate(one, today))
-    capacity(
-        at_rate(one, today),
-        percentile=percentile,
-        tolerance=TOLERANCE,
-        run=recorder,
-        progress=progress,
-    )
+    while True:
+        one = _of_requests(one, requests)
+        recorder = _Recorder(run or _runner(one))
+        recorder(at_rate(one, today))
+        try:
+            capacity(
+                at_rate(one, today),
+                percentile=percentile,
+                tolerance=TOLERANCE,
+                run=recorder,
+                progress=progress,
+            )
+            break
+        except InputError as error:
+            if error.rule != TOO_FEW or MORE * requests > MOST_REQUESTS:
+                raise
+            requests *= MORE
     points = tuple(
         _point(result, rate, today, percentile) for rate, result in sorted(recorder.runs.items())
     )
@@ -123,11 +136,9 @@ class _Recorder:
         return self.runs[rate]
 
 
-def _prepared(
-    scenario: Scenario, slo: SLOSpec | None, percentile: float, requests: int
-) -> tuple[Scenario, str]:
+def _prepared(scenario: Scenario, slo: SLOSpec | None, percentile: float) -> tuple[Scenario, str]:
     """One replica with an objective, and the objective in words."""
-    one = with_requests(one_replica(scenario, slo), max(LEAST_REQUESTS, requests))
+    one = one_replica(scenario, slo)
     words = []
     for name, of_class in limits(one).items():
         for column, limit in of_class.items():
@@ -139,6 +150,11 @@ def _prepared(
         return one, "; ".join(words)
     slo = SLOSpec(e2e_s=ANY_LATENCY_S)
     return one.model_copy(update={"slo": slo}), "the backlog must not grow"
+
+
+def _of_requests(one: Scenario, requests: int) -> Scenario:
+    workload = one.workload.model_copy(update={"requests": max(LEAST_REQUESTS, requests)})
+    return one.model_copy(update={"workload": workload})
 
 
 def _runner(one: Scenario) -> Simulate:

@@ -52,8 +52,7 @@ def twin_scenario(scenario: Scenario, kind: TwinKind) -> Scenario:
     tp = found.deployment.parallelism.attention_tp
     replicas = max(1, gpus_of(scenario) // tp)
     update = {
-        "name": f"{load_model(scenario.model).name} made dense, same {kind} parameters, on "
-        f"{replicas} x {tp} GPU{'s' * (replicas * tp > 1)}",
+        "name": f"{found.model}, {replicas} x {tp} GPU{'s' * (replicas * tp > 1)}",
         "deployment": found.deployment.model_copy(update={"replicas": replicas}),
     }
     return found.model_copy(update=update)

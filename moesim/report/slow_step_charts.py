@@ -1,4 +1,4 @@
-"""What bound the slowest steps: shares of the time beyond typical steps, and where experts waited."""
+"""What bound the slowest steps: shares of the time beyond typical ones; where experts waited."""
 
 from __future__ import annotations
 
