@@ -28,7 +28,6 @@ from moesim.deployment import Deployment, deploy, step_costs
 from moesim.errors import InputError
 from moesim.findings.strain import LoadPoint, Strain
 from moesim.over_seeds import figure
-from moesim.report.words import duration, significant
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
@@ -138,6 +137,8 @@ class _Recorder:
 
 def _prepared(scenario: Scenario, slo: SLOSpec | None, percentile: float) -> tuple[Scenario, str]:
     """One replica with an objective, and the objective in words."""
+    from moesim.report.words import duration
+
     one = one_replica(scenario, slo)
     words = []
     for name, of_class in limits(one).items():
@@ -236,6 +237,8 @@ def _mean_s(steps: NDArray[Any], column: str) -> float:
 
 def _of_what(binds: str, result: Result, deployment: Deployment) -> str:
     """Which expert rank or link it is."""
+    from moesim.report.words import significant
+
     if binds == "expert" and result.raw.rank_tokens_LR.size:
         tokens_LR = result.raw.rank_tokens_LR
         mean_L1 = np.maximum(tokens_LR.mean(axis=1, keepdims=True), 1e-300)
@@ -250,6 +253,8 @@ def _of_what(binds: str, result: Result, deployment: Deployment) -> str:
 
 
 def _sentence(strain: Strain, result: Result, deployment: Deployment) -> str:
+    from moesim.report.words import duration, significant
+
     first = next(point for point in strain.points if point.factor == strain.factor)
     how = SAYS[strain.binds] + _of_what(strain.binds, result, deployment)
     latency = ""

@@ -27,12 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.findings.attribution import BOUNDS, SlowStep, SlowSteps
+from moesim.findings.attribution import BOUNDS, SlowStep, SlowSteps, Where
 from moesim.looking import Looker, Seen
 from moesim.model import load_model
 from moesim.pool_figures import pool_of_replica
-from moesim.report import slow_step_words as words
-from moesim.report.slow_step_words import Where
 from moesim.results import Result
 from moesim.sim.state import STEP_PARTS
 from moesim.simulation import simulate
@@ -158,6 +156,8 @@ def causes_of(step: Any, usual: Typical, seen: Seen | None) -> dict[str, float]:
 
 
 def _study(name: str, steps: Steps, looker: Looker, layers: tuple[int, ...]) -> SlowSteps:
+    from moesim.report import slow_step_words as words
+
     slow, usual_steps = slowest(steps), typical(steps)
     usual = Typical.of(usual_steps)
     seen = [looker.of(step) for step in slow]
@@ -166,7 +166,8 @@ def _study(name: str, steps: Steps, looker: Looker, layers: tuple[int, ...]) -> 
     excess_s = float(seconds.sum())
     looked = [each for each in seen if each is not None]
     waiting_LR, layers_L = _waiting(looked, [looker.of(step) for step in usual_steps], layers)
-    causes = []
+    causes: list[SlowStep] = []
+    places: dict[str, Where] = {}
     for i in np.argsort(-seconds.sum(axis=0), kind="stable"):
         bound = seconds.argmax(axis=1) == i
         share = float(seconds[:, i].sum()) / excess_s if excess_s > 0.0 else 0.0
@@ -174,7 +175,8 @@ def _study(name: str, steps: Steps, looker: Looker, layers: tuple[int, ...]) -> 
             continue
         weights = np.maximum(seconds[:, i], 0.0)
         where = _where(BOUNDS[i], slow, seen, weights, waiting_LR, layers_L)
-        told = words.cause_sentence(BOUNDS[i], share, where)
+        places[BOUNDS[i]] = where
+        told = words.cause_sentence(name, BOUNDS[i], share, where)
         text = words.where_words(BOUNDS[i], where)
         causes.append(SlowStep(BOUNDS[i], text, int(bound.sum()), share, told))
     made = SlowSteps(
@@ -190,7 +192,7 @@ def _study(name: str, steps: Steps, looker: Looker, layers: tuple[int, ...]) -> 
         sentence="",
         notes=words.notes(int(slow.size), len(looked)),
     )
-    return words.with_sentence(made)
+    return words.with_sentence(made, places)
 
 
 def _waiting(

@@ -19,7 +19,6 @@ from moesim.findings.attribution import Twin
 from moesim.findings.estimates import HEADLINES
 from moesim.model import load_model, twin_name
 from moesim.over_seeds import figures_of, over_seeds, with_seed
-from moesim.report.words import duration, money, percent, significant
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.self_hosted import dense_scenario
@@ -106,6 +105,8 @@ def compare_twin(own: Sequence[Result], twins: Sequence[Result], kind: TwinKind)
 
 
 def _sentence(own: Sequence[Result], twins: Sequence[Result], kind: TwinKind) -> str:
+    from moesim.report.words import money
+
     name = load_model(own[0].scenario.model).name
     mine, theirs = (_figures(runs) for runs in (own, twins))
     said = [_varies(name, kind, metric, mine, theirs) for metric in ("ITL", "TTFT")]
@@ -142,6 +143,8 @@ def _varies(
     name: str, kind: str, metric: str, mine: dict[str, float], theirs: dict[str, float]
 ) -> str:
     """How much more one latency varies; "" where there is none."""
+    from moesim.report.words import duration, significant
+
     paths = [f"{metric.lower()}_s.{statistic}" for statistic in ("mean", "std")]
     if not all(path in of for of in (mine, theirs) for path in paths):
         return ""
@@ -164,6 +167,8 @@ def step_causes(runs: Sequence[Result], most: int = 2) -> str:
     it: steps weighed by the tokens that they decode. A part's share is its covariance with the
     duration over the variance; shares of all parts sum to 1.
     """
+    from moesim.report.words import percent
+
     shares = np.mean([part_shares(of) for of in runs], axis=0)
     if not np.isfinite(shares).all():
         return ""

@@ -18,7 +18,6 @@ from moesim.findings.shift import SHIFTED, Shifted
 from moesim.model import load_model
 from moesim.over_seeds import figures_of, over_seeds, with_requests, with_seed
 from moesim.placement.placement import EMPTY, Placement
-from moesim.report.words import duration, significant
 from moesim.results import Result
 from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace
@@ -199,6 +198,8 @@ def _sentence(
     ratios: Mapping[str, Estimate],
     settled: bool,
 ) -> str:
+    from moesim.report.words import duration, significant
+
     said = [
         f"{shown} goes from {duration(today[path].value)} to {duration(figures[path].value)} "
         f"({_times(ratios[path])})"
@@ -218,6 +219,8 @@ def _sentence(
 
 
 def _times(ratio: Estimate) -> str:
+    from moesim.report.words import significant
+
     times = f"{significant(ratio.value)} times"
     if ratio.low is None or ratio.high is None:
         return f"{times}, one seed"

@@ -86,6 +86,30 @@ class SlowStep:
 BOUNDS = ("prefill chunk", "kv-heavy rank", "expert", "expert miss", "link", "host", "batch")
 
 
+@dataclass(frozen=True)
+class Where:
+    """Which rank, layers, expert and link had most of a cause; -1 and 0: not known.
+
+    `often`: the rank's share of the cause's time; `layer_share`: the first layer's share of waiting
+    for experts; `expert_share`: of that layer's tokens; `tokens`: of a chunk, a context or a batch.
+    """
+
+    rank: int = -1
+    often: float = 0.0
+    ranks: int = 0
+    layers: tuple[int, ...] = ()
+    layer_share: float = 0.0
+    expert: int = -1
+    expert_share: float = 0.0
+    link: str = ""
+    tokens: float = 0.0
+
+    @property
+    def mostly(self) -> bool:
+        """Whether one rank has so much more than its share that it is worth a name."""
+        return self.rank >= 0 and self.often > (1.0 + 1.0 / max(2, self.ranks)) / 2.0
+
+
 @dataclass(frozen=True, eq=False)
 class SlowSteps:
     """The slowest steps of a run and what each cause has of the time beyond typical steps.

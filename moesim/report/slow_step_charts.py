@@ -28,7 +28,7 @@ WIDTH = 760
 def slow_step_causes(groups: Sequence[SlowSteps]) -> Figure:
     """Bars: seconds beyond typical steps by cause, one row for each group of steps."""
     figure = Figure(
-        "slow-steps",
+        "slow-step-causes",
         _title(groups),
         "Mean time by which the slowest 1 % of steps exceed typical ones (the middle tenth by "
         "duration), by what it was spent on. Bars to the left of 0: less than in typical steps.",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
-from moesim.findings.attribution import SlowSteps
+from moesim.findings.attribution import SlowSteps, Where
 from moesim.report.words import count, duration, percent, significant
 
 PHRASES = {
@@ -19,30 +20,6 @@ PHRASES = {
 LEAST_TOLD = 0.05
 
 
-@dataclass(frozen=True)
-class Where:
-    """Which rank, layers, expert and link had most of a cause; -1 and 0: not known.
-
-    `often`: the rank's share of the cause's time; `layer_share`: the first layer's share of waiting
-    for experts; `expert_share`: of that layer's tokens; `tokens`: of a chunk, a context or a batch.
-    """
-
-    rank: int = -1
-    often: float = 0.0
-    ranks: int = 0
-    layers: tuple[int, ...] = ()
-    layer_share: float = 0.0
-    expert: int = -1
-    expert_share: float = 0.0
-    link: str = ""
-    tokens: float = 0.0
-
-    @property
-    def mostly(self) -> bool:
-        """Whether one rank has so much more than its share that it is worth a name."""
-        return self.rank >= 0 and self.often > (1.0 + 1.0 / max(2, self.ranks)) / 2.0
-
-
 def where_words(bound_by: str, where: Where) -> str:
     """'layer 36, rank 3, expert 112'; '' where nothing is known."""
     if bound_by in ("expert", "expert miss") and where.layers:
@@ -54,9 +31,19 @@ def where_words(bound_by: str, where: Where) -> str:
     return ""
 
 
-def cause_sentence(bound_by: str, share: float, where: Where) -> str:
-    """'18 % hot experts, most often in layers 36 and 57 on rank 3 (expert 112 ...)'."""
-    return f"{percent(max(0.0, share))} {PHRASES[bound_by]}{_details(bound_by, where)}"
+def cause_words(bound_by: str, where: Where) -> str:
+    """'hot experts, most in layers 36 and 57 (in layer 36 on rank 3, whose expert 112 ...)'."""
+    return f"{PHRASES[bound_by]}{_details(bound_by, where)}"
+
+
+def cause_sentence(group: str, bound_by: str, share: float, where: Where) -> str:
+    """One cause by itself, as a sentence."""
+    of = f"the slowest {_which(group)} take beyond typical ones"
+    return f"{percent(max(0.0, share))} of what {of} is {cause_words(bound_by, where)}."
+
+
+def _which(group: str) -> str:
+    return "steps" if group == "all steps" else group
 
 
 def _details(bound_by: str, where: Where) -> str:
@@ -86,15 +73,18 @@ def _details(bound_by: str, where: Where) -> str:
     return ""
 
 
-def with_sentence(found: SlowSteps) -> SlowSteps:
-    """The findings with their sentence."""
-    which = {"all steps": "steps"}.get(found.group, found.group)
+def with_sentence(found: SlowSteps, places: Mapping[str, Where]) -> SlowSteps:
+    """The findings with their sentence; `places` by cause."""
     first = (
-        f"The slowest {percent(found.steps / found.of)} of {which} ({found.steps:,} of "
-        f"{found.of:,}) last {duration(found.mean_s)} on average, typical ones "
-        f"{duration(found.typical_s)}."
+        f"The slowest {percent(found.steps / found.of)} of {_which(found.group)} "
+        f"({found.steps:,} of {found.of:,}) last {duration(found.mean_s)} on average, typical "
+        f"ones {duration(found.typical_s)}."
     )
-    told = [cause.sentence for cause in found.causes if cause.share >= LEAST_TOLD]
+    told = [
+        f"{percent(cause.share)} {cause_words(cause.bound_by, places[cause.bound_by])}"
+        for cause in found.causes
+        if cause.share >= LEAST_TOLD
+    ]
     if told:
         first += f" Of the time beyond, {'; '.join(told)}."
     return replace(found, sentence=first)

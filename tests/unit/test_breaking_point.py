@@ -29,7 +29,7 @@ def strained(
     costs: StepCosts,
     slo: dict[str, float],
     ids: Any = None,
-    rate: float = 10.0,
+    rate: float = 40.0,
     prompt: int = 64,
     **deployment: Any,
 ) -> Strain:
