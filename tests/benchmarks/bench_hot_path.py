@@ -49,7 +49,8 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.spent_s = 0.0
-        run = simpy.Environment.run
+        environment: Any = simpy.Environment
+        run = environment.run
 
         def timed(env: simpy.Environment, *until: Any) -> Any:
             start_s = time.process_time()
@@ -58,7 +59,7 @@ class Stopwatch:
             finally:
                 self.spent_s += time.process_time() - start_s
 
-        simpy.Environment.run = timed  # type: ignore[method-assign]
+        environment.run = timed
 
 
 def scenario_of(name: str, requests: int) -> Scenario:

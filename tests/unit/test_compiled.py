@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_decorating_leaves_numba_as_it_was(tmp_path: Path) -> None:
 def test_inner_functions_are_part_of_their_callers_code_alone() -> None:
     @inner
     def scaled(numbers: NDArray[np.float64], i: int) -> float:
-        return 2.0 * numbers[i]
+        return 2.0 * float(numbers[i])
 
     @inner
     def summed(numbers: NDArray[np.float64], stop: int) -> float:
@@ -161,8 +162,9 @@ def test_inner_functions_are_part_of_their_callers_code_alone() -> None:
 
     numbers = np.array([1.0, 2.0, 4.0])
     assert all_of(numbers) == 14.0
-    for function in (scaled, summed):
-        made = list(function.overloads.values())  # type: ignore[attr-defined]
+    functions: list[Any] = [scaled, summed]
+    for function in functions:
+        made = list(function.overloads.values())
         assert made
         for one in made:
             assert one.library.get_pointer_to_function(one.fndesc.llvm_func_name) == 0
