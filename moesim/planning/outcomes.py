@@ -26,7 +26,8 @@ SURE = 3.0  # standard errors of a share of requests
 @dataclass(frozen=True)
 class Outcome:
     """`missed`: of the SLO, a sentence each; `excess`: the worst percentile over its limit (1: just
-    kept); `clearly`: that it misses cannot be chance; `figures`: by path into the summary."""
+    kept); `clearly`: that it misses cannot be chance; `most_tokens`, `most_running`: of any step, and
+    requests at once, on one replica; `figures`: by path into the summary."""
 
     units: int
     requests: int
@@ -34,6 +35,8 @@ class Outcome:
     missed: tuple[str, ...]
     excess: float
     clearly: bool
+    most_tokens: int
+    most_running: int
     figures: Mapping[str, float]
 
     @property
@@ -66,6 +69,8 @@ def outcome(result: Result, units: int, percentile: float) -> Outcome:
         missed=missed,
         excess=max(excess, 1.0 + 1e-6) if missed else min(excess, 1.0),
         clearly=bool(missed) and clearly,
+        most_tokens=int((result.steps["prefill_tokens"] + result.steps["decode_tokens"]).max()),
+        most_running=_most_running(result),
         figures={path: value for path, value in found.items() if value is not None},
     )
 
@@ -87,6 +92,17 @@ def _excess(result: Result, percentile: float) -> tuple[float, bool]:
             chance = math.sqrt(least * (1.0 - least) / len(rows))
             clearly = clearly or within < least - SURE * chance
     return worst, clearly
+
+
+def _most_running(result: Result) -> int:
+    """Requests under way at once on any replica; those still waiting there may be among them."""
+    most = 0
+    for _, rows in result.requests.groupby("replica"):
+        begun = np.sort(rows["arrival_s"].dropna().to_numpy(np.float64))
+        ended = np.sort(rows["finish_s"].dropna().to_numpy(np.float64))
+        at_once = np.arange(1, begun.size + 1) - np.searchsorted(ended, begun, side="left")
+        most = max(most, int(at_once.max(initial=0)))
+    return most
 
 
 def _at(summary: Mapping[str, Any], path: str) -> float | None:

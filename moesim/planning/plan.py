@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LEAST_REQUESTS = 100
 DEFAULT_REQUESTS = 1000
 DEFAULT_TRIALS = 60
-DEFAULT_SEEDS = 2
+DEFAULT_SEEDS = 3
 MOST_TRIALS = 10_000
 INTERRUPTED = "interrupted: what had been found by then; the same command with --study goes on"
 

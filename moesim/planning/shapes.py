@@ -13,7 +13,7 @@ from typing import Any
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.hardware import load_gpu
-from moesim.planning.space import ALL, EP, GPU, OWN, PLACEMENT, POOLS, TOGETHER, label
+from moesim.planning.space import ALL, BUDGET, EP, GPU, OWN, PLACEMENT, POOLS, REQUESTS, TOGETHER, label
 from moesim.price_spec import EconomicsSpec
 from moesim.scenario import Scenario
 
@@ -42,6 +42,15 @@ class Shape:
     def key(self) -> str:
         """What tells it from others, as text."""
         return json.dumps({path: label(value) for path, value in self.choices.items()})
+
+    @cached_property
+    def but_limits(self) -> str:
+        """The same for shapes that differ in batching limits alone; its own where a batch is static."""
+        if self.unit.batching.policy == "static":
+            return self.key
+        kept = {path: label(value) for path, value in self.choices.items()
+                if path not in (BUDGET, REQUESTS)}  # fmt: skip
+        return json.dumps(kept)
 
     @property
     def kind(self) -> tuple[Any, ...]:
