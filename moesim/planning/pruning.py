@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,12 +91,24 @@ def prune(
             found.reasons[reason] += 1
             found.why_not.setdefault(reason, str(error))
             continue
+        alike = f"{shape.but_limits} {_limits(prospect)}"
+        if alike in seen:
+            found.reasons[SAME] += 1
+            continue
+        seen.add(alike)
         near = found.nearest.setdefault(shape.gpu, {})
         for name, value in (("TPOT", prospect.bounds.tpot_s), ("TTFT", prospect.bounds.ttft_s)):
             near[name] = min(near.get(name, value), value)
         if not _hopeless(prospect, space, found):
             found.prospects.append(prospect)
     return found
+
+
+def _limits(prospect: Prospect) -> str:
+    """The batching limits in force, an engine's own among them."""
+    limits = [(plan.token_budget, plan.max_requests, plan.memory.kv_bytes)
+              for _, plan in prospect.deployments]  # fmt: skip
+    return json.dumps(limits)
 
 
 def _of_memory(error: InputError) -> bool:

@@ -65,7 +65,7 @@ class Shape:
         of = self.unit.deployment.parallelism
         degrees = (("TP", of.attention_tp), ("DP", of.attention_dp), ("EP", of.expert_parallel),
                    ("PP", of.pipeline))  # fmt: skip
-        words = [" ".join(f"{name}{n}" for name, n in degrees if n > 1) or "one GPU"]
+        words = [" ".join(f"{name}{n}" for name, n in degrees if n > 1) or "TP1"]
         split = self.unit.deployment.disaggregation
         if split is not None:
             counts = [of.deployment.replicas for _, of in self.unit.pools()]
