@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from moesim.planning import pruning
 from moesim.planning.demand_facts import DemandFacts
-from moesim.planning.ledger import Ledger
+from moesim.planning.ledger import Key, Ledger
 from moesim.planning.outcomes import Outcome, Simulate, outcome
 from moesim.planning.pruning import Prospect, tighten
 from moesim.planning.shapes import Shape
@@ -22,7 +22,7 @@ from moesim.planning.space import Space
 
 # Shapes tried in order of their lower bound before the sampler is asked.
 FIRST = 10
-ASKED = 25
+ASKED = 10
 # A run of at least so many requests is preceded by one of a quarter of them.
 LONG_RUN = 1000
 SHORT_SHARE = 4
@@ -64,8 +64,8 @@ class Search:
     high: dict[str, int] = field(default_factory=dict)
     best: Best | None = None
     runs: int = 0
-    same: int = 0
     outcomes: list[tuple[Shape, Outcome]] = field(default_factory=list)
+    _told: dict[Key, Outcome] = field(default_factory=dict)
     _by_key: dict[str, Prospect] = field(default_factory=dict)
 
     def go(self) -> None:
@@ -194,24 +194,32 @@ class Search:
 
     def simulate(self, shape: Shape, units: int, requests: int, seed: int) -> Outcome:
         """By the ledger if it has been run, else now."""
-        known = self.ledger.known.get((shape.key, units, requests, seed))
-        if known is None and (known := self._same(shape, units, requests, seed)) is not None:
-            self.same += 1
-            self.outcomes.append((shape, known))
-            return known
+        key = shape.key, units, requests, seed
+        if key in self._told:
+            return self._told[key]
+        known = self.ledger.known.get(key)
         if known is None:
-            if self.runs >= self.trials:
-                raise UsedUp
-            result = self.run(shape.scenario(units, requests, seed))
-            known = outcome(result, units, self.percentile)
-            penalty = 1.0 if known.meets else min(MOST_PENALTY, max(1.0, known.excess))
-            self.ledger.keep(shape, known, units * shape.usd_per_hour * penalty)
-        self.runs += 1
+            known = self._same(shape, units, requests, seed)
+            if known is None:
+                known = self._run(shape, units, requests, seed)
+                self.runs += 1
+        else:
+            self.runs += 1
+        self._told[key] = known
         self.outcomes.append((shape, known))
         if self.progress is not None:
             best = "" if self.best is None else f"{self.best.usd_per_hour:.2f}"
             self.progress(self.runs, best)
         return known
+
+    def _run(self, shape: Shape, units: int, requests: int, seed: int) -> Outcome:
+        if self.runs >= self.trials:
+            raise UsedUp
+        result = self.run(shape.scenario(units, requests, seed))
+        found = outcome(result, units, self.percentile)
+        penalty = 1.0 if found.meets else min(MOST_PENALTY, max(1.0, found.excess))
+        self.ledger.keep(shape, found, units * shape.usd_per_hour * penalty)
+        return found
 
     def _same(self, shape: Shape, units: int, requests: int, seed: int) -> Outcome | None:
         """What came of a shape that differs in batching limits alone, neither's ever reached: the

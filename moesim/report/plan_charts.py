@@ -67,7 +67,7 @@ def throughput_against_speed(findings: PlanFindings) -> Figure:
     """Output tokens per second and GPU against those that a user sees."""
     figure = Figure(
         "throughput-against-speed",
-        "Fewer GPUs are used better, and every user waits longer for each token",
+        _speed_title(findings),
         "Speed of a user: one over the median time per output token. Throughput is that of this "
         "demand, not the most that the GPUs could do: it rises where fewer GPUs carry it.",
         None,
@@ -163,4 +163,16 @@ def _cost_title(findings: PlanFindings) -> str:
     return (
         f"{best.name} keeps the SLO for {cost} an hour; the best of another kind, {other.name}, "
         f"for {money(other.usd_per_hour)}"
+    )
+
+
+def _speed_title(findings: PlanFindings) -> str:
+    best = findings.recommended
+    speed = None if best is None else _speed(best)
+    rate = None if best is None else value_of(best, "throughput.output_tokens_per_s_per_gpu")
+    if best is None or not speed or not rate:
+        return "What a GPU delivers against what a user sees"
+    return (
+        f"{best.name}: {significant(rate, 3)} output tokens per second from each GPU, "
+        f"{significant(speed, 3)} to each user"
     )
