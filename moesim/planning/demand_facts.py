@@ -17,7 +17,7 @@ from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
 Floats = NDArray[np.float64]
-WINDOWS = 12
+WINDOWS = 4
 NO_LIMIT = math.inf
 
 

@@ -140,34 +140,18 @@ class Search:
         """Whether the shape can be cheaper than the best, and by how many copies."""
         shape, least = prospect.shape, prospect.bounds.units
         low = max(self.low.get(shape.key, 0), least - 1)
-        if self.best is None:
-            high = self._gallop(shape, low)
-        else:
-            most = self._most(shape)
-            high = most if most > low and self.meets(shape, most) else None
+        most = self._most(shape)
+        high = most if most > low and self.meets(shape, most) else None
         if high is None:
             return
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.meets(shape, middle) else (middle, high)
 
-    def _gallop(self, shape: Shape, low: int) -> int | None:
-        """Some number of copies that does; None where all that are allowed do not."""
-        most = self.space.most_gpus // shape.gpus
-        units, step = low + 1, 1
-        while units <= most:
-            if self.meets(shape, units):
-                return units
-            if units == most:
-                return None
-            units, step = min(most, units + step), 2 * step
-        return None
-
     def _most(self, shape: Shape) -> int:
-        """Copies that are still cheaper than the best."""
-        assert self.best is not None
+        """Copies that are still cheaper than the best; all that are allowed while there is none."""
         fits = self.space.most_gpus // shape.gpus
-        if not shape.usd_per_hour:
+        if self.best is None or not shape.usd_per_hour:
             return fits
         cheaper = math.ceil(self.best.usd_per_hour / shape.usd_per_hour * (1.0 - 1e-9)) - 1
         return min(fits, cheaper)
