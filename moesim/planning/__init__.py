@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from moesim.planning.plan import Plan, plan
+from moesim.planning.study import Plan, plan
 
 __all__ = ["Plan", "plan"]

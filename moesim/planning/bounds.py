@@ -7,16 +7,18 @@ the cheapest is left out because of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.deployment import Deployment
 from moesim.planning.demand_facts import DemandFacts
 from moesim.planning.laws import StepLaw
 from moesim.scenario import Scenario
 
+Floats = NDArray[np.float64]
 ROUNDING = 1e-9
 
 
@@ -41,13 +43,15 @@ class Pool:
 @dataclass(frozen=True)
 class Bounds:
     """Of a shape's unit, for a demand. `why`: what makes the SLO unreachable, "" where it may not
-    be; `tpot_s`, `ttft_s`: least of any request; `units`: least copies, for `units_why`."""
+    be; `tpot_s`, `ttft_s`: least of any request; `least_s`: by limit, what the percentile of the
+    requests cannot be below; `units`: least copies, for `units_why`."""
 
     tpot_s: float
     ttft_s: float
     units: int
     units_why: str
     why: str
+    least_s: Mapping[str, float]
 
 
 def bounds(pools: Sequence[Pool], facts: DemandFacts) -> Bounds:
@@ -60,17 +64,17 @@ def bounds(pools: Sequence[Pool], facts: DemandFacts) -> Bounds:
     ttft_N = np.maximum(law.step_s, computed / stages)
     e2e_N = ttft_N + (facts.output_N - 1.0) * tpot_s
     many_N = np.where(facts.output_N > 1, tpot_s, 0.0)
-    why = ""
+    why, least_s = "", {}
     for name, least_N, limit_N in (
         ("TPOT", many_N, facts.tpot_N),
         ("TTFT", ttft_N, facts.ttft_N),
         ("end to end", e2e_N, facts.e2e_N),
     ):
-        if facts.beyond(least_N, limit_N):
+        least_s[name] = float(np.quantile(least_N, 1.0 - facts.share, method="inverted_cdf"))
+        if not why and facts.beyond(least_N, limit_N):
             why = name
-            break
     units, units_why = (1, "") if why else _units(prefill, decode, facts)
-    return Bounds(tpot_s, float(ttft_N.min()), units, units_why, why)
+    return Bounds(tpot_s, float(ttft_N.min()), units, units_why, why, least_s)
 
 
 def _units(prefill: Pool, decode: Pool, facts: DemandFacts) -> tuple[int, str]:
@@ -96,7 +100,7 @@ def _units(prefill: Pool, decode: Pool, facts: DemandFacts) -> tuple[int, str]:
 
 
 def _busy(
-    pool: Pool, prompts_N: np.ndarray, outputs_N: np.ndarray, facts: DemandFacts, due_N: np.ndarray
+    pool: Pool, prompts_N: Floats, outputs_N: Floats, facts: DemandFacts, due_N: Floats
 ) -> float:
     """Copies whose steps can do that work in time.
 
@@ -120,7 +124,7 @@ def _busy(
     return most / of.sharding.pipeline / pool.replicas
 
 
-def _kept(pool: Pool, outputs_N: np.ndarray, facts: DemandFacts, due_N: np.ndarray) -> float:
+def _kept(pool: Pool, outputs_N: Floats, facts: DemandFacts, due_N: Floats) -> float:
     """Copies whose memory holds what is under way (Little's law): tokens times the least time that
     each is decoded for, against what a copy holds over the same window."""
     of = pool.deployment

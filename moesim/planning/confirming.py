@@ -9,7 +9,7 @@ import numpy as np
 
 from moesim.findings.estimates import LEVEL, Estimate
 from moesim.planning.outcomes import Outcome
-from moesim.planning.search import Best, Search, UsedUp
+from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.shapes import Shape
 
 # Simulations that a runner-up may take besides those that the search made anyway.
@@ -58,7 +58,7 @@ def runner_up(search: Search, best: Best) -> Best | None:
     for shape in nearest[:1]:
         try:
             _follow(search, shape)
-        except UsedUp:
+        except UsedUpError:
             break
     known = [Best(others[key], units) for key, units in search.high.items() if key in others]
     return min(known, key=lambda each: each.usd_per_hour, default=None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,7 @@ class DemandFacts:
         order = np.argsort(deadline_N, kind="stable")
         order = order[np.isfinite(deadline_N[order])]
         starts = np.unique(np.linspace(0, self.most_warmup, WINDOWS + 1).astype(int))
-        bounds = zip(starts, [*starts[1:], starts[-1]], strict=True)
-        if starts.size > 1:
-            bounds = zip(starts[:-1], starts[1:], strict=True)
+        bounds = list(pairwise(starts.tolist())) or [(int(starts[0]), int(starts[0]))]
         least = math.inf
         for first, last in bounds:
             due = np.cumsum(np.where(order >= last, work_N[order], 0.0)) - forgiven

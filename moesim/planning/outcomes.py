@@ -26,7 +26,7 @@ SURE = 3.0  # standard errors of a share of requests
 @dataclass(frozen=True)
 class Outcome:
     """`missed`: of the SLO, a sentence each; `excess`: the worst percentile over its limit (1: just
-    kept); `clearly`: that it misses cannot be chance; `most_tokens`, `most_running`: of any step, and
+    kept); `clearly`: that it misses cannot be chance; `most_tokens` of any step and `most_running`
     requests at once, on one replica; `figures`: by path into the summary."""
 
     units: int
@@ -86,7 +86,7 @@ def _excess(result: Result, percentile: float) -> tuple[float, bool]:
             if limit is None or not len(rows):
                 continue
             values = np.where(done, rows[column].fillna(0.0).to_numpy(np.float64), 1e9)
-            at = float(np.quantile(values, least, method="higher"))
+            at = float(np.quantile(values, least, method="inverted_cdf"))
             worst = max(worst, at / limit)
             within = float((values <= limit).mean())
             chance = math.sqrt(least * (1.0 - least) / len(rows))
@@ -113,7 +113,7 @@ def _at(summary: Mapping[str, Any], path: str) -> float | None:
 
 
 def runner() -> Simulate:
-    """Simulations of a plan; shapes that differ in copies alone share their tables of step times."""
+    """Simulations of a plan; copies of a shape share their tables of step times."""
 
     @lru_cache(maxsize=4)
     def costs(unit: str) -> Any:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moesim.deployment import step_costs
+from moesim.deployment import Deployment, deploy, step_costs
 from moesim.errors import InputError
 from moesim.planning.bounds import Bounds, Pool, bounds
 from moesim.planning.demand_facts import DemandFacts
@@ -16,7 +16,6 @@ from moesim.planning.shapes import Shape, make_shape
 from moesim.planning.space import Space
 from moesim.pools import plan_pools
 from moesim.scenario import Scenario
-from moesim.deployment import Deployment, deploy
 
 TOO_MANY = "needs more GPUs than allowed"
 SHAPE_RULES = "no engine can run it so"
@@ -57,7 +56,7 @@ class Pruned:
     prospects: list[Prospect] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     candidates: int = 0
-    # Least TPOT and TTFT by datasheet rates, by GPU and over all shapes that fit.
+    # What each limit cannot be below by datasheet rates, by GPU and over all shapes that fit.
     nearest: dict[str, dict[str, float]] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
 
@@ -96,12 +95,17 @@ def prune(
             found.reasons[SAME] += 1
             continue
         seen.add(alike)
-        near = found.nearest.setdefault(shape.gpu, {})
-        for name, value in (("TPOT", prospect.bounds.tpot_s), ("TTFT", prospect.bounds.ttft_s)):
-            near[name] = min(near.get(name, value), value)
+        note_nearest(found.nearest, prospect)
         if not _hopeless(prospect, space, found):
             found.prospects.append(prospect)
     return found
+
+
+def note_nearest(nearest: dict[str, dict[str, float]], prospect: Prospect) -> None:
+    """Keep the least of each limit, by GPU."""
+    near = nearest.setdefault(prospect.shape.gpu, {})
+    for name, value in prospect.bounds.least_s.items():
+        near[name] = min(near.get(name, value), value)
 
 
 def _limits(prospect: Prospect) -> str:
@@ -139,6 +143,7 @@ def tighten(prospect: Prospect, facts: DemandFacts) -> None:
         more.units,
         more.units_why,
         tight.why,
+        {name: max(value, light_.least_s[name]) for name, value in tight.least_s.items()},
     )
     prospect.tight = True
 

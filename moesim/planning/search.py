@@ -29,7 +29,7 @@ SHORT_SHARE = 4
 MOST_PENALTY = 10.0
 
 
-class UsedUp(Exception):
+class UsedUpError(Exception):
     """As many simulations as were allowed have been run."""
 
 
@@ -65,6 +65,7 @@ class Search:
     best: Best | None = None
     runs: int = 0
     outcomes: list[tuple[Shape, Outcome]] = field(default_factory=list)
+    nearest: dict[str, dict[str, float]] = field(default_factory=dict)
     _told: dict[Key, Outcome] = field(default_factory=dict)
     _by_key: dict[str, Prospect] = field(default_factory=dict)
 
@@ -78,7 +79,7 @@ class Search:
             waiting.remove(chosen)
             try:
                 self._try(chosen)
-            except UsedUp:
+            except UsedUpError:
                 self.reasons[pruning.UNTRIED] += 1 + len(waiting)
                 return
 
@@ -105,6 +106,7 @@ class Search:
             if chosen.tight:
                 return chosen
             tighten(chosen, self.facts)
+            pruning.note_nearest(self.nearest, chosen)
             reason = ""
             if chosen.bounds.why:
                 reason = pruning.step(chosen.bounds.why)
@@ -198,7 +200,7 @@ class Search:
 
     def _run(self, shape: Shape, units: int, requests: int, seed: int) -> Outcome:
         if self.runs >= self.trials:
-            raise UsedUp
+            raise UsedUpError
         result = self.run(shape.scenario(units, requests, seed))
         found = outcome(result, units, self.percentile)
         penalty = 1.0 if found.meets else min(MOST_PENALTY, max(1.0, found.excess))

@@ -13,8 +13,18 @@ from typing import Any
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.hardware import load_gpu
-from moesim.planning.space import ALL, BUDGET, EP, GPU, OWN, PLACEMENT, POOLS, REQUESTS, TOGETHER, label
-from moesim.price_spec import EconomicsSpec
+from moesim.planning.space import (
+    ALL,
+    BUDGET,
+    EP,
+    GPU,
+    OWN,
+    PLACEMENT,
+    POOLS,
+    REQUESTS,
+    TOGETHER,
+    label,
+)
 from moesim.scenario import Scenario
 
 
@@ -45,7 +55,7 @@ class Shape:
 
     @cached_property
     def but_limits(self) -> str:
-        """The same for shapes that differ in batching limits alone; its own where a batch is static."""
+        """The same for shapes that differ in batching limits alone; its own with static batches."""
         if self.unit.batching.policy == "static":
             return self.key
         kept = {path: label(value) for path, value in self.choices.items()
@@ -77,7 +87,9 @@ class Shape:
                   if value is not None and value != "contiguous"]  # fmt: skip
         return f"{self.gpu} {', '.join(words)}"
 
-    def scenario(self, units: int, requests: int | None = None, seed: int | None = None) -> Scenario:
+    def scenario(
+        self, units: int, requests: int | None = None, seed: int | None = None
+    ) -> Scenario:
         """With so many copies, on as few nodes as hold them."""
         of = self.unit
         deployment = of.deployment.model_copy(update=_copies(of, units))
@@ -179,7 +191,7 @@ def _place(data: dict[str, Any], value: str) -> None:
 
 
 def _split(data: dict[str, Any], value: str) -> None:
-    """Pools in the ratio given; `own` keeps the scenario's, as few of each as their ratio allows."""
+    """Pools in the ratio given; `own` keeps the scenario's, in the least numbers of it."""
     own = data["deployment"]["disaggregation"] or {}
     if value == TOGETHER:
         data["deployment"]["disaggregation"] = None

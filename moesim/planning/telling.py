@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from moesim.findings.planning import Option
-from moesim.planning.outcomes import Outcome
 from moesim.planning.pruning import Pruned
-from moesim.planning.shapes import Shape
+from moesim.planning.search import Search
 from moesim.scenario import Scenario
 from moesim.traffic import limits
 
@@ -80,18 +79,18 @@ def _apart(low: float | None, high: float | None, other: float | None, top: floa
     return low > top or other > high
 
 
-def none_meets(
-    pruned: Pruned, scenario: Scenario, percentile: float, nearest: tuple[Shape, Outcome] | None,
-    most_gpus: int,
-) -> list[str]:  # fmt: skip
-    """Why nothing keeps the SLO: the limit below the speed of light, or what came nearest."""
-    told = [f"Nothing that was tried on up to {most_gpus} GPUs keeps {slo_text(scenario, percentile)}."]
+def none_meets(pruned: Pruned, search: Search, scenario: Scenario, percentile: float) -> list[str]:
+    """Why nothing keeps the SLO: a limit that no GPU can keep, or what came nearest."""
+    slo, most = slo_text(scenario, percentile), search.space.most_gpus
+    told = [f"Nothing that was tried on up to {most} GPUs keeps {slo}."]
     for column, name in COLUMNS.items():
-        below = _below(pruned, scenario, column, name)
+        below = _below(pruned.nearest, scenario, column, name, "the speed of light")
+        if not search.outcomes:
+            below = below or _below(search.nearest, scenario, column, name, "the shortest steps")
         if below:
             told.append(below)
-    if nearest is not None:
-        shape, found = nearest
+    if search.outcomes:
+        shape, found = min(search.outcomes, key=lambda pair: pair[1].excess)
         told.append(
             f"Nearest came {found.units} x {shape.name} ({found.units * shape.gpus} GPUs): "
             f"{'; '.join(found.missed)}."
@@ -101,16 +100,23 @@ def none_meets(
     return told
 
 
-def _below(pruned: Pruned, scenario: Scenario, column: str, name: str) -> str:
+def _below(
+    nearest: Mapping[str, Mapping[str, float]],
+    scenario: Scenario,
+    column: str,
+    name: str,
+    what: str,
+) -> str:
+    """That a limit cannot be kept on any GPU; "" where it can, or is not known to be so."""
     asked = [of[column] for of in limits(scenario).values() if of.get(column)]
-    least = {gpu: of[name] for gpu, of in pruned.nearest.items() if name in of}
+    least = {gpu: of[name] for gpu, of in nearest.items() if name in of}
     strictest = min((value for value in asked if value is not None), default=None)
     if strictest is None or not least or min(least.values()) <= strictest:
         return ""
     shown = ", ".join(f"{duration(value)} on {gpu}" for gpu, value in sorted(least.items()))
     return (
-        f"{name} {duration(strictest)} is below the speed of light of every GPU allowed: {shown} "
-        "with the shape that is fastest."
+        f"{name} {duration(strictest)} is below {what} of every GPU allowed: {shown} with the "
+        "fastest shape."
     )
 
 
@@ -121,8 +127,3 @@ def pruned_text(reasons: Mapping[str, int], candidates: int, simulations: int) -
         f"{candidates} combinations were looked at, {fell} of them set aside without a simulation "
         f"of their own; {simulations} simulations decided between the others."
     )
-
-
-def notes_on_launch(launch: Mapping[str, str], refused: Sequence[str]) -> list[str]:
-    """Engines that cannot start it."""
-    return [f"no launch command for {text}" for text in refused if launch is not None]

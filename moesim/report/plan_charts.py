@@ -23,7 +23,11 @@ COLOURS = (
     "#999999",
 )
 SHAPES = ("diamond", "square", "circle", "cross")
-LATENCIES = (("TTFT p99", "ttft_s.p99"), ("TPOT p99", "tpot_s.p99"), ("end to end p99", "e2e_s.p99"))
+LATENCIES = (
+    ("TTFT p99", "ttft_s.p99"),
+    ("TPOT p99", "tpot_s.p99"),
+    ("end to end p99", "e2e_s.p99"),
+)
 
 
 def plan_figures(findings: PlanFindings) -> tuple[Figure, ...]:

@@ -16,9 +16,7 @@ from moesim.report.plan_charts import plan_figures
 from moesim.report.tables import table
 
 
-def write_plan_report(
-    findings: PlanFindings, name: str, path: str | os.PathLike[str]
-) -> Path:
+def write_plan_report(findings: PlanFindings, name: str, path: str | os.PathLike[str]) -> Path:
     """Write the page; the path written. The file appears whole or not at all."""
     html = plan_page(findings, name, plan_figures(findings))
     target = Path(path)

@@ -148,7 +148,7 @@ def test_absurd_spaces_are_refused(scenario: Scenario, given: dict[str, Any], fi
 @pytest.fixture
 def shape(scenario: Scenario) -> Iterator[Shape]:
     space = plan_space(scenario, None, 1, OVER)
-    yield make_shape(scenario, next(space.points()), {})
+    return make_shape(scenario, next(space.points()), {})
 
 
 def test_a_study_is_kept_and_belongs_to_one_question(

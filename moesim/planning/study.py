@@ -18,8 +18,8 @@ from moesim.planning import confirming, telling
 from moesim.planning.demand_facts import demand_facts
 from moesim.planning.ledger import Ledger, fingerprint
 from moesim.planning.outcomes import Outcome, Simulate, runner
-from moesim.planning.pruning import Pruned, prune
-from moesim.planning.search import Best, Search, UsedUp
+from moesim.planning.pruning import UNTRIED, Pruned, prune
+from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.shapes import Shape
 from moesim.planning.space import GPU, Space, plan_space
 from moesim.scenario import Scenario
@@ -130,7 +130,9 @@ def plan(
         "percentile": percentile,
         "version": moesim.__version__,
     }
-    ledger = Ledger(space, fingerprint(question), asked.seed, None if study is None else Path(study))
+    ledger = Ledger(
+        space, fingerprint(question), asked.seed, None if study is None else Path(study)
+    )
     facts = demand_facts(asked, percentile)
     pruned = prune(asked, space, facts, prices)
     search = Search(
@@ -151,7 +153,7 @@ def plan(
         chosen.find(search, seeds)
     except KeyboardInterrupt:
         interrupted = True
-    findings = _findings(asked, space, percentile, pruned, search, chosen, interrupted)
+    findings = _findings(asked, percentile, pruned, search, chosen, interrupted)
     return Plan(asked, space, percentile, findings, interrupted)
 
 
@@ -174,7 +176,7 @@ class _Chosen:
                 return
             try:
                 self.best_runs = confirming.confirm(search, self.best, seeds)
-            except UsedUp:
+            except UsedUpError:
                 return
             if confirming.holds(self.best_runs):
                 break
@@ -184,7 +186,7 @@ class _Chosen:
         if self.other is not None:
             try:
                 self.other_runs = confirming.confirm(search, self.other, seeds)
-            except UsedUp:
+            except UsedUpError:
                 return
 
 
@@ -239,7 +241,6 @@ def _check(
 
 def _findings(
     scenario: Scenario,
-    space: Space,
     percentile: float,
     pruned: Pruned,
     search: Search,
@@ -255,8 +256,7 @@ def _findings(
     if mine is not None:
         sentences = telling.recommendation(mine, scenario, percentile)
     else:
-        near = min(search.outcomes, key=lambda pair: pair[1].excess, default=None)
-        sentences = telling.none_meets(pruned, scenario, percentile, near, space.most_gpus)
+        sentences = telling.none_meets(pruned, search, scenario, percentile)
     loses = telling.loses(mine, other) if mine is not None and other is not None else ""
     sentences.append(telling.pruned_text(reasons, pruned.candidates, simulations))
     notes = [INTERRUPTED] if interrupted else []
@@ -264,7 +264,7 @@ def _findings(
               chosen.failed]  # fmt: skip
     if mine is not None and not chosen.best_runs:
         notes.append("what is recommended was not tried with further seeds")
-    if pruned.reasons and search.reasons.get("left untried: the simulations allowed were used up"):
+    if search.reasons[UNTRIED]:
         notes.append("not all candidates were tried: --trials allows more simulations")
     notes.append("more copies are taken to keep whatever fewer keep; copies are rented by the GPU")
     return PlanFindings(
