@@ -1,8 +1,8 @@
 """The simulations of a plan, kept in an Optuna study: in memory, or in a file that outlives us.
 
 A finished trial is one simulation: its parameters are the shape's choices, its value what the
-sampler is to make small, and `outcome` what came of it. SQLite commits each as it ends, so that a plan that is
-killed loses the one under way.
+sampler is to make small, and `outcome` what came of it. SQLite commits each as it ends, so that a
+plan that is killed loses the one under way.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from moesim.planning.bounds import Bounds, Pool, bounds
 from moesim.planning.demand_facts import DemandFacts
 from moesim.planning.laws import light_law, table_law
 from moesim.planning.shapes import Shape, make_shape
-from moesim.planning.space import Space
+from moesim.planning.space import PLACEMENT, Space
 from moesim.pools import plan_pools
 from moesim.scenario import Scenario
 
@@ -72,8 +72,9 @@ def prune(
         try:
             shape = make_shape(scenario, choices, usd_per_gpu_hour)
         except InputError as error:
-            found.reasons[SAME if error.field == "placement" else SHAPE_RULES] += 1
-            found.why_not.setdefault(SHAPE_RULES, str(error))
+            reason = SAME if error.field == PLACEMENT else SHAPE_RULES
+            found.reasons[reason] += 1
+            found.why_not.setdefault(reason, str(error))
             continue
         if shape.gpus > space.most_gpus:
             found.reasons[TOO_MANY] += 1

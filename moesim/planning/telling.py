@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moesim.findings.planning import Option
-from moesim.planning.pruning import Pruned
+from moesim.planning.pruning import SAME, Pruned
 from moesim.planning.search import Search
 from moesim.scenario import Scenario
 from moesim.traffic import limits
@@ -96,7 +96,7 @@ def none_meets(pruned: Pruned, search: Search, scenario: Scenario, percentile: f
             f"{'; '.join(found.missed)}."
         )
     elif not any(pruned.nearest.values()):
-        told += [f"{reason}: {text}." for reason, text in pruned.why_not.items()]
+        told += [f"{reason}: {text}." for reason, text in pruned.why_not.items() if reason != SAME]
     return told
 
 

@@ -136,7 +136,7 @@ def _panel(
     line = alt.Chart(data(best)).mark_line(color=theme.INK, opacity=0.5, strokeWidth=1.5)
     marks = (
         alt.Chart(data(frame), width=245, height=300)
-        .mark_point(filled=True, size=90, opacity=0.85)
+        .mark_point(filled=True, size=110, opacity=0.9)
         .encode(
             color=alt.Color(
                 "kind:N",

@@ -78,9 +78,8 @@ def _cells(option: Option) -> list[str]:
 def _text(of: Estimate | None) -> str:
     if of is None:
         return "-"
-    if of.low is None or of.high is None:
-        return duration(of.value)
-    return f"{duration(of.value)} ({duration(max(0.0, of.low))} to {duration(of.high)})"
+    half = of.half_width
+    return duration(of.value) if half is None else f"{duration(of.value)} ± {duration(half)}"
 
 
 def _money(of: Estimate | None) -> str:
