@@ -73,12 +73,16 @@ def bounds(pools: Sequence[Pool], facts: DemandFacts) -> Bounds:
         least_s[name] = float(np.quantile(least_N, 1.0 - facts.share, method="inverted_cdf"))
         if not why and facts.beyond(least_N, limit_N):
             why = name
-    units, units_why = (1, "") if why else _units(prefill, decode, facts)
+    units, units_why = 1, ""
+    if not why:
+        needs = copies_needed(prefill, decode, facts)
+        units_why = max(needs, key=lambda name: needs[name])
+        units = max(1, math.ceil(needs[units_why] * (1.0 - ROUNDING)))
     return Bounds(tpot_s, float(ttft_N.min()), units, units_why, why, least_s)
 
 
-def _units(prefill: Pool, decode: Pool, facts: DemandFacts) -> tuple[int, str]:
-    """Copies that the demand needs at least: for steps, and for keys and values."""
+def copies_needed(prefill: Pool, decode: Pool, facts: DemandFacts) -> dict[str, float]:
+    """Copies that the demand needs at least, with fractions: for steps, for keys and values."""
     needs = {}
     together = prefill is decode
     prompt_due = facts.arrival_N + np.minimum(facts.ttft_N, facts.e2e_N)
@@ -94,9 +98,7 @@ def _units(prefill: Pool, decode: Pool, facts: DemandFacts) -> tuple[int, str]:
         need.append(_busy(decode, np.zeros_like(prompts_N), outputs_N, facts, done_due))
     needs["steps"] = max(need)
     needs["keys and values"] = _kept(decode, outputs_N, facts, done_due)
-    why = max(needs, key=lambda name: needs[name])
-    units = max(1, math.ceil(needs[why] * (1.0 - ROUNDING)))
-    return units, why
+    return needs
 
 
 def _busy(

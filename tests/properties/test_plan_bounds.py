@@ -13,7 +13,7 @@ import pytest
 
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
-from moesim.planning.bounds import Pool, bounds
+from moesim.planning.bounds import Pool, bounds, copies_needed
 from moesim.planning.demand_facts import demand_facts
 from moesim.planning.laws import light_law, table_law
 from moesim.pools import check, plan_pools
@@ -125,6 +125,35 @@ def assert_bounded(scenario: Scenario) -> list[float]:
 @pytest.mark.parametrize("seed", range(2, 5))
 def test_bounds_never_exceed_a_simulation(seed: int) -> None:
     assert_bounded(drawn(seed))
+
+
+@pytest.mark.parametrize(
+    ("limits", "output", "least"),
+    [(("ttft_s",), 2, 0.7), (("tpot_s", "e2e_s"), 200, 0.4)],
+    ids=["prompts", "tokens"],
+)
+def test_the_bound_on_copies_is_near_where_steps_are_full(
+    limits: tuple[str, ...], output: int, least: float
+) -> None:
+    """A burst keeps one replica busy from beginning to end: the bound says so, to a factor."""
+    data = {
+        "name": "a burst",
+        "model": "llama-3.1-8b",
+        "cluster": {"gpu": "h100-sxm", "gpus_per_node": 1},
+        "deployment": {"profile": "assumed"},
+        "workload": {
+            "arrivals": {"deterministic": {"rate_per_s": 1000}},
+            "requests": 100,
+            "prompt": {"fixed": 1000 if output == 2 else 100},
+            "output": {"fixed": output},
+        },
+        "measure": {"warmup": "none"},
+    }
+    kept = just_kept(simulate(data, provenance=False), 99.0)
+    asked = Scenario.parse({**data, "slo": {name: kept[name] for name in limits}})
+    (pool,) = pools_of(asked, tables=True)
+    needs = copies_needed(pool, pool, demand_facts(asked, 99.0))
+    assert least < needs["steps"] <= 1.0
 
 
 @pytest.mark.slow
