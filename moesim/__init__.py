@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
+    from moesim.planning import Plan, plan
     from moesim.results import Result
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
@@ -32,6 +33,7 @@ _MODULES = {
     "MoEModel": "model",
     "Placement": "placement.placement",
     "PlacementStudy": "what_if",
+    "Plan": "planning",
     "Result": "results",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
@@ -42,6 +44,7 @@ _MODULES = {
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
+    "plan": "planning",
     "simulate": "simulation",
 }
 
@@ -54,6 +57,7 @@ __all__ = [
     "MoEModel",
     "Placement",
     "PlacementStudy",
+    "Plan",
     "Result",
     "RoutingTrace",
     "Scenario",
@@ -65,6 +69,7 @@ __all__ = [
     "load_scenario",
     "make_cluster",
     "place_study",
+    "plan",
     "simulate",
 ]
 

@@ -23,6 +23,7 @@ from moesim.cli.compare import compare
 from moesim.cli.cost import cost, prices
 from moesim.cli.launch import launch
 from moesim.cli.place import place
+from moesim.cli.plan import plan
 from moesim.cli.run import run
 from moesim.cli.trace import app as traces
 from moesim.cli.validate import validate
@@ -44,6 +45,7 @@ COMMANDS = (  # in the order of the help
     compare,
     attribute,
     place,
+    plan,
     cost,
     launch,
     validate,
