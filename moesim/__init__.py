@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
+    from moesim.price_list import prices
     from moesim.results import Result
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
+    from moesim.serving_cost import CostStudy, cost_study
     from moesim.simulation import simulate
     from moesim.what_if import PlacementStudy, place_study
 
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Cluster": "hardware",
     "Comparison": "comparison",
+    "CostStudy": "serving_cost",
     "GPU": "hardware",
     "InputError": "errors",
     "MoEModel": "model",
@@ -34,11 +37,13 @@ _MODULES = {
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
     "compare": "comparison",
+    "cost_study": "serving_cost",
     "load_gpu": "hardware",
     "load_model": "model",
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
+    "prices": "price_list",
     "simulate": "simulation",
 }
 
@@ -46,6 +51,7 @@ __all__ = [
     "GPU",
     "Cluster",
     "Comparison",
+    "CostStudy",
     "InputError",
     "MoEModel",
     "Placement",
@@ -55,11 +61,13 @@ __all__ = [
     "Scenario",
     "__version__",
     "compare",
+    "cost_study",
     "load_gpu",
     "load_model",
     "load_scenario",
     "make_cluster",
     "place_study",
+    "prices",
     "simulate",
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import altair as alt
 import numpy as np
@@ -26,10 +27,16 @@ SOLID, DASHED = [1, 0], [6, 3]
 BILLIONS = "replace(format(datum.value, '~s'), 'G', 'B')"
 WAYS = ("always on", "by the hour")
 Curves = Mapping[tuple[str, bool], CostCurve]
+Bounds = Mapping[tuple[str, bool], tuple[CostCurve, CostCurve]]
 
 
-def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> Figure:
-    """USD per million tokens against tokens a day: steps of replicas against lines of prices."""
+def cost_by_volume(
+    curves: Curves, lines: Sequence[CostCurve], upto: float, bounds: Bounds = MappingProxyType({})
+) -> Figure:
+    """USD per million tokens against tokens a day: steps of replicas against lines of prices.
+
+    `bounds`: the least and the most that a curve may be, drawn as a band.
+    """
     offers = list(dict.fromkeys(name for name, _ in curves))
     apis = few(sorted(lines, key=lambda line: line.usd_per_token))
     names = [*offers, *(line.name for line in apis)]
@@ -74,7 +81,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
             alt.Tooltip("usd:Q", title="$ per million", format=".3~g"),
         ],
     )
-    layers = [curves_drawn]
+    layers = [*_bands(bounds, upto, colour), curves_drawn]
     marks = [
         {"offer": line.name, "volume": even.first, "usd": line.usd_per_token * 1e6,
          "shown": volume_words(even.first)}
@@ -93,7 +100,32 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
         f"there {offers[0]} costs no more than that API; every further replica can turn it for a "
         "while. By the hour: replicas follow the hour, cold starts paid for."
     )
+    if bounds:
+        caption += " Bands, for what is always on: the 95 % interval of what a replica serves."
     return Figure("cost-by-volume", title, caption, chart)
+
+
+def _bands(bounds: Bounds, upto: float, colour: alt.Color) -> list[alt.Chart]:
+    """Of the curves that are always on: two more would hide the first."""
+    parts = []
+    for (name, by_hour), (least, most) in bounds.items():
+        if not by_hour:
+            low, high = (_line(of, name, WAYS[False], upto) for of in (least, most))
+            volume_V = np.union1d(low["volume"], high["volume"])
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "volume": volume_V,
+                        "low": least.usd_per_million(volume_V),
+                        "high": most.usd_per_million(volume_V),
+                        "offer": name,
+                    }
+                )
+            )
+    if not parts:
+        return []
+    band = alt.Chart(data(pd.concat(parts, ignore_index=True))).mark_area(opacity=0.25, line=False)
+    return [band.encode(x="volume:Q", y="low:Q", y2="high:Q", color=colour)]
 
 
 def _decades(upto: float) -> list[float]:

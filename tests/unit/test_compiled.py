@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moesim import compiled as module
 from moesim.compiled import cache_root, compiled, source_key
+from moesim.sim import advance
+from tests.fixtures.engine import Harness, make_demand
 
 CALLEE = """
 from moesim.compiled import compiled
@@ -164,6 +167,17 @@ def test_root_falls_back_to_the_user_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_root() == tmp_path / "home" / ".cache" / "moesim"
+
+
+def test_the_engine_is_compiled_for_one_set_of_types() -> None:
+    """Demand comes read-only from workloads and writable from elsewhere: types that numba tells
+    apart, and the engine takes a minute to compile."""
+    demand = make_demand([5, 6], [2, 3])
+    frozen = demand.prefix_blocks.view()
+    frozen.flags.writeable = False
+    for each in (demand, replace(demand, prefix_blocks=frozen)):
+        Harness().run(each)
+    assert [len(entry.signatures) for entry in (advance.fleet, advance.launch)] == [1, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX owners")

@@ -13,16 +13,16 @@ from moesim import cost_study as module
 from moesim.capacity import at_rate, judge
 from moesim.cli.app import main
 from moesim.cli.cost import tokens
-from moesim.cost_study import CostStudy, cost_study
 from moesim.economics.api_prices import ApiPrice
 from moesim.economics.curves import BreakEven
 from moesim.economics.day import find_profile
 from moesim.economics.replicas import Rules
 from moesim.errors import InputError
-from moesim.report import cost_words
+from moesim.report import cost_rows, cost_words
 from moesim.report.cost_page import cost_figures
 from moesim.report.export import svg
 from moesim.scenario import Scenario
+from moesim.serving_cost import CostStudy, cost_study
 from moesim.simulation import simulate
 
 SMALL = {
@@ -140,11 +140,11 @@ def test_words_name_every_price_with_its_source(study: CostStudy) -> None:
     assert "2.00 USD per GPU-hour, as given" in told
     assert "ServeGen" in told
     assert "Uptime Institute" in told
-    assert len(cost_words.price_rows(summary)) == 2
-    rows = dict(cost_words.work_rows(summary))
+    assert len(cost_rows.price_rows(summary)) == 2
+    rows = dict(cost_rows.work_rows(summary))
     assert len(rows) == 2 * 5
     assert rows["self-hosted: output, simulated"][-1].startswith("$")
-    assert len(cost_words.break_even_rows(summary)) == 2 * 2 * 3
+    assert len(cost_rows.break_even_rows(summary)) == 2 * 2 * 3
     assert cost_words.few([1, 2, 3, 4, 5]) == [1, 3, 5]
     assert any("lock-in" in note for note in summary["notes"])
     assert any("--headroom 1.41" in note for note in summary["notes"])
