@@ -101,7 +101,7 @@ def chosen_scenario(
             if value:
                 raise InputError(option, "needs --from-command")
         if name is None:
-            hint = "or --from-command COMMAND"
+            hint = "or --from-command COMMAND; see: moesim run --help"
             raise InputError("SCENARIO", "is required", None, hint)
         return Found(load_scenario(name, changes or ()))
     if name is not None:
