@@ -56,10 +56,10 @@ def mean_of_brackets(kept: Sequence[float], failed: Sequence[float]) -> Estimate
     bound of the rates that were kept to the upper bound of those that were not: what the search
     left open is part of it. One seed has no interval.
     """
+    if len(kept) < 2:
+        return Estimate(kept[0])
     low_N, high_N = np.log(kept), np.log(failed)
     value = float(np.exp(low_N.mean()))
-    if low_N.size < 2:
-        return Estimate(value)
     from scipy.stats import t as student
 
     quantile = float(student.ppf((1.0 + LEVEL) / 2.0, low_N.size - 1)) / low_N.size**0.5
