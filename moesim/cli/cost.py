@@ -150,6 +150,7 @@ def _print(study: CostStudy) -> None:
         ("tokens a day", cost_rows.VOLUME_HEADER, cost_rows.volume_rows(summary)),
         ("break-even, tokens a day", cost_rows.BREAK_EVEN_HEADER,
          cost_rows.break_even_rows(summary)),
+        ("hosting", cost_rows.HOSTING_HEADER, cost_rows.hosting_rows(summary)),
         ("what a token takes", cost_rows.WORK_HEADER, cost_rows.work_rows(summary)),
         ("managed API, $ per million tokens", cost_rows.PRICE_HEADER[1:],
          cost_rows.price_rows(summary)),

@@ -60,7 +60,7 @@ def in_short(summary: Mapping[str, Any]) -> str:
     header = ["", *cost_rows.VOLUME_HEADER]
     return (
         f"<h4>{escape(summary['name'])}</h4>"
-        f"{document.paragraphs(cost_words.headlines(summary), 'lead')}"
+        f"{document.headed_paragraphs(cost_words.headlines(summary), 'lead')}"
         f"{table('Volumes, tokens a day', header, cost_rows.volume_rows(summary))}"
         f"{document.listed(summary['notes'])}"
     )
@@ -84,8 +84,10 @@ def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         + table("Break-even, tokens a day", ["", *cost_rows.BREAK_EVEN_HEADER],
                 cost_rows.break_even_rows(summary)),
         "day": document.figures_html([drawn["replicas-by-hour"]]),
-        "work": table("What a token takes", ["", *cost_rows.WORK_HEADER],
-                      cost_rows.work_rows(summary)),
+        "work": table("Hosting: follows total parameters", ["", *cost_rows.HOSTING_HEADER],
+                      cost_rows.hosting_rows(summary))
+        + table("What a token takes: follows active parameters", ["", *cost_rows.WORK_HEADER],
+                cost_rows.work_rows(summary)),
         "prices": table("Managed APIs, $ per million tokens", list(cost_rows.PRICE_HEADER[:-1]),
                         [(name, cells[:-1]) for name, cells in cost_rows.price_rows(summary)])
         + document.listed([*cost_words.source_lines(summary), *cost_words.price_lines(summary)]),
@@ -95,7 +97,7 @@ def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         f"{document.warning_box('Mind this first', summary['notes'])}</header>",
         document.contents(entries),
         f'<section id="summary"><h2>{entries[0][1]}</h2>'
-        f"{document.paragraphs(cost_words.headlines(summary), 'lead')}</section>",
+        f"{document.headed_paragraphs(cost_words.headlines(summary), 'lead')}</section>",
         *(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{sections[name]}</section>'
             for name, heading in entries[1:]

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moesim.report.cost_words import Summary, edge_words, few, offer_labels, volume_words
-from moesim.report.words import money, percent, significant
+from moesim.report.cost_words import (
+    HOURS_PER_MONTH,
+    Summary,
+    billions,
+    edge_words,
+    few,
+    offer_labels,
+    volume_words,
+)
+from moesim.report.words import gigabytes, money, percent, significant
 
 NOTHING = "n/a"
 
@@ -86,6 +94,35 @@ def _between(value: str, interval: Sequence[Any] | None, words: Callable[[Any], 
     if interval is None or value == words(interval[0]) == words(interval[1]):
         return value
     return f"{value} ({words(interval[0])} to {words(interval[1])})"
+
+
+HOSTING_HEADER = (
+    "total",
+    "active",
+    "weights",
+    "least GPUs",
+    "GPUs of a replica",
+    "$ a month, spare too",
+)
+
+
+def hosting_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """(offer, cells as in HOSTING_HEADER): what is paid before the first token."""
+    rules = summary["rules"]
+    replicas = max(1, rules["least"]) + rules["spare"]
+    rows: list[tuple[str, list[str]]] = []
+    for offer in summary["offers"]:
+        of = offer["hosting"]
+        cells = [
+            billions(of["total_parameters"]),
+            billions(of["active_parameters"]),
+            gigabytes(of["weights_bytes"]),
+            f"{of['least_gpus']}",
+            f"{offer['gpus']}",
+            money(replicas * offer["usd_per_hour"] * HOURS_PER_MONTH),
+        ]
+        rows.append((offer_labels(summary)[offer["name"]], cells))
+    return rows
 
 
 WORK_HEADER = ("GFLOP", "MB read", "GPU-s per million", "bound by", "$/M")

@@ -49,11 +49,11 @@ def from_volume(even: BreakEven) -> str:
 def headlines(summary: Summary) -> list[str]:
     """The answers, most important first."""
     return [
+        _verdict(summary),
+        *_break_even_words(summary),
         *(_capacity(offer, summary["slo"]) for offer in summary["offers"]),
         _hosting(summary["offers"][0], summary["rules"]),
         _tokens(summary["offers"][0]),
-        *_break_even_words(summary),
-        _verdict(summary),
         _idle(summary),
     ]
 
@@ -113,9 +113,8 @@ def _break_even_words(summary: Summary) -> list[str]:
         full = money(offer["usd_per_million_when_full"]["total"])
         of[offer["name"]] = f"{full} on a full replica"
     return [
-        f"Self-hosted against {labels.get(target, target)}, a million tokens at {of[name]} "
-        f"against {of[target]}: "
-        f"{from_volume(_even(each))}{_first_between(each)}."
+        f"Against {labels.get(target, target)}: self-hosting is {from_volume(_even(each))}"
+        f"{_first_between(each)}. A million tokens take {of[name]}; there {of[target]}."
         for target in wanted
         for each in own
         if each["against"] == target
