@@ -51,7 +51,9 @@ def cost_by_volume(
     colour = alt.Color(
         "offer:N",
         scale=alt.Scale(domain=names, range=list(theme.DEPLOYMENT_COLOURS[: len(names)])),
-        legend=alt.Legend(title=None, orient="top", columns=2, symbolType="stroke"),
+        legend=alt.Legend(
+            title=None, orient="top", columns=2, symbolType="stroke", symbolOpacity=1
+        ),
     )
     base = alt.Chart(data(frame), width=900, height=380).encode(
         x=alt.X(
@@ -64,7 +66,7 @@ def cost_by_volume(
             "usd:Q",
             title="$ per million tokens",
             scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(format="~g", tickCount=6),
+            axis=alt.Axis(format="~g", values=_prices(frame["usd"])),
         ),
         color=colour,
     )
@@ -130,6 +132,12 @@ def _bands(bounds: Bounds, upto: float, colour: alt.Color) -> list[alt.Chart]:
 
 def _decades(upto: float) -> list[float]:
     return [10.0**power for power in range(3, int(np.log10(upto)) + 1)]
+
+
+def _prices(usd: pd.Series[float]) -> list[float]:
+    """1, 2 and 5 of each power of ten: a line for every digit would hide the curves."""
+    powers = range(int(np.floor(np.log10(usd.min()))), int(np.ceil(np.log10(usd.max()))))
+    return [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
 
 
 def _line(curve: CostCurve, name: str, how: str, upto: float) -> pd.DataFrame:

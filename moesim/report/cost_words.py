@@ -162,9 +162,9 @@ def _idle(summary: Summary) -> str:
             f"{percent(1.0 - bill['utilisation'])} ({money(bill['usd_idle_per_day'])} a day)"
         )
     return (
-        f"Idle capacity (profile {profile['name']}: busiest hour "
+        f"Idle capacity: with profile {profile['name']} (busiest hour "
         f"{significant(profile['peak_over_mean'], 3)} and quietest "
-        f"{significant(profile['night_over_mean'], 2)} times the mean) takes of the bill "
+        f"{significant(profile['night_over_mean'], 2)} times the mean) it takes of the bill "
         f"{', '.join(few(parts))}."
     )
 
