@@ -171,7 +171,7 @@ def print_reading(found: Found) -> None:
         [
             flag,
             ", ".join(f"{name} = {value}" for name, value in fields.items())
-            or "nothing: the default, or see the notes",
+            or "nothing by itself: a default, part of another flag's row, or in the notes",
         ]
         for flag, fields in reading.understood
     ]
