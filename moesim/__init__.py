@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
     from moesim.planning import Plan, plan
+    from moesim.price_list import prices
     from moesim.results import Result
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
+    from moesim.serving_cost import CostStudy, cost_study
     from moesim.simulation import simulate
     from moesim.what_if import PlacementStudy, place_study
 
@@ -28,6 +30,7 @@ _MODULES = {
     "Attribution": "attribution",
     "Cluster": "hardware",
     "Comparison": "comparison",
+    "CostStudy": "serving_cost",
     "GPU": "hardware",
     "InputError": "errors",
     "MoEModel": "model",
@@ -39,12 +42,14 @@ _MODULES = {
     "Scenario": "scenario",
     "attribute": "attribution",
     "compare": "comparison",
+    "cost_study": "serving_cost",
     "load_gpu": "hardware",
     "load_model": "model",
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
     "plan": "planning",
+    "prices": "price_list",
     "simulate": "simulation",
 }
 
@@ -53,6 +58,7 @@ __all__ = [
     "Attribution",
     "Cluster",
     "Comparison",
+    "CostStudy",
     "InputError",
     "MoEModel",
     "Placement",
@@ -64,12 +70,14 @@ __all__ = [
     "__version__",
     "attribute",
     "compare",
+    "cost_study",
     "load_gpu",
     "load_model",
     "load_scenario",
     "make_cluster",
     "place_study",
     "plan",
+    "prices",
     "simulate",
 ]
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from moesim.capacity import Backlog, judge
+from moesim.capacity import judge
 from moesim.deployment import deploy, step_costs
 from moesim.findings.estimates import HEADLINES
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
+from moesim.steady_state import Backlog
 from moesim.traffic import limits
 
 # A system that does not keep up is this much further from its SLO than its times say, at least.
@@ -59,7 +60,7 @@ def outcome(result: Result, units: int, percentile: float) -> Outcome:
     scenario, summary = result.scenario, result.summary
     missed = judge(result, percentile)
     excess, clearly = _excess(result, percentile)
-    if Backlog.of(result).grows:
+    if Backlog.of(result.requests).grows:
         excess, clearly = max(excess, OVERLOADED), True
     found = {path: _at(summary, path) for path in HEADLINES}
     return Outcome(

@@ -14,8 +14,8 @@ from moesim import __version__
 from moesim.economics.curves import CostCurve
 from moesim.economics.replicas import FleetDay
 from moesim.files import replace_atomically
-from moesim.report import cost_words, document
-from moesim.report.cost_curves import cost_by_volume, replicas_by_hour
+from moesim.report import cost_rows, cost_words, document
+from moesim.report.cost_curves import Bounds, cost_by_volume, replicas_by_hour
 from moesim.report.figure import Figure
 from moesim.report.tables import table
 
@@ -26,9 +26,10 @@ def write_cost_report(
     lines: Sequence[CostCurve],
     days: tuple[FleetDay, FleetDay],
     path: str | os.PathLike[str],
+    bounds: Bounds | None = None,
 ) -> Path:
     """Write the page; the path written. The file appears whole or not at all."""
-    html = cost_page(summary, cost_figures(summary, curves, lines, days))
+    html = cost_page(summary, cost_figures(summary, curves, lines, days, bounds))
     target = Path(path)
     with replace_atomically(target) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -40,16 +41,28 @@ def cost_figures(
     curves: Mapping[tuple[str, bool], CostCurve],
     lines: Sequence[CostCurve],
     days: tuple[FleetDay, FleetDay],
+    bounds: Bounds | None = None,
 ) -> tuple[Figure, ...]:
     """The figures of a study: `curves` by (offer, by the hour), `lines` of APIs, `days` of the
-    first offer (always on, by the hour)."""
+    first offer (always on, by the hour), `bounds` of curves (least, most) where they are known."""
     upto = min(curve.upto for curve in curves.values())
     always = days[0]
     relative_H = np.asarray(summary["profile"]["relative"], np.float64)
     mean = always.utilisation * float(always.replicas_H.mean())
     return (
-        cost_by_volume(curves, lines, upto),
+        cost_by_volume(curves, lines, upto, bounds or {}),
         replicas_by_hour(*days, (relative_H * mean).tolist()),
+    )
+
+
+def in_short(summary: Mapping[str, Any]) -> str:
+    """The answers and the table of volumes, for a notebook."""
+    header = ["", *cost_rows.VOLUME_HEADER]
+    return (
+        f"<h4>{escape(summary['name'])}</h4>"
+        f"{document.headed_paragraphs(cost_words.headlines(summary), 'lead')}"
+        f"{table('Volumes, tokens a day', header, cost_rows.volume_rows(summary))}"
+        f"{document.listed(summary['notes'])}"
     )
 
 
@@ -66,15 +79,17 @@ def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     )
     sections = {
         "curve": document.figures_html([drawn["cost-by-volume"]])
-        + table("Volumes, tokens a day", ["", *cost_words.VOLUME_HEADER],
-                cost_words.volume_rows(summary))
-        + table("Break-even, tokens a day", ["", *cost_words.BREAK_EVEN_HEADER],
-                cost_words.break_even_rows(summary)),
+        + table("Volumes, tokens a day", ["", *cost_rows.VOLUME_HEADER],
+                cost_rows.volume_rows(summary))
+        + table("Break-even, tokens a day", ["", *cost_rows.BREAK_EVEN_HEADER],
+                cost_rows.break_even_rows(summary)),
         "day": document.figures_html([drawn["replicas-by-hour"]]),
-        "work": table("What a token takes", ["", *cost_words.WORK_HEADER],
-                      cost_words.work_rows(summary)),
-        "prices": table("Managed APIs, $ per million tokens", list(cost_words.PRICE_HEADER[:-1]),
-                        [(name, cells[:-1]) for name, cells in cost_words.price_rows(summary)])
+        "work": table("Hosting: follows total parameters", ["", *cost_rows.HOSTING_HEADER],
+                      cost_rows.hosting_rows(summary))
+        + table("What a token takes: follows active parameters", ["", *cost_rows.WORK_HEADER],
+                cost_rows.work_rows(summary)),
+        "prices": table("Managed APIs, $ per million tokens", list(cost_rows.PRICE_HEADER[:-1]),
+                        [(name, cells[:-1]) for name, cells in cost_rows.price_rows(summary)])
         + document.listed([*cost_words.source_lines(summary), *cost_words.price_lines(summary)]),
     }  # fmt: skip
     body = [
@@ -82,7 +97,7 @@ def cost_page(summary: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         f"{document.warning_box('Mind this first', summary['notes'])}</header>",
         document.contents(entries),
         f'<section id="summary"><h2>{entries[0][1]}</h2>'
-        f"{document.paragraphs(cost_words.headlines(summary), 'lead')}</section>",
+        f"{document.headed_paragraphs(cost_words.headlines(summary), 'lead')}</section>",
         *(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{sections[name]}</section>'
             for name, heading in entries[1:]

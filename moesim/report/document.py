@@ -78,6 +78,15 @@ def paragraphs(texts: Sequence[str], kind: str) -> str:
     return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
 
+def headed_paragraphs(texts: Sequence[str], kind: str) -> str:
+    """The same; what stands before a text's first colon is its heading."""
+    parts = (text.partition(": ") for text in texts)
+    return "".join(
+        f'<p class="{kind}"><strong>{escape(head)}{colon}</strong>{escape(rest)}</p>'
+        for head, colon, rest in parts
+    )
+
+
 def colour_key(names: Sequence[str], colours: Sequence[str]) -> str:
     """Which colour is which run or trace."""
     items = "".join(

@@ -129,7 +129,7 @@ def build_state(
         batch_size=np.zeros(batch[:3], np.int32),
         batch_end_s=np.zeros(batch[:2]),
         stage_free_s=np.zeros(batch[:2]),
-        prefix_blocks=np.ascontiguousarray(demand.prefix_blocks, np.int32),
+        prefix_blocks=_frozen(demand.prefix_blocks),
         prefix_refs=np.full(prefix, -1, np.int32),
         prefix_prev=np.full(prefix, NOBODY, np.int32),
         prefix_next=np.full(prefix, NOBODY, np.int32),
@@ -139,6 +139,13 @@ def build_state(
         service_GT=np.zeros((replicas * ranks, tenants)),
         experts=no_cache() if experts is None else experts,
     )
+
+
+def _frozen(prefix_blocks_M: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Read-only, whoever built the demand: the engine is compiled anew for each array type."""
+    blocks_M = np.ascontiguousarray(prefix_blocks_M, np.int32).view()
+    blocks_M.flags.writeable = False
+    return blocks_M
 
 
 def empty_ranks(rules: NDArray[np.void], count: int) -> NDArray[np.void]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from moesim import compiled as module
 from moesim.compiled import cache_root, compiled, hot, inner, source_key
+from moesim.sim import advance
+from tests.fixtures.engine import Harness, make_demand
 
 CALLEE = """
 from moesim.compiled import compiled
@@ -193,6 +196,17 @@ def test_root_falls_back_to_the_user_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_root() == tmp_path / "home" / ".cache" / "moesim"
+
+
+def test_the_engine_is_compiled_for_one_set_of_types() -> None:
+    """Demand comes read-only from workloads and writable from elsewhere: types that numba tells
+    apart, and the engine takes a minute to compile."""
+    demand = make_demand([5, 6], [2, 3])
+    frozen = demand.prefix_blocks.view()
+    frozen.flags.writeable = False
+    for each in (demand, replace(demand, prefix_blocks=frozen)):
+        Harness().run(each)
+    assert len(advance.fleet.signatures) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX owners")
