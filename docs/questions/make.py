@@ -6,8 +6,8 @@
 
 questions.yaml has, for every question, one command, the figures that are taken out of what it
 prints with `--json`, an answer that quotes them, and what has to hold of them for the answer's
-words to be true: where that no longer holds, nothing is written. index.md has the table between
-`<!-- table -->` and `<!-- end -->`, the sections between `<!-- sections -->` and `<!-- end -->`.
+words to be true: where that no longer holds, the page stays as it was. index.md has the table
+between `<!-- table -->` and `<!-- end -->`, the sections between `<!-- sections -->` and that.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def operand(data: Any, text: str) -> float:
 
 def _pick(rows: Sequence[Mapping[str, Any]], wanted: str) -> Any:
     pairs = [one.split("=", 1) for one in wanted.split("&")]
-    return next(row for row in rows if all(_told(row[key]) == value for key, value in pairs))
+    return next(row for row in rows if all(_told(row.get(key)) == value for key, value in pairs))
 
 
 def _told(value: Any) -> str:
@@ -233,11 +233,15 @@ def make(names: Sequence[str], folder: Path, drawn: bool) -> None:
     for question in questions:
         if not drawn and (not names or question.name in names):
             start = time.perf_counter()
-            answers[question.name] = ask(question)
+            found = ask(question)
             print(f"{question.name:<24} {time.perf_counter() - start:5.0f} s", flush=True)
+            check(question, found)
+            answers[question.name] = found
+            kept = {name: answers[name] for name in known if name in answers}
+            write_answers(folder / "answers.csv", kept)
+        if question.name not in answers:
+            raise InputError("question", "must have been asked before", question.name)
         check(question, answers[question.name])
-    answers = {name: answers[name] for name in known}
-    write_answers(folder / "answers.csv", answers)
     index = folder / "index.md"
     write(index, page(index.read_text(encoding="utf-8"), questions, answers))
 
