@@ -63,7 +63,7 @@ SURE = ("sure", "fairly sure", "unsure")
 def load_questions(path: Path = HERE / "questions.yaml") -> list[Question]:
     """The questions in their order. Raises InputError."""
     listed = read_yaml(read_text(path, max_bytes=1e6), str(path))
-    return [Question.parse(each) for each in listed]  # type: ignore[union-attr, arg-type]
+    return [Question.parse(each) for each in listed]
 
 
 def value(data: Any, text: str) -> float:
@@ -210,9 +210,11 @@ def page(
     told = [part for n, each in enumerate(questions, 1) for part in section(n, each, answers)]
     for name, made in (("table", table(questions, answers)), ("sections", "\n\n".join(told))):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if not found:
             raise InputError("page", f"must hold <!-- {name} --> and, behind it, <!-- end -->")
-        text = pattern.sub(lambda found, made=made: f"{found[1]}\n{made}\n\n{found[2]}", text, 1)
+        between = f"{found[1]}\n{made}\n\n{found[2]}"
+        text = text[: found.start()] + between + text[found.end() :]
     return text
 
 
