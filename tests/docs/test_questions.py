@@ -84,6 +84,8 @@ def test_it_says_who_asked_how_sure_it_is_and_quotes_figures(question: Any) -> N
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", one) for one in question.asked)
     assert question.sure.split(":")[0] in make.SURE
     assert quoted(question.answer)
+    # A plain YAML text ends where a " #" makes a comment of the rest.
+    assert [each for each in texts(question).values() if each and each[-1] != "."] == []
     used = set().union(*(quoted(text) for text in texts(question).values()))
     told = {word for claim in question.holds for word in claim.split()}
     assert used <= set(question.figures)
