@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
     from moesim.results import Result
+    from moesim.review import Review, review
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
     from moesim.simulation import simulate
@@ -31,6 +32,7 @@ _MODULES = {
     "Placement": "placement.placement",
     "PlacementStudy": "what_if",
     "Result": "results",
+    "Review": "review",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
     "compare": "comparison",
@@ -39,6 +41,7 @@ _MODULES = {
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
+    "review": "review",
     "simulate": "simulation",
 }
 
@@ -51,6 +54,7 @@ __all__ = [
     "Placement",
     "PlacementStudy",
     "Result",
+    "Review",
     "RoutingTrace",
     "Scenario",
     "__version__",
@@ -60,6 +64,7 @@ __all__ = [
     "load_scenario",
     "make_cluster",
     "place_study",
+    "review",
     "simulate",
 ]
 

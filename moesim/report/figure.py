@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import altair as alt
@@ -36,6 +37,10 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The chart as Vega-Lite, without the message: the page prints that itself."""
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> dict[str, Any]:
         spec: dict[str, Any] = self._chart().configure(**theme.CONFIG).to_dict()
         return spec
 

@@ -122,7 +122,7 @@ def _summary(studies: Studies) -> str:
     if len(studies) == 1:
         text = document.paragraphs(trace_words.lead(studies[0]), "lead")
         return f'<section id="summary"><h2>In short</h2>{text}{_numbers(studies[0])}</section>'
-    key = document.colour_key(trace_labels(studies), theme.DEPLOYMENT_COLOURS)
+    key = document.colour_key(trace_labels(studies))
     told = [f"{f.title}." for f in (shift_by_layer(studies),) if f.chart is not None]
     told += [
         f"{title(studies)}."

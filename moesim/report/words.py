@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from moesim.report.source import ReportedResult, labels
@@ -227,6 +228,25 @@ def _earned(summary: Mapping[str, Any]) -> str:
         both = f" ({money(total)} per million input and output tokens)" if total else ""
         sentences.append(f"One million output tokens cost {money(usd)}{price}{both}.")
     return " ".join(sentences)
+
+
+def marked(text: str) -> str:
+    """Text as HTML: escaped, and what stands between backticks as code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
+
+
+def cost_spread(results: Sequence[ReportedResult]) -> str:
+    """What a million tokens cost, from the cheapest to the dearest deployment."""
+    known = each(results, "cost", "usd_per_million_total_tokens")
+    return spread("The cost of a million tokens, in and out,", known, money) + "."
+
+
+def speed_spread(results: Sequence[ReportedResult]) -> str:
+    """The tails of the first token and of gaps, from the fastest to the slowest deployment."""
+    first = spread("TTFT at p99", each(results, "ttft_s", "p99"), duration)
+    gaps = spread("the gap between tokens at p99", each(results, "itl_s", "p99"), duration)
+    return f"{first}; {gaps}."
 
 
 COMPARED: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -181,12 +181,11 @@ def test_the_report_is_whole_and_needs_no_network(study: CostStudy, tmp_path: Pa
 
 
 def test_every_figure_is_drawn(study: CostStudy) -> None:
-    lines = [study.api_curve(price) for price in study.apis]
-    days = study.day(study.own, 1e10), study.day(study.own, 1e10, by_hour=True)
-    for figure in cost_figures(study.summary, study.curves, lines, days):
+    found = study.findings()
+    for figure in cost_figures(found):
         assert figure.chart is not None
         assert svg(figure).startswith("<svg")
-    none = cost_figures(study.summary, study.curves, [], days)
+    none = cost_figures(replace(found, lines=()))
     assert "in steps of replicas" in none[0].title
 
 
