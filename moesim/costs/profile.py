@@ -133,9 +133,7 @@ def load_profile(
     return _parse_profile(profile_text(name_or_path, engine, field), field)
 
 
-def profile_text(
-    name_or_path: str, engine: str = "vllm", field: str = "deployment.profile"
-) -> str:
+def profile_text(name_or_path: str, engine: str = "vllm", field: str = "deployment.profile") -> str:
     """The YAML behind `load_profile`. Raises InputError."""
     name_or_path = engine if name_or_path == "measured" else name_or_path
     shipped = resources.files("moesim.presets").joinpath("profiles")

@@ -164,9 +164,7 @@ def twins(run: ReportedResult, found: Explanation) -> Figure:
     )
 
 
-def _twin_panel(
-    frame: pd.DataFrame, title: str, names: list[str], first: bool
-) -> alt.LayerChart:
+def _twin_panel(frame: pd.DataFrame, title: str, names: list[str], first: bool) -> alt.LayerChart:
     base = alt.Chart(data(frame), width=TWIN_WIDTH, height=alt.Step(30)).encode(
         y=alt.Y(
             "model:N",

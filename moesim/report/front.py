@@ -58,7 +58,9 @@ def _sure(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
             f"One run each, under the same seed where that is the same: figures have no interval; "
             f"{sure_words.ASK_FOR_INTERVALS}."
         )
-    return " ".join(_of_each(runs, [sure_words.sureness(*each)[:1] for each in _pairs(runs, cases)]))
+    return " ".join(
+        _of_each(runs, [sure_words.sureness(*each)[:1] for each in _pairs(runs, cases)])
+    )
 
 
 def _blocks(told: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -125,7 +127,9 @@ def side_by_side(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
                 cells.append(NOT_APPLICABLE)
                 continue
             half = estimate.half_width
-            share = f" ±{words.percent(half / abs(estimate.value))}" if half and estimate.value else ""
+            share = (
+                f" ±{words.percent(half / abs(estimate.value))}" if half and estimate.value else ""
+            )
             cells.append(show(estimate.value) + share)
         rows.append((name, [f"{run.summary.get('gpus', '')}", *cells]))
     header = ["", "GPUs", "$/M tokens", "TTFT p99", "TPOT p99", "ITL p99", "tokens/s/GPU", "in SLO"]

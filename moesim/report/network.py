@@ -25,8 +25,7 @@ BYTES = (
 def network_section(runs: Sequence[ReportedResult]) -> str:
     """A sentence, and a table of times and bytes."""
     rows: list[Row] = [
-        (f"{name}, share of step time", [_share(run, part) for run in runs])
-        for name, part in PARTS
+        (f"{name}, share of step time", [_share(run, part) for run in runs]) for name, part in PARTS
     ]
     rows += [(name, [_per_token(run, column) for run in runs]) for name, column in BYTES]
     busy = [words.pick(run.summary, "utilisation", "link_busy") for run in runs]

@@ -178,6 +178,4 @@ def _contents(parts: Sequence[Section]) -> str:
 
 
 def _assumptions() -> str:
-    return (
-        f"{listed(words.ASSUMPTIONS)}<p>Not modelled:</p>{listed(words.NOT_MODELLED)}"
-    )
+    return f"{listed(words.ASSUMPTIONS)}<p>Not modelled:</p>{listed(words.NOT_MODELLED)}"

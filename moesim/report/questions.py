@@ -59,13 +59,13 @@ def questions_html(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str
     return f'<section id="questions"><h2>What the meeting will ask</h2>{"".join(parts)}</section>'
 
 
-def _answered(
-    question: Question, runs: Sequence[ReportedResult], cases: Sequence[Case]
-) -> str:
+def _answered(question: Question, runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
     answers = [question.answer(run, case) for run, case in zip(runs, cases, strict=True)]
     told = [" ".join(map(marked, sentences)) for sentences, _ in answers]
     missing = [text for _, text in answers]
-    body = _each(labels(runs), told, "") + _each(labels(runs), list(map(marked, missing)), "missing")
+    body = _each(labels(runs), told, "") + _each(
+        labels(runs), list(map(marked, missing)), "missing"
+    )
     return (
         f'<div class="answer" id="question-{question.name}">'
         f"<h3>{escape(question.words)}</h3>{body}</div>"

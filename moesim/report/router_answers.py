@@ -19,7 +19,10 @@ def router(run: ReportedResult, case: Case) -> Answered:
     """How uneven the load is, what it costs, what placement would bring."""
     if not is_moe(run):
         return ["The model is dense: it has 0 routed experts, so no router decides anything."], ""
-    told = [*_uneven(run), *[note.capitalize() + "." for note in run.notes if "routing:" in note][:1]]
+    told = [
+        *_uneven(run),
+        *[note.capitalize() + "." for note in run.notes if "routing:" in note][:1],
+    ]
     if case.placement is None:
         return told, case.absent.get("placement", ROUTER_HOW)
     found = case.placement

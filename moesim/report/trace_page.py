@@ -10,7 +10,7 @@ from pathlib import Path
 from moesim import __version__
 from moesim.errors import InputError
 from moesim.files import replace_atomically
-from moesim.report import document, theme, trace_words
+from moesim.report import document, trace_words
 from moesim.report.figure import Figure
 from moesim.report.source import MAX_RESULTS
 from moesim.report.tables import NOT_APPLICABLE, Row, table

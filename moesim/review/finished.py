@@ -56,9 +56,7 @@ class Review:
         """For each deployment, the sentences that answer each question, by the question's name."""
         return [
             {
-                question.name: [
-                    text for text in (*sentences, missing) if text
-                ]
+                question.name: [text for text in (*sentences, missing) if text]
                 for question in QUESTIONS
                 for sentences, missing in [question.answer(result, case)]
             }

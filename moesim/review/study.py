@@ -11,10 +11,10 @@ from moesim.errors import InputError
 from moesim.findings.case import Case
 from moesim.pools import check
 from moesim.report.source import MAX_RESULTS
+from moesim.results import Result
 from moesim.review.depth import USUAL, Depth
 from moesim.review.finished import Review
 from moesim.review.stages import STUDIES, Asked, Tell, studied
-from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
 
