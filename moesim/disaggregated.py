@@ -14,6 +14,7 @@ from moesim.costs.profile import Profile
 from moesim.deployment import step_costs
 from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
+from moesim.ideal import REAL, Ideal
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
 from moesim.raw_run import PoolRun, RawRun
@@ -76,6 +77,7 @@ def simulate_pools(
     provenance: bool = True,
     leap: bool = True,
     tell: Teller | None = None,
+    ideal: Ideal = REAL,
 ) -> Result:
     """Run a scenario with deployment.disaggregation. `tell` makes, of the rows of REQUEST, what is
     called as the run goes on; everything else as in moesim.simulation.simulate."""
@@ -85,14 +87,14 @@ def simulate_pools(
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     ones = np.ones_like(demand.output_tokens)
     prompts = replace(demand, output_tokens=ones, max_output_tokens=ones)
-    prefill = _build(env, scenario, plans[0], prompts, False, leap)
-    decode = _build(env, scenario, plans[1], demand, keep_times, leap)
-    transfers, background_finish_s = _links(env, scenario, prefill, decode)
+    prefill = _build(env, scenario, plans[0], prompts, False, leap, ideal)
+    decode = _build(env, scenario, plans[1], demand, keep_times, leap, ideal)
+    transfers, background_finish_s = _links(env, scenario, prefill, decode, ideal)
     handover = Handover(
         prefill.fleet,
         decode.fleet,
         transfers,
-        transfer_of(scenario, *plans),
+        ideal.transfer(transfer_of(scenario, *plans)),
         (plans[0].place, plans[1].place),
         decode.record.token_s,
         _chooser(*decode.over),
@@ -150,10 +152,12 @@ def _build(
     demand: Demand,
     keep_times: bool,
     leap: bool,
+    ideal: Ideal,
 ) -> _Pool:
     """A pool with empty engines."""
     of = plan.scenario
-    wired = wire(of, plan.deployment, step_costs(of, plan.deployment), demand.domains)
+    costs = ideal.costs(step_costs(of, plan.deployment))
+    wired = wire(of, plan.deployment, costs, demand.domains)
     rules = pool_rules(scenario, plan, demand)
     tiers = of.deployment.kv_cache.tiers
     acceptance = of.deployment.speculation.of_each()
@@ -173,10 +177,10 @@ def _build(
 
 
 def _links(
-    env: simpy.Environment, scenario: Scenario, prefill: _Pool, decode: _Pool
+    env: simpy.Environment, scenario: Scenario, prefill: _Pool, decode: _Pool, ideal: Ideal
 ) -> tuple[Transfers, NDArray[np.float64]]:
     """Links that transfers, both pools' steps and background transfers share; when these end."""
-    transfers = Transfers(env, build_fabric(prefill.plan.deployment.cluster))
+    transfers = Transfers(env, build_fabric(ideal.deployment(prefill.plan.deployment).cluster))
     owners = 0
     for pool in (prefill, decode):
         plan = pool.plan

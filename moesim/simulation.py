@@ -20,6 +20,7 @@ from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
+from moesim.ideal import REAL, Ideal
 from moesim.outages import (
     check_outages,
     outage_notes,
@@ -74,6 +75,7 @@ def simulate(
     expert_uses: NDArray[np.bool_] | None = None,
     detailed: bool = False,
     timeline: Timeline | None = None,
+    ideal: Ideal = REAL,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -89,25 +91,29 @@ def simulate(
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
     `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
-    detailed-mode.md), and fills `timeline`.
+    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal).
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
         all_own = (*own, detailed or None)
-        return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
+        how = profile, demand, provenance, leap, progress, ideal
+        return _simulate_pools(scenario, all_own, *how)
     deployment = deploy(scenario, profile)
     usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
     if detailed:
         check_detailed(scenario, deployment)
+        if ideal != REAL:
+            raise InputError("detailed", "must be off where something takes no time", ideal)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
         choices = (batching, load_balancing, placement, demand, profile, costs)
         expert_uses = _uses_with_lru(scenario, *choices)
     own_costs = costs is not None
-    costs = costs or step_costs(scenario, deployment)
+    costs = ideal.costs(costs or step_costs(scenario, deployment))
+    deployment = ideal.deployment(deployment)
     check_outages(scenario, deployment)
     check_rebalancing(scenario, deployment)
     if rebalancing is not None and scenario.deployment.rebalancing is None:
@@ -199,6 +205,7 @@ def _simulate_pools(
     provenance: bool,
     leap: bool,
     progress: Callable[[int, int], None] | None,
+    ideal: Ideal,
 ) -> Result:
     """As simulate, in pools. What is somebody's `own` would have to say for which pool it is."""
     if any(each is not None for each in own):
@@ -209,7 +216,7 @@ def _simulate_pools(
         )
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     tell = None if progress is None else partial(_teller, progress)
-    return simulate_pools(scenario, demand, profile, provenance, leap, tell)
+    return simulate_pools(scenario, demand, profile, provenance, leap, tell, ideal)
 
 
 def _end_s(state: State) -> float:

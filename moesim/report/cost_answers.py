@@ -128,8 +128,8 @@ def _self_host_of_run(run: ReportedResult) -> list[str]:
     return [
         f"At the scenario's rate, {volume_words(volume)} tokens a day, these GPUs cost "
         f"{words.money(24 * hourly)} a day, which is {words.money(24e6 * hourly / volume)} per "
-        f"million; at a tenth of the rate they cost the same, {words.money(240e6 * hourly / volume)} "
-        "per million, where an API costs a tenth."
+        f"million; at a tenth of the rate they cost the same, "
+        f"{words.money(240e6 * hourly / volume)} per million, where an API costs a tenth."
     ]
 
 

@@ -12,8 +12,9 @@ from html import escape
 
 from moesim.findings.case import Case
 from moesim.report import (
+    attribution_page,
+    attribution_words,
     cause_charts,
-    cause_words,
     cost_page,
     place_page,
     sure_tables,
@@ -156,9 +157,10 @@ def _causes(run: ReportedResult, case: Case) -> Made | str:
     if found is None or not (found.attributed or found.twins):
         how = "`moesim attribute SCENARIO` splits mean, variance and p99 by cause"
         return _absent(case, "explanation", how)
-    text = paragraphs(cause_words.causes(found), "") + listed(
-        [*(twin.sentence for twin in found.twins), *found.notes]
-    )
+    told = [*attribution_words.headlines(found), *(twin.sentence for twin in found.twins)]
+    text = listed([*told, *found.notes])
+    if found.attributed:
+        text += attribution_page.attribution_table(found)
     return text, cause_charts.cause_figures(run, found)
 
 

@@ -23,14 +23,16 @@ def front_of_many(
     runs: Sequence[ReportedResult], cases: Sequence[Case], verdicts: Sequence[str]
 ) -> str:
     """Deployments side by side, what sets them apart, and each one's sentences in short."""
+    pairs = _pairs(runs, cases)
+    binds = [front_words.bounds(*each)[:1] for each in pairs]
     key = colour_key(labels(runs), chart_labels(runs))
     told = [
         ("What it costs", [words.cost_spread(runs)]),
         ("How fast it is", [words.speed_spread(runs)]),
         ("How sure that is", [_sure(runs, cases)]),
         ("What sets them apart", list(verdicts)),
-        ("What binds", _of_each(runs, [front_words.bounds(*each)[:1] for each in _pairs(runs, cases)])),
-        ("What to change", _of_each(runs, [_changes(*each) for each in _pairs(runs, cases)])),
+        ("What binds", _of_each(runs, binds)),
+        ("What to change", _of_each(runs, [_changes(*each) for each in pairs])),
     ]  # fmt: skip
     return key + side_by_side(runs, cases) + _blocks([each for each in told if any(each[1])])
 

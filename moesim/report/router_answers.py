@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.findings.case import Case
-from moesim.report import cause_words, facts, words
+from moesim.report import attribution_words, facts, words
 from moesim.report.series import relative_load, usable
 from moesim.report.source import ReportedResult, has_expert_ranks, is_moe
 
@@ -63,7 +63,7 @@ def variance(run: ReportedResult, case: Case) -> Answered:
     if found is None:
         return told, case.absent.get("explanation", VARIANCE_HOW)
     told += [twin.sentence for twin in found.twins]
-    told += cause_words.causes(found)[:2]
+    told += attribution_words.headlines(found)[:2]
     return told, "" if found.attributed else VARIANCE_HOW
 
 
@@ -82,8 +82,8 @@ def fails_first(run: ReportedResult, case: Case) -> Answered:
     if case.costs is not None:
         offer = case.costs.summary["offers"][0]
         return [
-            f"Up to {words.significant(offer['requests_per_s'], 3)} requests a second a replica "
-            f"keeps the objective; at {words.significant(offer['fails_at_per_s'], 3)} it gives way: "
+            f"Up to {words.significant(offer['requests_per_s'], 3)} requests a second a "
+            f"replica keeps the objective; at {words.significant(offer['fails_at_per_s'], 3)} it gives way: "
             f"{offer['fails_because']}.",
             *_nearest(run, case),
         ], ""

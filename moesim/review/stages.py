@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+from moesim.attribution import attribute
 from moesim.cost_study import cost_study
 from moesim.economics.day import DayProfile
 from moesim.errors import InputError, one_line
@@ -26,11 +29,13 @@ AROUND = (0.01, 0.1, 1.0, 10.0)  # volumes to price, over the one that is spoken
 
 @dataclass(frozen=True)
 class Asked:
-    """What a review was asked: `volume` in tokens a day, None for the scenario's own rate."""
+    """What a review was asked: `volume` in tokens a day, None for the scenario's own rate; `store`
+    keeps runs of the study of causes, the longest, so that an interrupted review goes on."""
 
     depth: Depth
     profile: DayProfile
     volume: float | None
+    store: Path | None = None
 
 
 Study = Callable[[Result, Case, Asked, Tell], Case]
@@ -61,7 +66,23 @@ def of_placement(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
     return replace(case, placement=found)
 
 
-STUDIES: Mapping[str, Study] = {"costs": of_costs, "placement": of_placement}
+def of_causes(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
+    """Shares of causes in mean, variance and p99 of latencies."""
+    found = attribute(
+        result.scenario,
+        seeds=asked.depth.cause_seeds,
+        requests=asked.depth.cause_requests,
+        store=asked.store,
+        progress=partial(tell, "switching causes off"),
+    )
+    return replace(case, explanation=found.findings)
+
+
+STUDIES: Mapping[str, Study] = {
+    "explanation": of_causes,
+    "costs": of_costs,
+    "placement": of_placement,
+}
 
 
 def studied(name: str, result: Result, case: Case, asked: Asked, tell: Tell) -> Case:

@@ -27,13 +27,15 @@ def review(
     volume: float | None = None,
     profile: DayProfile | None = None,
     depth: Depth = USUAL,
+    store: str | Path | None = None,
     progress: Tell | None = None,
     command: str = "",
 ) -> Review:
     """Simulate, study and compare one to six deployments.
 
     `volume`: tokens a day that costs are told for, by default the scenario's own rate; `profile`:
-    demand by the hour (`consumer` unless given); `progress` is called with (what is being done,
+    demand by the hour (`consumer` unless given); `store`: a file that keeps runs of the study of
+    causes, the longest one, so that an interrupted review goes on; `progress` is called with (what is being done,
     how much of it is done, of how much). All scenarios are checked before the first one runs; a
     study that a scenario does not allow is left out, and the page says why. Raises InputError.
     """
@@ -44,7 +46,8 @@ def review(
     chosen = [depth.cut(as_scenario(each), depth.most_requests) for each in scenarios]
     for scenario in chosen:
         check(scenario)
-    asked = Asked(depth, profile or day_presets()[PROFILE], volume)
+    kept = None if store is None else Path(store)
+    asked = Asked(depth, profile or day_presets()[PROFILE], volume, kept)
     tell = progress or (lambda what, done, total: None)
     found = [_one(scenario, asked, partial(_named, tell, scenario.name)) for scenario in chosen]
     results, cases = zip(*found, strict=True)
