@@ -119,6 +119,7 @@ class Comparison:
                 for result in self.results
             ],
             path,
+            asked_the_same=[result not in self.unpaired for result in self.results[1:]],
         )
 
     def charts(self) -> dict[str, Any]:
@@ -128,7 +129,10 @@ class Comparison:
         return all_charts(self.results)
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False, float_format="{:.4g}".format))
+        """What a notebook shows."""
+        from moesim.report.notebook import comparison_html
+
+        return comparison_html(self.results)
 
 
 def compare(scenarios: Sequence[Scenario | Mapping[str, object] | str | Path]) -> Comparison:

@@ -345,13 +345,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from html import escape
+        from moesim.report.notebook import run_html
 
-        from moesim.report import tables
-
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        shown = f"{tables.latency_table(self)}{tables.other_table(self)}"
-        return f"<h4>{escape(self.name)}</h4>{shown}<ul>{notes}</ul>"
+        return run_html(self)
 
     def save(self, folder: str | Path) -> None:
         """Write the tables (parquet), summary.json and scenario.yaml into `folder`."""

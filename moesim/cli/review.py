@@ -50,6 +50,14 @@ def review(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer requests, seeds, causes.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="More of them.")] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep runs of the study of causes here, so that an interrupted review goes on.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     report: ReportOption = None,
     charts: Annotated[
@@ -85,6 +93,7 @@ def review(
     for scenario in chosen:
         check(scenario)
     check_file(report, "--report")
+    check_file(store, "--store")
     check_folder(charts, "--charts")
     with Phases(SEED) as tell:
         found = study(
@@ -92,6 +101,7 @@ def review(
             volume=per_day,
             profile=hours,
             depth=depth,
+            store=store,
             progress=tell,
             command=shlex.join(["moesim", *sys.argv[1:]]),
         )

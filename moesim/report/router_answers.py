@@ -81,12 +81,14 @@ def fails_first(run: ReportedResult, case: Case) -> Answered:
     """What gives way as demand grows; else what is nearest to its limit in this run."""
     if case.costs is not None:
         offer = case.costs.summary["offers"][0]
-        return [
-            f"Up to {words.significant(offer['requests_per_s'], 3)} requests a second a "
-            f"replica keeps the objective; at {words.significant(offer['fails_at_per_s'], 3)} it gives way: "
-            f"{offer['fails_because']}.",
-            *_nearest(run, case),
-        ], ""
+        carried, fails = (
+            words.significant(offer[key], 3) for key in ("requests_per_s", "fails_at_per_s")
+        )
+        told = (
+            f"Up to {carried} requests a second a replica keeps the objective; at {fails} it gives "
+            f"way: {offer['fails_because']}."
+        )
+        return [told, *_nearest(run, case)], ""
     return _nearest(run, case), FIRST_HOW
 
 

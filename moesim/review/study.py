@@ -35,9 +35,10 @@ def review(
 
     `volume`: tokens a day that costs are told for, by default the scenario's own rate; `profile`:
     demand by the hour (`consumer` unless given); `store`: a file that keeps runs of the study of
-    causes, the longest one, so that an interrupted review goes on; `progress` is called with (what is being done,
-    how much of it is done, of how much). All scenarios are checked before the first one runs; a
-    study that a scenario does not allow is left out, and the page says why. Raises InputError.
+    causes, the longest one, so that an interrupted review goes on; `progress` is called with (what
+    is being done, how much of it, of how much). All scenarios are checked before the first one
+    runs; a study that a scenario does not allow is left out, and the page says why. Raises
+    InputError.
     """
     if not 1 <= len(scenarios) <= MAX_RESULTS:
         raise InputError("review", f"takes 1 to {MAX_RESULTS} scenarios", len(scenarios))
