@@ -39,9 +39,10 @@ class Figure:
         """The chart as Vega-Lite, without the message: the page prints that itself."""
         return self._spec
 
+    # Checking a chart against Vega-Lite's schema takes ten times as long as writing it; tests do.
     @cached_property
     def _spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = self._chart().configure(**theme.CONFIG).to_dict()
+        spec: dict[str, Any] = self._chart().configure(**theme.CONFIG).to_dict(validate=False)
         return spec
 
     def _chart(self) -> AnyChart:

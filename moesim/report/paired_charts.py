@@ -31,10 +31,8 @@ def paired(results: Sequence[ReportedResult], asked_the_same: Sequence[bool]) ->
         for name, other, same in zip(names[1:], results[1:], asked_the_same, strict=True):
             if not same:
                 continue
-            both = first[[column]].join(
-                counted(other).set_index("request")[[column]], rsuffix="_other", how="inner"
-            )
-            gap = (both[f"{column}_other"] - both[column]).dropna().to_numpy(np.float64)
+            after = counted(other).set_index("request")[column]
+            gap = (after - first[column]).dropna().to_numpy(np.float64)  # of the same request
             if gap.size:
                 blocks.append(series.cdf(gap).assign(deployment=name))
                 if column == "e2e_s":

@@ -18,7 +18,7 @@ FIRST_HOW = "To know more: `moesim review SCENARIO` raises the demand until some
 def router(run: ReportedResult, case: Case) -> Answered:
     """How uneven the load is, what it costs, what placement would bring."""
     if not is_moe(run):
-        return ["The model is dense: it has 0 routed experts, so no router decides anything."], ""
+        return ["No router decides anything: the model has 0 routed experts."], ""
     told = [
         *_uneven(run),
         *[note.capitalize() + "." for note in run.notes if "routing:" in note][:1],
