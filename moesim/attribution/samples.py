@@ -45,7 +45,9 @@ class Sample:
         count_N = np.bincount(owner, minlength=requests)
         some_N = np.maximum(count_N, 1)
         mean_N = np.bincount(owner, values, requests) / some_N
-        squares_N = np.bincount(owner, (values - mean_N[owner]) ** 2, requests)
+        squares_N = np.asarray(
+            np.bincount(owner, (values - mean_N[owner]) ** 2, requests), np.float64
+        )
         kept = min(values.size, max(LEAST_TAIL, int(np.ceil(TAIL_SHARE * values.size))))
         order = np.argsort(-values, kind="stable")[:kept]
         return cls(count_N.astype(np.int64), mean_N, squares_N, values[order], owner[order])

@@ -113,6 +113,7 @@ class _Study:
         the first of these as plain data."""
         runs = self._run_all(progress)
         kept = [self._kept(of_seed) for of_seed in runs]
+        self.notes += _short(self.extent, [of_seed[self.full]["e2e_s"] for of_seed in runs])
         times_BN = times_taken([keep.size for keep in kept], RESAMPLES)
         times_BN = np.concatenate([np.ones((1, times_BN.shape[1]), np.int64), times_BN])
         found = np.zeros((self.full + 1, len(METRICS), len(times_BN), len(STATISTICS)))
@@ -173,6 +174,22 @@ class _Study:
         return keep
 
 
+def _short(extent: Extent, e2e: Sequence[Sample]) -> list[str]:
+    """What to say where more requests are under way at once than the warm-up lets in (Little)."""
+    arrival_s = extent.demand.arrival_s[extent.warmup :]
+    if not extent.warmup or extent.demand.threads is not None or arrival_s[-1] <= arrival_s[0]:
+        return []
+    rate_per_s = (arrival_s.size - 1) / float(arrival_s[-1] - arrival_s[0])
+    together = Sample.together(e2e)
+    mean_s = float(together.mean_N[together.count_N > 0].mean())
+    if rate_per_s * mean_s <= extent.warmup:
+        return []
+    return [
+        f"short runs: about {rate_per_s * mean_s:.0f} requests are under way at once, more than "
+        f"the warm-up of {extent.warmup}; raise --requests"
+    ]
+
+
 def _delay_s(scenario: Scenario, demand: Demand) -> float:
     """From arrival to the scheduler."""
     first = scenario.pools()[0][1]
@@ -197,9 +214,8 @@ def _split(switches: Sequence[Switch], worth: Floats) -> tuple[Attributed, ...]:
                 )
                 for i, switch in enumerate(switches)
             )
-            rest = _estimate(rest_B)
-            said = sentence(metric, statistic, shares, rest)
-            total = _estimate(total_B)
+            rest, total = _estimate(rest_B), _estimate(total_B)
+            said = sentence(metric, statistic, shares, rest, total)
             found.append(Attributed(metric, statistic, total, shares, rest, said))
     return tuple(found)
 

@@ -8,10 +8,13 @@ from moesim.findings.attribution import METRIC_WORDS, STATISTIC_WORDS, Share
 from moesim.findings.estimates import Estimate
 
 LEAST_PERCENT = 1.0  # a smaller share is not worth a clause
+REST = 0.05  # of the total, from which on what no cause explains is said
 TOGETHER = 0.15  # of the total: how far removing alone and share differ before it is said
 
 
-def sentence(metric: str, statistic: str, shares: Sequence[Share], rest: Estimate) -> str:
+def sentence(
+    metric: str, statistic: str, shares: Sequence[Share], rest: Estimate, total: Estimate
+) -> str:
     """What makes up a figure, the largest part first; parts whose interval holds 0 are unclear."""
     what = f"{STATISTIC_WORDS[statistic]} of {METRIC_WORDS[metric]}"
     clear = [each for each in shares if _is_clear(each)]
@@ -24,9 +27,11 @@ def sentence(metric: str, statistic: str, shares: Sequence[Share], rest: Estimat
         parts.append(", ".join([head, *others]))
     for share in taking:
         made = f"{share.cause.phrase} {_makes(share)} {'it' if parts else what} smaller"
-        parts.append(f"{made} by {_percent(share.fraction, negate=True)}{_span(share, True)}")
+        parts.append(f"{made}, by {_percent(share.fraction, negate=True)}{_span(share, True)}")
     if not parts:
         return f"No cause moves {what} clearly: every interval holds 0."
+    if rest.value / total.value >= REST:
+        parts.append(f"{100 * rest.value / total.value:.0f} % stays with all of them off")
     return _capital("; ".join(parts)) + "." + _together(shares, what)
 
 

@@ -79,7 +79,7 @@ def sentences_html(found: Explanation) -> str:
 def attribution_table(found: Explanation) -> str:
     """Every share with its interval."""
     causes = words.causes_of(found)
-    header = ["figure", "total", *(cause.phrase for cause in causes), "rest"]
+    header = ["figure", "total", *(cause.name for cause in causes), "rest"]
     rows: list[Row] = [(words.figure_name(each), _cells(each)) for each in found.attributed]
     return table("Percent of each figure (95 % interval)", header, rows)
 
@@ -95,7 +95,9 @@ def _share(share: Share) -> str:
 
 
 def _method(found: Explanation) -> str:
-    rows: list[Row] = [(cause.phrase, [cause.without]) for cause in words.causes_of(found)]
+    rows: list[Row] = [
+        (f"{cause.name}: {cause.phrase}", [cause.without]) for cause in words.causes_of(found)
+    ]
     defined = table("What the runs without a cause assume", ["cause", "without it"], rows)
     return (
         '<section id="method"><h2>How it was found</h2>'
