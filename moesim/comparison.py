@@ -107,6 +107,7 @@ class Comparison:
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report; it holds at most six deployments."""
+        from moesim.findings.case import Case
         from moesim.report.page import write_report
 
         first = self.results[0].name
@@ -119,6 +120,7 @@ class Comparison:
                 for result in self.results
             ],
             path,
+            [Case(uncertainty=result.uncertainty) for result in self.results],
             asked_the_same=[result not in self.unpaired for result in self.results[1:]],
         )
 
@@ -130,9 +132,11 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        from moesim.findings.case import Case
         from moesim.report.notebook import comparison_html
 
-        return comparison_html(self.results)
+        cases = [Case(uncertainty=result.uncertainty) for result in self.results]
+        return comparison_html(self.results, cases=cases)
 
 
 def compare(scenarios: Sequence[Scenario | Mapping[str, object] | str | Path]) -> Comparison:

@@ -18,6 +18,7 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
 from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
+from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.ideal import REAL, Ideal
@@ -76,6 +77,7 @@ def simulate(
     detailed: bool = False,
     timeline: Timeline | None = None,
     ideal: Ideal = REAL,
+    draw: Draw | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -91,14 +93,15 @@ def simulate(
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
     `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
-    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal).
+    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal). `draw`: what
+    a replication draws besides its demand (moesim.replications).
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
         all_own = (*own, detailed or None)
-        how = profile, demand, provenance, leap, progress, ideal
+        how = profile, demand, provenance, leap, progress, ideal, draw
         return _simulate_pools(scenario, all_own, *how)
     deployment = deploy(scenario, profile)
     usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
@@ -110,15 +113,19 @@ def simulate(
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
         choices = (batching, load_balancing, placement, demand, profile, costs)
-        expert_uses = _uses_with_lru(scenario, *choices)
+        expert_uses = _uses_with_lru(scenario, *choices, draw)
     own_costs = costs is not None
-    costs = ideal.costs(costs or step_costs(scenario, deployment))
+    costs = costs or step_costs(scenario, deployment)
+    if draw is not None:
+        costs = draw.costs(scenario, deployment, costs)
+        deployment = draw.deployment(scenario, deployment)
+    costs = ideal.costs(costs)
     deployment = ideal.deployment(deployment)
     check_outages(scenario, deployment)
     check_rebalancing(scenario, deployment)
     if rebalancing is not None and scenario.deployment.rebalancing is None:
         raise InputError(FIELD, "is required where simulate() is given a rebalancing policy")
-    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
+    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses, draw)
     notes = [*deployment.notes, *demand.notes, *wired.notes, *outage_notes(scenario, deployment)]
     env = simpy.Environment()
     singly = on_step is not None or detailed or not leap
@@ -206,6 +213,7 @@ def _simulate_pools(
     leap: bool,
     progress: Callable[[int, int], None] | None,
     ideal: Ideal,
+    draw: Draw | None,
 ) -> Result:
     """As simulate, in pools. What is somebody's `own` would have to say for which pool it is."""
     if any(each is not None for each in own):
@@ -216,7 +224,7 @@ def _simulate_pools(
         )
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     tell = None if progress is None else partial(_teller, progress)
-    return simulate_pools(scenario, demand, profile, provenance, leap, tell, ideal)
+    return simulate_pools(scenario, demand, profile, provenance, leap, tell, ideal, draw)
 
 
 def _end_s(state: State) -> float:
@@ -279,6 +287,7 @@ def _uses_with_lru(
     demand: Demand,
     profile: Profile | None,
     costs: StepCosts | None,
+    draw: Draw | None,
 ) -> NDArray[np.bool_]:
     """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
     uses: list[NDArray[np.bool_]] = []
@@ -291,6 +300,7 @@ def _uses_with_lru(
         profile=profile,
         costs=costs,
         provenance=False,
+        draw=draw,
         on_step=lambda counts_LP: uses.append(counts_LP > 0),
     )
     return np.array(uses)
