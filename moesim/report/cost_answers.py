@@ -13,7 +13,6 @@ from moesim.report.cost_words import (
     billions,
     break_even_sentences,
     cheapest,
-    few,
     hosting_words,
     token_words,
     volume_words,
@@ -134,8 +133,8 @@ def _self_host_of_run(run: ReportedResult) -> list[str]:
 
 
 def _break_even(found: CostFindings) -> list[str]:
-    """The scenario, always on, against the cheapest API and the dense model."""
-    return few(break_even_sentences(found.summary))[:2]
+    """The scenario, always on, against the dense model, else the dearest API."""
+    return break_even_sentences(found.summary)[-1:]
 
 
 def _irregular(found: CostFindings) -> list[str]:

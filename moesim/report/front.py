@@ -82,7 +82,7 @@ HEADLINES: tuple[tuple[str, str, Show], ...] = (
     ("between tokens, p99", "itl_s.p99", lambda value: words.duration(value, 3)),
     ("output tokens a second and GPU", "throughput.output_tokens_per_s_per_gpu",
      lambda value: words.significant(value, 3)),
-    ("of the requests meet the objective", "slo_attainment", words.percent),
+    ("of the requests meet the objective", "slo_attainment", sure_words.share),
 )  # fmt: skip
 
 

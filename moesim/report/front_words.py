@@ -46,7 +46,7 @@ def costs(run: ReportedResult, case: Case) -> list[str]:
     hourly, gpus = words.pick(run.summary, "cost", "usd_per_hour"), run.summary.get("gpus")
     if total is not None and output is not None and hourly and gpus:
         told.append(
-            f"In this run a million tokens, in and out, cost "
+            f"A million tokens, in and out, cost "
             f"{sure_words.with_interval(total, words.money)}, a million output tokens alone "
             f"{words.money(output)}: {words.count(gpus, 'GPU')} at {words.money(hourly / gpus)} an "
             f"hour, {words.money(hourly * HOURS_PER_MONTH)} a month."
@@ -91,7 +91,8 @@ def speed(run: ReportedResult, case: Case) -> list[str]:
             f"({words.duration(pace.value, 3)} each); one gap in a hundred lasts "
             f"{sure_words.with_interval(stall, _time)} or longer."
         )
-    if objective := words.objective(run):
+    met = sure_words.estimate_of(run, case, "slo_attainment")
+    if objective := words.objective(run, None if met is None else met.value):
         told.append(objective)
     return told or ["No request completed, so there is no latency."]
 
@@ -103,7 +104,7 @@ def bounds(run: ReportedResult, case: Case) -> list[str]:
     if found is not None:
         split = found.of("itl_s", "variance") or found.of("ttft_s", "variance")
         if split is not None:
-            told.append(split.sentence)
+            told.append(f"{split.sentence.partition('. ')[0].rstrip('.')}.")
     return [each for each in told if each]
 
 

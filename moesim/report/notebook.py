@@ -47,9 +47,7 @@ def comparison_html(
     return _shown(title, told, table, drawn, notes)
 
 
-def _shown(
-    title: str, told: str, table: str, figure: Figure | None, notes: Sequence[str]
-) -> str:
+def _shown(title: str, told: str, table: str, figure: Figure | None, notes: Sequence[str]) -> str:
     chart = "" if figure is None or figure.chart is None else inline_svg(figure)
     listed = "".join(f"<li>{escape(str(note))}</li>" for note in notes[:NOTES])
     more = f"<li>and {len(notes) - NOTES} more in .notes</li>" if len(notes) > NOTES else ""

@@ -81,7 +81,7 @@
     const over = (await embed(place, spec)) - room;
     if (most && over > 1) {
       for (const row of wide) {
-        const now = total(row), goal = Math.max(now - over - 2, 90 * row.length);
+        const now = total(row), goal = Math.max(now - over - 2, 56 * row.length);
         for (const one of row) one.width *= goal / now;
       }
       await embed(place, spec);

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty
 from moesim.report import words
 from moesim.report.document import paragraphs
+from moesim.report.sure_words import share
 from moesim.report.tables import LATENCIES, NOT_APPLICABLE, Row, table
 
 HEADER = ("", "value", "95 % from", "to", "±")
@@ -34,7 +35,8 @@ def estimates_html(found: Uncertainty) -> str:
         if path in found.estimates and path in HEADLINES
     ]
     seeds = ", ".join(map(str, found.seeds))
-    caption = f"Headline figures over seeds {seeds}"
+    over = f"over seeds {seeds}" if len(found.seeds) > 1 else f"of one run, seed {seeds}"
+    caption = f"Headline figures {over}"
     return paragraphs([found.method], "") + table(caption, HEADER, rows)
 
 
@@ -42,15 +44,15 @@ def _cells(estimate: Estimate, show: Callable[[float], str]) -> list[str]:
     if estimate.low is None or estimate.high is None:
         return [show(estimate.value), *[NOT_APPLICABLE] * 3]
     half = estimate.half_width
-    share = words.percent(half / abs(estimate.value)) if half and estimate.value else "0 %"
-    return [show(estimate.value), show(estimate.low), show(estimate.high), share]
+    width = words.percent(half / abs(estimate.value)) if half and estimate.value else "0 %"
+    return [show(estimate.value), show(estimate.low), show(estimate.high), width]
 
 
 def _show(path: str) -> Callable[[float], str]:
     if path.startswith("cost."):
         return words.money
     if path == "slo_attainment":
-        return words.percent
+        return share
     if path.partition(".")[0].endswith("_s"):
         return lambda seconds: words.duration(seconds, 3)
     return lambda value: words.significant(value, 3)

@@ -10,6 +10,7 @@ from moesim.report.source import ReportedResult
 from moesim.report.words import count, percent, pick
 
 LEVEL_WORDS = "95 %"
+REPEATS = "`moesim review` also draws demand, routing and calibration anew"
 ASK_FOR_INTERVALS = "`moesim review` repeats it over seeds and gives intervals"
 
 
@@ -26,6 +27,11 @@ def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{LEVEL_WORDS}: {show(estimate.low)} to {show(estimate.high)}"
+
+
+def share(value: float) -> str:
+    """A share in percent; bounds of one reach no further than 0 and 1."""
+    return percent(min(1.0, max(0.0, value)))
 
 
 def with_interval(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -48,25 +54,31 @@ def _sample(run: ReportedResult, case: Case) -> str:
             f"One run of {count(counted, 'completed request')} with seed {seed}: its figures have "
             f"no interval; {ASK_FOR_INTERVALS}."
         )
-    seeds = count(len(found.seeds), "seed")
+    runs = "The run" if len(found.seeds) == 1 else f"Of {len(found.seeds)} seeds most"
     if not found.settled:
         return (
-            f"None of the {seeds} settles: demand outruns the deployment, so latencies have no "
-            "long-run value and grow with the length of the run."
+            f"{runs} {'does' if len(found.seeds) == 1 else 'do'} not settle: demand outruns the "
+            "deployment, so latencies have no long-run value and grow with the length of the run."
         )
     widths = [
         (each.half_width / abs(each.value), path)
         for path, each in found.estimates.items()
         if each.half_width is not None and each.value and path in TOLD
     ]
-    drawn = " and ".join(found.sources)
     if not widths:
-        return f"{seeds} with {drawn} drawn anew for each were too few for intervals."
-    widest, path = max(widths)
-    narrowest, other = min(widths)
+        return found.method.partition(". ")[0].rstrip(".") + f"; {ASK_FOR_INTERVALS}."
+    (widest, path), (narrowest, other) = max(widths), min(widths)
+    reach = (
+        f"{LEVEL_WORDS} intervals reach from ±{percent(narrowest)} ({TOLD[other]}) to "
+        f"±{percent(widest)} ({TOLD[path]})"
+    )
+    if not found.sources:
+        return f"From within this one run, {reach}; {REPEATS}."
+    *most, last = found.sources
+    drawn = f"{', '.join(most)} and {last}" if most else last
     return (
-        f"Over {seeds}, with {drawn} drawn anew for each, {LEVEL_WORDS} intervals reach from "
-        f"±{percent(narrowest)} ({TOLD[other]}) to ±{percent(widest)} ({TOLD[path]})."
+        f"Figures here are means over {len(found.seeds)} seeds, with {drawn} drawn anew for each: "
+        f"{reach}."
     )
 
 

@@ -31,7 +31,7 @@ class Depth:
         return scenario.model_copy(update={"workload": fewer})
 
 
-QUICK = Depth("quick", 400, 150, 4, 1, 100, ("eplb",))
+QUICK = Depth("quick", 400, 150, 5, 1, 60, ("eplb",))
 USUAL = Depth("usual", None, 400, 8, 2, 250, ("contiguous", "eplb"))
 THOROUGH = Depth("thorough", None, 1000, 16, 3, 400, ("contiguous", "eplb", "portfolio"))
 DEPTHS = {depth.name: depth for depth in (QUICK, USUAL, THOROUGH)}

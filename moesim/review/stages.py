@@ -16,8 +16,8 @@ from moesim.economics.day import DayProfile
 from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
 from moesim.model import load_model
-from moesim.report.facts import tokens_per_day
 from moesim.replications import replicate
+from moesim.report.facts import tokens_per_day
 from moesim.results import Result
 from moesim.review.depth import Depth
 from moesim.self_hosted import SAME_ACTIVE

@@ -78,9 +78,7 @@ def test_intervals_stand_beside_the_figures_that_have_them(run: FakeResult, whol
     assert known not in text_of(section(page.page([run]), "summary"))
 
 
-def test_every_question_is_answered_with_a_number_or_says_how(
-    run: FakeResult, case: Case
-) -> None:
+def test_every_question_is_answered_with_a_number_or_says_how(run: FakeResult, case: Case) -> None:
     for question in QUESTIONS:
         sentences, missing = question.answer(run, case)
         assert sentences, question.name
@@ -132,7 +130,9 @@ def test_a_figure_without_an_interval_shows_none() -> None:
 
 def test_notes_that_void_figures_stay_on_top(run: FakeResult) -> None:
     notes = tuple(f"note {n}" for n in range(6))
-    noted = FakeResult(**{**vars(run), "notes": (*notes, "overload: 9 under way", "x, not calibrated")})
+    noted = FakeResult(
+        **{**vars(run), "notes": (*notes, "overload: 9 under way", "x, not calibrated")}
+    )
     html = page.page([noted])
     top = html[html.index("<aside") : html.index("</aside>")]
     assert top.index("not calibrated") < top.index("overload")
