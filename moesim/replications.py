@@ -44,6 +44,7 @@ SOURCES = ("demand", "routing", "calibration")
 LASTING = ("routing", "calibration")  # stay unknown however much is run
 DEFAULT_SEEDS = 8
 FEWEST_REPLICATIONS = 5
+MOST_ADDED = 100  # replications that a precision may take, unless told otherwise
 MOST_REPLICATIONS = 1000
 LARGEST_SEED = 2**63 - MOST_REPLICATIONS
 
@@ -197,14 +198,13 @@ def replicate(
     would repeat. Raises InputError.
     """
     of = as_scenario(scenario)
-    most = (100 if precision is not None else seeds) if most is None else most
+    planned, most = start_of(seeds, precision, most)
     check_replications(of, seeds, sources, precision, most, headlines)
     check(of)
     runner = Runner(of, tuple(sources))
-    planned = seeds if precision is None else max(min(seeds, most), FEWEST_REPLICATIONS)
     runs: list[Replication] = []
     while len(runs) < planned:
-        given = first if not runs and not (set(sources) & set(LASTING)) else None
+        given = first if not runs and not runner.lasting else None
         runs.append(runner.run(len(runs), given))
         if progress is not None:
             progress(len(runs), planned)
@@ -214,11 +214,19 @@ def replicate(
     return Replications(of, tuple(runs), tuple(sources), precision, tuple(headlines))
 
 
+def start_of(seeds: int, precision: float | None, most: int | None) -> tuple[int, int]:
+    """(replications to begin with, at most)."""
+    if precision is None:
+        return seeds, most or seeds
+    return max(seeds, FEWEST_REPLICATIONS), most or max(seeds, MOST_ADDED)
+
+
 class Runner:
     """Runs replications of one scenario."""
 
     def __init__(self, scenario: Scenario, sources: tuple[str, ...]) -> None:
         self.scenario, self.sources = scenario, sources
+        self.lasting = any(source in LASTING for source in sources)
         self.costs = None
         if scenario.deployment.disaggregation is None:
             self.costs = step_costs(scenario, deploy(scenario))
@@ -234,7 +242,7 @@ class Runner:
     def run(self, number: int, given: Result | None = None) -> Replication:
         """Replication `number`: what is kept of it."""
         result = self.result(number) if given is None else given
-        return kept(result, number, noisy=bool(set(self.sources) & set(LASTING)))
+        return kept(result, number, noisy=self.lasting)
 
 
 def kept(result: Result, number: int, noisy: bool) -> Replication:
@@ -277,6 +285,14 @@ def worst_half_width(runs: Sequence[Replication], headlines: Sequence[str]) -> f
     return worst if len(runs) > 1 else np.inf
 
 
+def check_arguments(
+    scenario: Scenario, seeds: int, sources: Sequence[str], precision: float | None
+) -> None:
+    """InputError where `replicate` would raise one, before anything runs."""
+    _, most = start_of(seeds, precision, None)
+    check_replications(scenario, seeds, sources, precision, most, HEADLINES)
+
+
 def check_replications(
     scenario: Scenario,
     seeds: int,
@@ -287,16 +303,16 @@ def check_replications(
 ) -> None:
     """InputError where these cannot be asked for."""
     if not 2 <= seeds <= MOST_REPLICATIONS:
-        raise InputError("seeds", f"must be from 2 to {MOST_REPLICATIONS}", seeds)
+        raise InputError("--seeds", f"must be from 2 to {MOST_REPLICATIONS}", seeds)
     if scenario.seed > LARGEST_SEED:
         raise InputError("seed", f"must be at most {LARGEST_SEED} where runs count on from it")
     unknown = [source for source in sources if source not in SOURCES]
     if unknown or not sources:
-        raise InputError("vary", f"must name some of {', '.join(SOURCES)}", ",".join(sources))
+        raise InputError("--vary", f"must name some of {', '.join(SOURCES)}", ",".join(sources))
     if precision is not None and not 0.001 <= precision <= 1.0:
-        raise InputError("precision", "must be from 0.001 to 1", precision)
-    if not 2 <= most <= MOST_REPLICATIONS:
-        raise InputError("most", f"must be from 2 to {MOST_REPLICATIONS}", most)
+        raise InputError("--precision", "must be from 0.001 to 1", precision)
+    if not seeds <= most <= MOST_REPLICATIONS:
+        raise InputError("most", f"must be from seeds ({seeds}) to {MOST_REPLICATIONS}", most)
     missing = [path for path in headlines if path not in HEADLINES]
     if missing:
         raise InputError("headlines", "must be among findings.estimates.HEADLINES", missing[0])

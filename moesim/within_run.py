@@ -12,9 +12,10 @@ from moesim.steady_state import LEAST_REQUESTS, LEAST_STAYS, SteadyState
 
 BATCHES = 8
 RULES = (
-    f"Warm-up is cut by MSER-5 on TTFT; a run is long enough from {LEAST_REQUESTS} counted "
-    f"requests and {LEAST_STAYS:.0f} times a request's stay on; overload is what grows by a fifth from the "
-    "third to the last quarter of the arrivals, in requests under way and in time per token."
+    "Warm-up is cut by MSER-5 on TTFT; a run is long enough from "
+    f"{LEAST_REQUESTS} counted requests and {LEAST_STAYS:.0f} times a request's stay on; overload "
+    "is what grows by a fifth from the third to the last quarter of the arrivals, in requests "
+    "under way and in time per token."
 )
 METHOD = (
     f"95 % intervals from {BATCHES} batches of neighbouring requests of this run (jackknife and "

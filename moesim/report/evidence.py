@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
 from moesim.report import (
     attribution_page,
     attribution_words,
@@ -55,7 +56,10 @@ OF_RUNS = (
 
 
 def sections(
-    runs: Sequence[ReportedResult], cases: Sequence[Case], paired: Sequence[bool] = ()
+    runs: Sequence[ReportedResult],
+    cases: Sequence[Case],
+    paired: Sequence[bool] = (),
+    verdicts: Sequence[Verdicts] = (),
 ) -> list[Section]:
     """All sections, in order; `paired`: which later runs were asked the same as the first."""
     drawn = {figure.key: figure for figure in figures(runs, paired)}
@@ -65,6 +69,7 @@ def sections(
     }
     found = [
         _numbers(runs),
+        Section("apart", "What sets them apart", sure_tables.verdicts_html(verdicts)),
         of_runs["cost-throughput"],
         of_runs["latency"],
         of_runs["gaps"],

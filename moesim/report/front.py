@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
 from moesim.report import front_words, sure_words, words
 from moesim.report.document import colour_key
 from moesim.report.source import ReportedResult, chart_labels, labels
@@ -20,7 +21,7 @@ def front_of_one(run: ReportedResult, case: Case) -> str:
 
 
 def front_of_many(
-    runs: Sequence[ReportedResult], cases: Sequence[Case], verdicts: Sequence[str]
+    runs: Sequence[ReportedResult], cases: Sequence[Case], verdicts: Sequence[Verdicts]
 ) -> str:
     """Deployments side by side, what sets them apart, and each one's sentences in short."""
     pairs = _pairs(runs, cases)
@@ -30,11 +31,16 @@ def front_of_many(
         ("What it costs", [words.cost_spread(runs)]),
         ("How fast it is", [words.speed_spread(runs)]),
         ("How sure that is", [_sure(runs, cases)]),
-        ("What sets them apart", list(verdicts)),
+        ("What sets them apart", verdict_words(runs, verdicts)),
         ("What binds", _of_each(runs, binds)),
         ("What to change", _of_each(runs, [_changes(*each) for each in pairs])),
     ]  # fmt: skip
     return key + side_by_side(runs, cases) + _blocks([each for each in told if any(each[1])])
+
+
+def verdict_words(runs: Sequence[ReportedResult], verdicts: Sequence[Verdicts]) -> list[str]:
+    """What sets each later deployment apart from the first; without intervals its ratios."""
+    return [each.overall for each in verdicts] or words.comparison(runs)
 
 
 def _pairs(

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from html import escape
 
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
 from moesim.report import front_words, words
 from moesim.report.export import svg
 from moesim.report.figure import Figure
-from moesim.report.front import side_by_side
+from moesim.report.front import side_by_side, verdict_words
 from moesim.report.latency_charts import latency_cdf
 from moesim.report.source import ReportedResult, checked, labels
 from moesim.report.tables import latency_table
@@ -32,12 +33,12 @@ def run_html(run: ReportedResult, case: Case | None = None) -> str:
 
 
 def comparison_html(
-    runs: Sequence[ReportedResult], verdicts: Sequence[str] = (), cases: Sequence[Case] = ()
+    runs: Sequence[ReportedResult], verdicts: Sequence[Verdicts] = (), cases: Sequence[Case] = ()
 ) -> str:
     """Verdicts, deployments side by side, and their distributions; at most six are drawn."""
     known = list(cases) or [Case()] * len(runs)
     title = f"{len(runs)} deployments compared"
-    told = " ".join(verdicts or words.comparison(runs))
+    told = " ".join(verdict_words(runs, verdicts))
     table = side_by_side(runs, known)
     notes = [
         f"{name}: {note}" for name, run in zip(labels(runs), runs, strict=True)

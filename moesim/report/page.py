@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moesim.files import replace_atomically
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
 from moesim.report import front, words
 from moesim.report.charts import Figure
 from moesim.report.document import contents, document, listed, warning_box
@@ -30,13 +31,13 @@ class Material:
     """What a page is written from: 1 to 6 runs, and what studies found about each.
 
     `asked_the_same`: for each later run, whether its request n is the first one's; `verdicts`: what
-    sets the runs apart, a sentence each; `command`: what was typed.
+    sets each later run apart from the first; `command`: what was typed.
     """
 
     runs: tuple[ReportedResult, ...]
     cases: tuple[Case, ...]
     asked_the_same: tuple[bool, ...] = ()
-    verdicts: tuple[str, ...] = ()
+    verdicts: tuple[Verdicts, ...] = ()
     command: str = ""
 
 
@@ -44,14 +45,13 @@ def material(
     runs: Sequence[ReportedResult],
     cases: Sequence[Case] = (),
     asked_the_same: Sequence[bool] = (),
-    verdicts: Sequence[str] = (),
+    verdicts: Sequence[Verdicts] = (),
     command: str = "",
 ) -> Material:
     """Checked: 1 to 6 runs, and a case for each; InputError otherwise."""
     found = checked(runs)
-    told = tuple(verdicts) or tuple(words.comparison(found))
     whole = tuple(cases) or (Case(),) * len(found)
-    return Material(found, whole, tuple(asked_the_same), told, command)
+    return Material(found, whole, tuple(asked_the_same), tuple(verdicts), command)
 
 
 def write_report(
@@ -59,7 +59,7 @@ def write_report(
     path: str | os.PathLike[str],
     cases: Sequence[Case] = (),
     asked_the_same: Sequence[bool] = (),
-    verdicts: Sequence[str] = (),
+    verdicts: Sequence[Verdicts] = (),
     command: str = "",
 ) -> Path:
     """Write the page of one result, or the comparison of 2 to 6; the path written.
@@ -77,12 +77,12 @@ def page(
     runs: Sequence[ReportedResult],
     cases: Sequence[Case] = (),
     asked_the_same: Sequence[bool] = (),
-    verdicts: Sequence[str] = (),
+    verdicts: Sequence[Verdicts] = (),
     command: str = "",
 ) -> str:
     """The page as a string; InputError unless there are 1 to 6 results."""
     of = material(runs, cases, asked_the_same, verdicts, command)
-    evidence = sections(of.runs, of.cases, of.asked_the_same)
+    evidence = sections(of.runs, of.cases, of.asked_the_same, of.verdicts)
     title = _title(of.runs)
     on_top, more = _notes(of.runs)
     last = [

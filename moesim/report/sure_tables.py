@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty
+from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty, Verdict, Verdicts
 from moesim.report import words
 from moesim.report.document import paragraphs
 from moesim.report.sure_words import share
@@ -20,6 +20,8 @@ RATES = (
     ("Fullest rank over mean rank, mean step", "expert_imbalance.max_over_mean.mean"),
     ("Requests that meet the objective", "slo_attainment"),
 )
+RATE_NAMES = {path: name for name, path in RATES}
+TOLD_STATISTICS = ("mean", "p50", "p99")
 
 
 def estimates_html(found: Uncertainty) -> str:
@@ -38,6 +40,41 @@ def estimates_html(found: Uncertainty) -> str:
     over = f"over seeds {seeds}" if len(found.seeds) > 1 else f"of one run, seed {seeds}"
     caption = f"Headline figures {over}"
     return paragraphs([found.method], "") + table(caption, HEADER, rows)
+
+
+def verdicts_html(found: Sequence[Verdicts]) -> str:
+    """What each later deployment's differences let one say, in the order of the headlines."""
+    return "".join(
+        paragraphs([each.overall], "lead")
+        + '<div class="words">'
+        + table(
+            f"{each.other} against {each.first}",
+            ["", "difference", "95 %", "what it lets one say"],
+            [(_name(one), _verdict_cells(one)) for one in each.each if _name(one)],
+        )
+        + "</div>"
+        + paragraphs([each.method], "about")
+        for each in found
+    )
+
+
+def _name(one: Verdict) -> str:
+    if one.path in RATE_NAMES:
+        return RATE_NAMES[one.path]
+    name = dict((key, name) for name, key in LATENCIES).get(one.metric)
+    return f"{name}, {one.statistic}" if name and one.statistic in TOLD_STATISTICS else ""
+
+
+def _verdict_cells(one: Verdict) -> list[str]:
+    of = one.relative
+    between = NOT_APPLICABLE
+    if of.low is not None and of.high is not None:
+        between = f"{_signed(of.low)} to {_signed(of.high)}"
+    return [_signed(of.value), between, one.sentence]
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def _cells(estimate: Estimate, show: Callable[[float], str]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moesim.comparison import Comparison
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
 from moesim.report.export import Format, export_figures
 from moesim.report.page import page_figures, write_report
 from moesim.report.questions import QUESTIONS
@@ -20,12 +21,19 @@ from moesim.results import Result
 class Review:
     """Runs of one to six deployments with all that studies found about each.
 
-    `command`: what was typed, for the page to repeat.
+    `command`: what was typed, for the page to repeat; `replicated`: verdicts over replications.
     """
 
     results: tuple[Result, ...]
     cases: tuple[Case, ...]
     command: str = ""
+    replicated: tuple[Verdicts, ...] = ()
+
+    @property
+    def verdicts(self) -> tuple[Verdicts, ...]:
+        """What sets each later deployment apart: from replications, else from within the runs."""
+        compared = self.comparison
+        return self.replicated or (() if compared is None else compared.verdicts)
 
     @property
     def comparison(self) -> Comparison | None:
@@ -42,7 +50,9 @@ class Review:
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the page."""
-        write_report(self.results, path, self.cases, self.asked_the_same, (), self.command)
+        write_report(
+            self.results, path, self.cases, self.asked_the_same, self.verdicts, self.command
+        )
 
     def charts(
         self, folder: str | os.PathLike[str], formats: Sequence[Format] = ("png",)
@@ -68,6 +78,16 @@ class Review:
         told = []
         for result, case, answers in zip(self.results, self.cases, self.answers(), strict=True):
             found: dict[str, Any] = {"answers": answers, "absent": dict(case.absent)}
+            if case.uncertainty is not None:
+                sure = case.uncertainty
+                found["uncertainty"] = {
+                    "estimates": {path: asdict(each) for path, each in sure.estimates.items()},
+                    "seeds": list(sure.seeds),
+                    "method": sure.method,
+                    "settled": sure.settled,
+                }
+            if case.explanation is not None:
+                found["causes"] = [each.sentence for each in case.explanation.attributed]
             if case.costs is not None:
                 found["costs"] = dict(case.costs.summary)
             if case.placement is not None:
@@ -76,4 +96,6 @@ class Review:
                     "reasons": list(case.placement.reasons),
                 }
             told.append({**result.summary, "review": found})
+        for each, verdict in zip(told[1:], self.verdicts, strict=False):
+            each["review"]["verdict"] = verdict.overall
         return told

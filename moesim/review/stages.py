@@ -16,7 +16,6 @@ from moesim.economics.day import DayProfile
 from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
 from moesim.model import load_model
-from moesim.replications import replicate
 from moesim.report.facts import tokens_per_day
 from moesim.results import Result
 from moesim.review.depth import Depth
@@ -79,20 +78,7 @@ def of_causes(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
     return replace(case, explanation=found.findings)
 
 
-def of_replications(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
-    """Intervals of headline figures, over replications that draw demand, routing and calibration
-    anew."""
-    found = replicate(
-        result.scenario,
-        asked.depth.seeds,
-        progress=partial(tell, "repeating the run"),
-        first=result,
-    )
-    return replace(case, uncertainty=found.uncertainty)
-
-
 STUDIES: Mapping[str, Study] = {
-    "uncertainty": of_replications,
     "explanation": of_causes,
     "costs": of_costs,
     "placement": of_placement,

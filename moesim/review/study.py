@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from moesim.economics.day import DayProfile, day_presets
-from moesim.errors import InputError
+from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
+from moesim.paired_replications import replicate_paired
 from moesim.pools import check
+from moesim.replications import replicate
 from moesim.report.source import MAX_RESULTS
 from moesim.results import Result
 from moesim.review.depth import USUAL, Depth
@@ -50,18 +53,32 @@ def review(
     kept = None if store is None else Path(store)
     asked = Asked(depth, profile or day_presets()[PROFILE], volume, kept)
     tell = progress or (lambda what, done, total: None)
-    found = [_one(scenario, asked, partial(_named, tell, scenario.name)) for scenario in chosen]
-    results, cases = zip(*found, strict=True)
-    return Review(results, cases, command)
+    results = tuple(simulate(of, progress=partial(tell, f"{of.name}: the run")) for of in chosen)
+    cases, verdicts = _replicated(results, depth.seeds, tell)
+    for number, result in enumerate(results):
+        named = partial(_named, tell, result.name)
+        for name in STUDIES:
+            cases[number] = studied(name, result, cases[number], asked, named)
+    return Review(results, tuple(cases), command, verdicts)
+
+
+def _replicated(
+    results: Sequence[Result], seeds: int, tell: Tell
+) -> tuple[list[Case], tuple[Verdicts, ...]]:
+    """A case with intervals for each run, and what sets the later ones apart: the same draws of
+    demand, routing and calibration meet all."""
+    scenarios = [result.scenario for result in results]
+    told = partial(tell, "repeating the runs")
+    try:
+        if len(results) == 1:
+            of_one = replicate(scenarios[0], seeds, progress=told)
+            return [Case(uncertainty=of_one.uncertainty)], ()
+        found = replicate_paired(scenarios, seeds, progress=told)
+    except InputError as error:
+        reason = {"uncertainty": one_line(str(error))}
+        return [Case(absent=reason) for _ in results], ()
+    return [Case(uncertainty=each.uncertainty) for each in found.deployments], found.verdicts
 
 
 def _named(tell: Tell, name: str, what: str, done: int, total: int) -> None:
     tell(f"{name}: {what}", done, total)
-
-
-def _one(scenario: Scenario, asked: Asked, tell: Tell) -> tuple[Result, Case]:
-    result = simulate(scenario, progress=partial(tell, "the run"))
-    case = Case()
-    for name in STUDIES:
-        case = studied(name, result, case, asked, tell)
-    return result, case
