@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.comparison import BOOTSTRAP_SEED
+BOOTSTRAP_SEED = 20_260_101
 
 Ints = NDArray[np.int64]
 

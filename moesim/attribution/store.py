@@ -31,7 +31,8 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._known: dict[str, Pair] = {}
-        if self.path is not None and self.path.exists():
+        if self.path is not None:
+            self._append("")  # refuse before anything runs
             self._read(existing_file(self.path, MOST_BYTES, "store"))
 
     def find(self, key: str) -> Pair | None:
@@ -46,13 +47,17 @@ class Store:
         data = [{metric: each[metric].to_json() for metric in METRICS} for each in pair]
         # ITL is the same twice.
         del data[1]["itl_s"]
+        self._append(json.dumps({"key": key, "samples": data}, allow_nan=False) + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self.path is not None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "samples": data}, allow_nan=False) + "\n")
-        except OSError as error:
-            rule = f"cannot be written: {error.strerror}"
-            raise InputError("store", rule, str(self.path)) from None
+                file.write(text)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError("store", f"cannot be written: {reason}", str(self.path)) from None
 
     def _read(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -65,8 +70,7 @@ class Store:
                 except (ValueError, KeyError, TypeError, IndexError, RecursionError):
                     continue
         if not whole:  # what follows must not continue a half line
-            with path.open("ab") as file:
-                file.write(b"\n")
+            self._append("\n")
 
 
 def _pair(data: Any) -> Pair:

@@ -25,11 +25,10 @@ from moesim.attribution.setting import Setting
 from moesim.attribution.shapley import shapley, without
 from moesim.attribution.store import Pair, Store, key_of
 from moesim.attribution.telling import sentence
-from moesim.comparison import LEVEL
 from moesim.deployment import deploy
 from moesim.errors import InputError
 from moesim.findings.attribution import METRICS, STATISTICS, Attributed, Explanation, Share
-from moesim.findings.estimates import Estimate
+from moesim.findings.estimates import LEVEL, Estimate
 from moesim.pools import check
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario

@@ -20,6 +20,7 @@ RATES = (
     ("Fullest rank over mean rank, mean step", "expert_imbalance.max_over_mean.mean"),
     ("Requests that meet the objective", "slo_attainment"),
 )
+LATENCY_NAMES = {key: name for name, key in LATENCIES}
 RATE_NAMES = {path: name for name, path in RATES}
 TOLD_STATISTICS = ("mean", "p50", "p99")
 
@@ -61,7 +62,7 @@ def verdicts_html(found: Sequence[Verdicts]) -> str:
 def _name(one: Verdict) -> str:
     if one.path in RATE_NAMES:
         return RATE_NAMES[one.path]
-    name = dict((key, name) for name, key in LATENCIES).get(one.metric)
+    name = LATENCY_NAMES.get(one.metric, "")
     return f"{name}, {one.statistic}" if name and one.statistic in TOLD_STATISTICS else ""
 
 

@@ -14,6 +14,8 @@ from moesim.attribution.study import attribute
 from moesim.scenario import Scenario
 from tests.fixtures.planted import Plant, plants
 
+pytestmark = pytest.mark.slow  # 15 s of one core
+
 SEEDS, REQUESTS = 2, 80
 NAMES = [each.name for each in CAUSES]
 

@@ -410,6 +410,7 @@ def test_table_json_page_and_notebook(study: tuple[Attribution, Path], tmp_path:
         ({"requests": 5}, "requests"),
         ({"causes": ("weather",)}, "causes"),
         ({"causes": ("routing",)}, "causes"),
+        ({"store": "/dev/null/runs.jsonl"}, "store"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(given: dict[str, Any], field: str) -> None:
