@@ -112,13 +112,8 @@ def simulate(
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
-<<<<<<< HEAD
-        choices = (batching, load_balancing, placement, demand, profile, costs)
-        expert_uses = _uses_with_lru(scenario, *choices, draw)
-=======
         choices = (batching, load_balancing, placement, demand, profile, costs, ideal)
-        expert_uses = _uses_with_lru(scenario, *choices)
->>>>>>> i7-attribution
+        expert_uses = _uses_with_lru(scenario, *choices, draw)
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
     if draw is not None:
@@ -292,11 +287,8 @@ def _uses_with_lru(
     demand: Demand,
     profile: Profile | None,
     costs: StepCosts | None,
-<<<<<<< HEAD
-    draw: Draw | None,
-=======
     ideal: Ideal,
->>>>>>> i7-attribution
+    draw: Draw | None,
 ) -> NDArray[np.bool_]:
     """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
     uses: list[NDArray[np.bool_]] = []
@@ -309,11 +301,8 @@ def _uses_with_lru(
         profile=profile,
         costs=costs,
         provenance=False,
-<<<<<<< HEAD
-        draw=draw,
-=======
         ideal=ideal,
->>>>>>> i7-attribution
+        draw=draw,
         on_step=lambda counts_LP: uses.append(counts_LP > 0),
     )
     return np.array(uses)
