@@ -134,6 +134,22 @@ def _demand_bound(run: ReportedResult, case: Case) -> str:
     return f"Nothing is full: {busy}, KV memory peaks at {words.percent(peak)}, and no queue lasts."
 
 
+def bound_in_short(run: ReportedResult, case: Case) -> tuple[str, str]:
+    """(what binds, the figure that shows it), for a list of many deployments."""
+    steps = run.steps
+    peak = float(steps["kv_used_fraction"].max()) if len(steps) else 0.0
+    busy_s = float(steps["duration_s"].sum())
+    queued = float(steps.loc[steps["waiting"] > 0, "duration_s"].sum()) / busy_s if busy_s else 0.0
+    if facts.overloaded(run, case):
+        used = words.pick(run.summary, "utilisation", "gpu_busy") or 0.0
+        return "Demand outruns it", f"busy {words.percent(used)}"
+    if peak >= FULL_KV:
+        return "KV memory is full", f"a queue {words.percent(queued)} of the time"
+    if queued > QUEUED:
+        return "Steps take too long", f"a queue {words.percent(queued)} of the time"
+    return "Nothing is full", f"KV memory peaks at {words.percent(peak)}"
+
+
 def _step_bound(run: ReportedResult) -> str:
     frame = part_table(run)
     shares = frame[frame["kind"] == "all steps"].set_index("name")["share"]

@@ -16,7 +16,7 @@ from moesim.findings.estimates import Verdicts
 from moesim.report import front_words, words
 from moesim.report.export import svg
 from moesim.report.figure import Figure
-from moesim.report.front import side_by_side, verdict_words
+from moesim.report.front_of_many import side_by_side, verdict_words
 from moesim.report.latency_charts import latency_cdf
 from moesim.report.source import ReportedResult, checked, labels
 from moesim.report.tables import latency_table

@@ -78,13 +78,13 @@
         : now > 0.7 * DESIGNED ? now + room - DESIGNED : Math.min(now, room - 180);
       for (const one of row) one.width *= Math.max(goal, 120 * row.length) / now;
     }
-    const over = (await embed(place, spec)) - room;
-    if (most && over > 1) {
+    let over = (await embed(place, spec)) - room;
+    for (let tries = 0; most && over > 1 && tries < 3; tries += 1) {
       for (const row of wide) {
-        const now = total(row), goal = Math.max(now - over - 2, 56 * row.length);
+        const now = total(row), goal = Math.max(now - over - 2, 40 * row.length);
         for (const one of row) one.width *= goal / now;
       }
-      await embed(place, spec);
+      over = (await embed(place, spec)) - room;
     }
     drawnAt.set(place, room);
   };

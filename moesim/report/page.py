@@ -15,6 +15,7 @@ from moesim.report import front, words
 from moesim.report.charts import Figure
 from moesim.report.document import contents, document, listed, warning_box
 from moesim.report.evidence import Section, sections
+from moesim.report.front_of_many import front_of_many
 from moesim.report.questions import questions_html
 from moesim.report.reproduce import scenarios_html, versions_html
 from moesim.report.source import ReportedResult, checked, labels
@@ -123,7 +124,7 @@ def page_figures(
 def _front(of: Material) -> str:
     if len(of.runs) == 1:
         return front.front_of_one(of.runs[0], of.cases[0])
-    return front.front_of_many(of.runs, of.cases, of.verdicts)
+    return front_of_many(of.runs, of.cases, of.verdicts)
 
 
 def _title(runs: Sequence[ReportedResult]) -> str:

@@ -138,7 +138,8 @@ def soft_texts(tab: Any) -> list[str]:
     """Colours of the texts that stand back."""
     found = tab.evaluate(
         """() => [...document.querySelectorAll(
-          ".about, figcaption, caption, .missing, .tile small, a, summary")]
+          ".about, figcaption, caption, .missing, .tile small, p a, nav a, section summary")]
+          .filter((one) => !one.closest(".vega-embed"))
           .map((one) => getComputedStyle(one).color)"""
     )
     return sorted(set(found))
