@@ -25,6 +25,11 @@
   const narrowed = (spec, room) => {
     if (spec.hconcat) { spec.vconcat = spec.hconcat; delete spec.hconcat; }
     each(spec, (one) => {
+      if (one.layer && one.layer.length > 1)  // labels inside marks would lie over each other
+        one.layer = one.layer.filter((part) => !part.mark || (part.mark.type || part.mark) !== "text");
+      if (one.facet && one.facet.row)
+        one.facet.row = { ...one.facet.row,
+          header: { ...one.facet.row.header, labelOrient: "top", labelAnchor: "start" } };
       for (const channel of Object.values(one.encoding || {})) {
         if (channel && channel.legend && channel.legend.orient !== "right")
           channel.legend = { ...channel.legend, columns: Math.max(1, Math.floor(room / 210)) };
@@ -34,7 +39,7 @@
           channel.axis = { ...channel.axis, labelLimit: room / 3 };
       }
     });
-    spec.config = { ...spec.config, legend: { ...spec.config.legend, labelLimit: room - 60 },
+    spec.config = { ...spec.config, legend: { ...spec.config.legend, labelLimit: room - 110 },
       axis: { ...spec.config.axis, labelLimit: room / 3 } };
   };
 
