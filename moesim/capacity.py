@@ -142,7 +142,7 @@ def judge(result: Result, percentile: float = 99.0) -> tuple[str, ...]:
                 missed.append(f"{within:.1%} of the requests keep {what}")
     backlog = Backlog.of(result.requests)
     if backlog.grows:
-        third, fourth = backlog.under_way
+        third, fourth = backlog.under_way[2:]
         missed.append(f"overload: {fourth:.0f} under way in the last quarter, {third:.0f} before")
     return tuple(missed)
 

@@ -172,7 +172,8 @@ def spread_bounds(
     however many are run, so the interval is that of one more draw. `within_J`: variance that the
     length of each part's run adds to its value (relative to it, with `log`), which is no part of
     that draw and is taken off the variance between parts, down to LEAST_BETWEEN of it; 0 where
-    it is not known: too wide rather than too narrow. Student's t over parts; `log`: of positive values.
+    it is not known: too wide rather than too narrow. Student's t over
+    parts; `log`: of positive values.
     """
     parts = value_J.size
     if parts < 2 or not np.isfinite(value_J).all():

@@ -168,7 +168,7 @@ class Replications:
             )
         short = {run.why_not for run in self.runs if run.why_not and run.settled}
         if short and self.settled:
-            said.append(f"Of each run: {sorted(short)[0]}.")
+            said.append(f"They speak of runs of this length only ({sorted(short)[0]}).")
         if self.asked is not None:
             width = worst_half_width(self.runs, self.headlines)
             ended = "reached" if self.reached else f"not reached with the {number} allowed"

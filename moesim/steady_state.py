@@ -4,8 +4,8 @@ Rules, in the order in which they are asked:
 
 1. Measured whole: arrivals that follow the service (closed loop), come all at once or replay an
    hour have no long-run level to settle at; such a run is one draw of what it is.
-2. Overload (`Backlog`): requests in the system and the time that each token takes both grow from
-   the third to the last quarter of the arrivals.
+2. Overload (`Backlog`): requests in the system, and with them the time that each token takes or
+   the wait for the first one, grow from quarter to quarter of the arrivals.
 3. Warm-up: MSER-5 on TTFT (moesim.metrics.mser_truncation).
 4. Length: at least `LEAST_REQUESTS` requests counted, and arrivals for at least `LEAST_STAYS` times
    as long as the mean request stays: so many requests replace each other, and what the run's
@@ -16,6 +16,7 @@ Tables are those of a Result.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROWTH = 1.2
+LONG_GROWTH = 1.5
 LEAST_BACKLOG = 10.0
 # Fewer requests than this say nothing about whether a run could have settled.
 MANY_REQUESTS = 100
@@ -41,20 +43,30 @@ LEAST_STAYS = 20.0
 
 @dataclass(frozen=True)
 class Backlog:
-    """Whether a system keeps up: (third, last) quarter of the arrivals.
+    """Whether a system keeps up: figures of the four quarters of the arrivals.
 
     `under_way`: requests that an arrival finds in the system, on average; what never finishes
-    stays. `slowness`: end-to-end time per output token. A backlog that begins at nothing and grows
-    evenly makes both 1.4 times as large; `grows` where both are more than 1.2 times.
+    stays. `slowness`: end-to-end time per output token; `wait_s`: TTFT. A backlog that begins at
+    nothing and grows evenly makes each 1.4 times as large from the third quarter to the last, and
+    2.3 times from the second. It `grows` where requests under way and time per token are more than
+    1.2 times those of the third quarter, or where requests under way and waits rise from quarter to
+    quarter and waits end at more than 1.5 times the second's: full batches grow no further, and
+    tokens behind the last arrival come faster.
     """
 
-    under_way: tuple[float, float]
-    slowness: tuple[float, float]
+    under_way: tuple[float, ...]
+    slowness: tuple[float, ...]
+    wait_s: tuple[float, ...]
 
     @property
     def grows(self) -> bool:
-        more = self.under_way[1] > max(GROWTH * self.under_way[0], LEAST_BACKLOG)
-        return more and not self.slowness[1] <= GROWTH * self.slowness[0]
+        third, last = self.under_way[2:]
+        if last <= LEAST_BACKLOG:
+            return False
+        if last > GROWTH * third and not self.slowness[3] <= GROWTH * self.slowness[2]:
+            return True
+        rising = all(_rises(each) for each in (self.under_way, self.wait_s))
+        return rising and self.wait_s[3] > LONG_GROWTH * self.wait_s[1]
 
     @classmethod
     def of(cls, requests: pd.DataFrame) -> Backlog:
@@ -65,11 +77,16 @@ class Backlog:
         finish_s = np.sort(requests["finish_s"].dropna().to_numpy(np.float64))
         found = np.arange(arrival_s.size) - np.searchsorted(finish_s, arrival_s)
         slow = (requests["e2e_s"] / requests["output_tokens"]).to_numpy(np.float64)
-        half, quarter = arrival_s.size // 2, 3 * arrival_s.size // 4
-        parts = (slice(half, quarter), slice(quarter, None))
-        means = [float(found[part].mean()) if found[part].size else 0.0 for part in parts]
-        slowness = [_mean(slow[part]) for part in parts]
-        return cls((means[0], means[1]), (slowness[0], slowness[1]))
+        wait_s = requests["ttft_s"].to_numpy(np.float64)
+        edges = [quarter * arrival_s.size // 4 for quarter in range(5)]
+        parts = [slice(*ends) for ends in itertools.pairwise(edges)]
+        means = (float(found[part].mean()) if found[part].size else 0.0 for part in parts)
+        slowness, waits = (tuple(_mean(of[part]) for part in parts) for of in (slow, wait_s))
+        return cls(tuple(means), slowness, waits)
+
+
+def _rises(quarters: tuple[float, ...]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(quarters))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -115,7 +132,7 @@ class SteadyState:
         """What a reader must know of the run's length."""
         said = []
         if self.overloaded and self.backlog is not None:
-            before, last = self.backlog.under_way
+            before, last = self.backlog.under_way[2:]
             said.append(
                 f"overload: {last:.0f} requests under way in the last quarter of the arrivals, "
                 f"{before:.0f} in the quarter before; a longer run would be slower still, and no "

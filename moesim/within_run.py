@@ -14,8 +14,8 @@ BATCHES = 8
 RULES = (
     "Warm-up is cut by MSER-5 on TTFT; a run is long enough from "
     f"{LEAST_REQUESTS} counted requests and {LEAST_STAYS:.0f} times a request's stay on; overload "
-    "is what grows by a fifth from the third to the last quarter of the arrivals, in requests "
-    "under way and in time per token."
+    "is requests under way that grow from quarter to quarter of the arrivals, with the time per "
+    "token or the wait for the first one."
 )
 METHOD = (
     f"95 % intervals from {BATCHES} batches of neighbouring requests of this run (jackknife and "

@@ -25,9 +25,16 @@ def players_of(worth: Floats) -> int:
 
 
 def shapley(worth: Floats) -> Floats:
-    """[n, ...] value of each player; they add up to worth of all less worth of none."""
+    """[n, ...] value of each player; they add up to worth of all less worth of none. Who changes
+    nothing has exactly 0."""
     players = players_of(worth)
-    return np.asarray(np.tensordot(_weights(players), worth, axes=1), np.float64)
+    values = np.zeros((players, *worth.shape[1:]))
+    for i in range(players):
+        others = [each for each in range(1 << players) if not each >> i & 1]
+        weights = [_weight(players, each.bit_count()) for each in others]
+        added = worth[[each | 1 << i for each in others]] - worth[others]
+        values[i] = np.tensordot(weights, added, axes=1)
+    return values
 
 
 def without(worth: Floats) -> Floats:
@@ -38,14 +45,6 @@ def without(worth: Floats) -> Floats:
     return np.asarray(worth[everyone][None] - worth[rest], np.float64)
 
 
-def _weights(players: int) -> Floats:
-    """[n, 2^n] what each coalition's worth counts for in each player's value."""
-    weights = np.zeros((players, 1 << players))
-    for coalition in range(1 << players):
-        size = coalition.bit_count()
-        for i in range(players):
-            if coalition >> i & 1:  # it has joined size - 1 others
-                weights[i, coalition] = 1.0 / (players * comb(players - 1, size - 1))
-            else:  # it could join these
-                weights[i, coalition] = -1.0 / (players * comb(players - 1, size))
-    return weights
+def _weight(players: int, size: int) -> float:
+    """Share of all orders in which a player comes behind a given coalition of `size` others."""
+    return 1.0 / (players * comb(players - 1, size))

@@ -122,7 +122,7 @@ def test_queueing_has_no_part_in_gaps_between_tokens(study: tuple[Attribution, P
     split = study[0].of("itl_s", "variance")
     assert split is not None
     queueing = next(share for share in split.shares if share.cause.name == "queueing")
-    assert queueing.fraction.value == pytest.approx(0.0, abs=1e-12)
+    assert queueing.fraction == Estimate(0.0, 0.0, 0.0)
 
 
 def test_a_finished_study_runs_nothing_again(
@@ -172,6 +172,19 @@ def test_even_routing_takes_away_the_wait_for_the_slowest_rank(
     assert same["duration_s"] == pytest.approx(expected, rel=1e-12)
     assert np.abs(even["expert_imbalance_s"]).max() < 1e-12
     assert even["imbalance_max"][even["imbalance"] > 0] == pytest.approx(1.0)
+
+
+def test_a_slow_gpu_stays_slow_where_routing_is_even() -> None:
+    """Expert time with a GPU of factor f is kernels + f x mean rank, so even steps of f."""
+    took_s = []
+    for factor in (1.0, 2.0, 3.0):
+        slow = {"at_s": 0, "kind": "slow-rank", "replica": 0, "rank": 1, "factor": factor}
+        one = {**MOE["workload"], "requests": 1}
+        made = scenario(MOE, workload=one, faults={"events": [slow]})
+        step = simulate(made, ideal=Ideal(even_routing=True), provenance=False).raw.steps[0]
+        took_s.append(float(step["experts_s"] + step["expert_imbalance_s"]))
+    assert took_s[1] > took_s[0]
+    assert took_s[2] - took_s[1] == pytest.approx(took_s[1] - took_s[0], rel=1e-9)
 
 
 def test_a_free_network_leaves_the_other_parts_of_a_step(moe_runs: dict[str, Result]) -> None:

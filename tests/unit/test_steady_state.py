@@ -25,6 +25,7 @@ def table(arrival_s: np.ndarray, finish_s: np.ndarray) -> pd.DataFrame:
             "arrival_s": arrival_s,
             "finish_s": finish_s,
             "e2e_s": finish_s - arrival_s,
+            "ttft_s": finish_s - arrival_s,
             "output_tokens": 1,
             "status": "completed",
             "warmup": False,
