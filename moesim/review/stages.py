@@ -48,13 +48,21 @@ def of_costs(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
         raise InputError("workload", "must bring requests at some rate to have a volume")
     volume = float(f"{volume:.3g}")
     is_moe = load_model(result.scenario.model).is_moe
-    study = cost_study(
-        asked.depth.cut(result.scenario, asked.depth.study_requests),
+    whole = result.scenario
+    cut = asked.depth.cut(whole, asked.depth.study_requests)
+    priced = partial(
+        cost_study,
         volumes=[share * volume for share in AROUND],
         profile=asked.profile,
         dense=SAME_ACTIVE if is_moe else None,
         progress=lambda _, trials: tell("searching capacity", trials, TYPICAL_TRIALS),
     )
+    try:
+        study = priced(cut)
+    except InputError:
+        if cut is whole:
+            raise
+        study = priced(whole)  # so fast that few requests all arrive within one answer
     return replace(case, costs=study.findings(volume))
 
 

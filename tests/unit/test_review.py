@@ -26,9 +26,9 @@ SMALL: dict[str, Any] = {
         "arrivals": {"poisson": {"rate_per_s": 4}},
         "requests": 120,
         "prompt": {"uniform": {"low": 100, "high": 400}},
-        "output": {"uniform": {"low": 10, "high": 40}},
+        "output": {"uniform": {"low": 50, "high": 150}},
     },
-    "slo": {"ttft_s": 1.0, "tpot_s": 0.1},
+    "slo": {"ttft_s": 0.2, "tpot_s": 0.015},
 }
 
 
@@ -98,7 +98,7 @@ def test_a_study_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("moesim.review.study.STUDIES", {"costs": refuse})
     found = review([SMALL, {**SMALL, "name": "the same again"}], depth=TINY)
     assert [case.absent["costs"] for case in found.cases] == [
-        "slo: is kept at no rate of arrivals"
+        "slo is kept at no rate of arrivals"
     ] * 2
     assert found.asked_the_same == (True,)
     assert len(found.verdicts) == 1
