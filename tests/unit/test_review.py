@@ -10,6 +10,8 @@ import pytest
 
 from moesim.cli.app import main
 from moesim.errors import InputError
+from moesim.report.export import export_figures
+from moesim.report.page import page_figures
 from moesim.review import QUICK, Depth, Review, review
 from moesim.review import stages as module
 from moesim.scenario import Scenario
@@ -77,9 +79,12 @@ def test_the_page_and_its_charts(one: Review, tmp_path: Path) -> None:
     html = (tmp_path / "review.html").read_text(encoding="utf-8")
     assert "a small node" in html
     assert "At 50 million tokens a day" in html.replace("\N{NO-BREAK SPACE}", " ")
-    written = one.charts(tmp_path / "charts", ("svg",))
-    names = {path.stem for path in written}
-    assert {"latency-cdf", "attribution-shares", "cost-by-volume", "place-gains"} <= names
+    drawn = {f.key: f for f in page_figures(one.results, one.cases) if f.chart is not None}
+    assert {"latency-cdf", "attribution-shares", "cost-by-volume", "place-gains"} <= set(drawn)
+    some = [drawn["cost-by-volume"], drawn["attribution-shares"]]
+    written = export_figures(some, tmp_path / "charts", ("svg",))
+    assert [path.name for path in written] == ["cost-by-volume.svg", "attribution-shares.svg"]
+    assert all(path.read_text(encoding="utf-8").startswith("<svg") for path in written)
 
 
 def test_json_is_strict_and_holds_the_answers(one: Review) -> None:
