@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moesim.planning import Plan, plan
     from moesim.price_list import prices
     from moesim.results import Result
+    from moesim.review import Review, review
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
     from moesim.serving_cost import CostStudy, cost_study
@@ -38,6 +39,7 @@ _MODULES = {
     "PlacementStudy": "what_if",
     "Plan": "planning",
     "Result": "results",
+    "Review": "review",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
     "attribute": "attribution",
@@ -50,6 +52,7 @@ _MODULES = {
     "place_study": "what_if",
     "plan": "planning",
     "prices": "price_list",
+    "review": "review",
     "simulate": "simulation",
 }
 
@@ -65,6 +68,7 @@ __all__ = [
     "PlacementStudy",
     "Plan",
     "Result",
+    "Review",
     "RoutingTrace",
     "Scenario",
     "__version__",
@@ -78,6 +82,7 @@ __all__ = [
     "place_study",
     "plan",
     "prices",
+    "review",
     "simulate",
 ]
 

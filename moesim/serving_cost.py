@@ -20,6 +20,7 @@ from moesim.economics.day import DayProfile, day_presets
 from moesim.economics.replicas import FleetDay, Replica, Rules, fleet_day
 from moesim.economics.token_split import per_million
 from moesim.errors import InputError
+from moesim.findings.costs import CostFindings
 from moesim.metrics import plain
 from moesim.model import model_names
 from moesim.scenario import Scenario
@@ -246,10 +247,12 @@ class CostStudy:
         """Write the self-contained HTML report."""
         from moesim.report.cost_page import write_cost_report
 
-        write_cost_report(self.summary, self.curves, self._lines(), self._days(), path, self.bounds)
+        write_cost_report(self.findings(), path)
 
-    def _lines(self) -> list[CostCurve]:
-        return [self.api_curve(price) for price in self.apis]
+    def findings(self, volume: float | None = None) -> CostFindings:
+        """What a page draws; `volume`: the one that it speaks of, if one in particular."""
+        lines = tuple(self.api_curve(price) for price in self.apis)
+        return CostFindings(self.summary, self.curves, lines, self._days(), volume, self.bounds)
 
     def _days(self) -> tuple[FleetDay, FleetDay]:
         """Of the scenario at a volume whose busiest hour needs four replicas."""

@@ -15,6 +15,7 @@ import pandas as pd
 
 from moesim.economics.curves import BreakEven, CostCurve, break_even
 from moesim.economics.replicas import FleetDay
+from moesim.findings.costs import Bounds
 from moesim.report import theme
 from moesim.report.cost_words import few, from_volume, volume_words
 from moesim.report.figure import Figure, data, without
@@ -27,7 +28,6 @@ SOLID, DASHED = [1, 0], [6, 3]
 BILLIONS = "replace(format(datum.value, '~s'), 'G', 'B')"
 WAYS = ("always on", "by the hour")
 Curves = Mapping[tuple[str, bool], CostCurve]
-Bounds = Mapping[tuple[str, bool], tuple[CostCurve, CostCurve]]
 
 
 def cost_by_volume(

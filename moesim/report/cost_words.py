@@ -49,11 +49,11 @@ def from_volume(even: BreakEven) -> str:
 def headlines(summary: Summary) -> list[str]:
     """The answers, most important first."""
     return [
-        _verdict(summary),
-        *_break_even_words(summary),
+        cheapest(summary),
+        *break_even_sentences(summary),
         *(_capacity(offer, summary["slo"]) for offer in summary["offers"]),
-        _hosting(summary["offers"][0], summary["rules"]),
-        _tokens(summary["offers"][0]),
+        hosting_words(summary["offers"][0], summary["rules"]),
+        token_words(summary["offers"][0]),
         _idle(summary),
     ]
 
@@ -74,7 +74,7 @@ def _capacity(offer: Mapping[str, Any], slo: Mapping[str, Any]) -> str:
     )
 
 
-def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+def hosting_words(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     of = offer["hosting"]
     replicas = max(1, rules["least"]) + rules["spare"]
     monthly = offer["usd_per_hour"] * HOURS_PER_MONTH
@@ -88,7 +88,7 @@ def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     )
 
 
-def _tokens(offer: Mapping[str, Any]) -> str:
+def token_words(offer: Mapping[str, Any]) -> str:
     full, light = offer["usd_per_million_when_full"], offer["light"]
     return (
         f"Tokens follow active parameters: {billions(offer['hosting']['active_parameters'])}. On a "
@@ -100,7 +100,7 @@ def _tokens(offer: Mapping[str, Any]) -> str:
     )
 
 
-def _break_even_words(summary: Summary) -> list[str]:
+def break_even_sentences(summary: Summary) -> list[str]:
     """The scenario, always on, against the cheapest and the dearest API, and the dense model."""
     name = summary["offers"][0]["name"]
     own = [e for e in summary["break_even"] if (e["offer"], e["how"]) == (name, "always on")]
@@ -134,7 +134,7 @@ def _even(each: Mapping[str, Any]) -> BreakEven:
     return BreakEven(*(each[key] for key in ("first", "for_good", "until", "upto")))
 
 
-def _verdict(summary: Summary) -> str:
+def cheapest(summary: Summary) -> str:
     """Who is the cheapest at each volume (of many, the first, the middle and the last)."""
     labels = offer_labels(summary)
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +228,11 @@ def test_a_notebook_shows_answers_and_volumes() -> None:
 
 
 def test_every_figure_is_drawn(study: CostStudy) -> None:
-    lines = [study.api_curve(price) for price in study.apis]
-    days = study.day(study.own, 1e10), study.day(study.own, 1e10, by_hour=True)
-    for figure in cost_figures(study.summary, study.curves, lines, days):
+    found = study.findings()
+    for figure in cost_figures(found):
         assert figure.chart is not None
         assert svg(figure).startswith("<svg")
-    none = cost_figures(study.summary, study.curves, [], days)
+    none = cost_figures(replace(found, lines=()))
     assert "in steps of replicas" in none[0].title
 
 
