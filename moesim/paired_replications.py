@@ -130,8 +130,5 @@ def _long_run(path: str, one: Parts, two: Parts, paired: bool, silent: bool) -> 
 
 def _draws(path: str, first: Replications, other: Replications) -> Verdict | None:
     """Of figures replication by replication; None where one of them lacks it."""
-    sides = []
-    for of in (first, other):
-        values = [value_at(run.summary, path) for run in of.runs]
-        sides.append(np.array([np.nan if value is None else value for value in values]))
-    return verdict_of_draws(path, *sides)
+    one, two = (np.array([run.parts.figure(path)[0] for run in of.runs]) for of in (first, other))
+    return verdict_of_draws(path, one, two)

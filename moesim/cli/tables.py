@@ -102,6 +102,7 @@ def _ends(estimate: Estimate | None) -> tuple[float, ...]:
 def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
     """Intervals of what is no latency, and how they were made."""
     from moesim.report.words import money, percent
+    from moesim.within_run import RULES
 
     shown: tuple[tuple[str, str, Show], ...] = (
         ("output tokens per second", "throughput.output_tokens_per_s", _three),
@@ -114,7 +115,8 @@ def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
         both = _ends(sure.estimates.get(path))
         if both:
             said.append(f"{name} {show(both[0])} to {show(both[1])}")
-    yield ("Sure, 95 %", f"{'; '.join(said)}. {sure.method}" if said else sure.method)
+    method = sure.method.removesuffix(RULES).strip()
+    yield ("Sure, 95 %", f"{'; '.join(said)}. {method}" if said else method)
 
 
 def _three(value: float) -> str:

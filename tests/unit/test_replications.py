@@ -18,7 +18,6 @@ from moesim.replications import Replications, replicate, worst_half_width
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
 from moesim.wiring import wire
-from moesim.within_run import value_at
 
 DENSE: dict[str, Any] = {
     "name": "small",
@@ -54,11 +53,11 @@ def test_replications_are_runs_of_the_seeds_that_follow(over_demand: Replication
 
 
 def test_a_mean_over_seeds_has_the_interval_of_student(over_demand: Replications) -> None:
-    """Equally many requests in each: the pooled mean is the mean of means, and so its interval."""
-    values = np.array([value_at(each, "e2e_s.mean") for each in over_demand.summaries])
+    """Nearly as many requests in each: the pooled mean is the mean of means, and its interval."""
+    values = np.array([run.parts.figure("e2e_s.mean")[0] for run in over_demand.runs])
     found = over_demand.uncertainty.estimates["e2e_s.mean"]
-    assert found.value == pytest.approx(values.mean())
-    assert found.half_width == pytest.approx(2.776 * values.std(ddof=1) / math.sqrt(5), rel=1e-3)
+    assert found.value == pytest.approx(values.mean(), rel=1e-3)
+    assert found.half_width == pytest.approx(2.776 * values.std(ddof=1) / math.sqrt(5), rel=0.1)
     assert over_demand.uncertainty.sources == ("demand",)
     assert "5 replications" in over_demand.uncertainty.method
 
