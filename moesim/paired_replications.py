@@ -1,8 +1,8 @@
 """Several deployments, replicated with common random numbers: the same draws for each.
 
 Replication i of every deployment has the same demand, meets the same sequences of routing and,
-where engine, GPU and model are shared, the same residuals of calibration; so what is unknown of
-both takes nothing from their difference.
+where engine (and, for operators, GPU) are shared, the same residuals of calibration; so what is
+unknown of both takes nothing from their difference.
 """
 
 from __future__ import annotations

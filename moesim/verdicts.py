@@ -185,8 +185,8 @@ def _relative(side: Side, paired: bool, ordered: bool) -> Bounds | None:
     parts = (side.first_J, side.other_J)
     if min(side.first, side.other) <= 0.0 or any((each <= 0.0).any() for each in parts):
         return None
-    logs = (math.log(side.first), math.log(side.other), *(np.log(each) for each in parts))
-    bounds = _bounds(*logs, paired, ordered)
+    first, other = math.log(side.first), math.log(side.other)
+    bounds = _bounds(first, other, np.log(side.first_J), np.log(side.other_J), paired, ordered)
     return None if bounds is None else _unlogged(bounds)
 
 

@@ -82,10 +82,14 @@ def test_deployments_of_one_engine_and_gpu_share_what_is_unknown() -> None:
     p50 = told.of("itl_s", "p50")
     assert p50 is not None
     assert p50.relative.half_width == pytest.approx(0.0, abs=1e-9)
-    factors = [draw_residuals("vllm", True, gpu, "llama-3.1-8b", 3, 1) for gpu in ("h100-sxm",) * 2]
-    assert factors[0] == factors[1]
-    assert factors[0] != draw_residuals("vllm", True, "h200-sxm", "llama-3.1-8b", 3, 1)
-    assert factors[0] != draw_residuals("vllm", True, "h100-sxm", "llama-3.1-8b", 3, 2)
+    one, same, other_gpu, next_draw = (
+        draw_residuals("vllm", True, gpu, 3, number)
+        for gpu, number in (("h100-sxm", 1), ("h100-sxm", 1), ("h200-sxm", 1), ("h100-sxm", 2))
+    )
+    assert one == same
+    assert (one.step, one.prompt) == (other_gpu.step, other_gpu.prompt)  # of the engine
+    assert one.gemm != other_gpu.gemm
+    assert one.step != next_draw.step
 
 
 def test_replications_are_added_until_figures_are_as_sure_as_asked() -> None:
@@ -177,7 +181,7 @@ def test_spreads_are_those_of_the_file() -> None:
     assumed = {each.kind: each.sigma for each in spreads("vllm", measured=False)}
     measured = {each.kind: each.sigma for each in spreads("vllm", measured=True)}
     assert all(assumed[kind] >= measured[kind] for kind in measured)
-    logs = [math.log(draw_residuals("vllm", True, "h100-sxm", "m", 0, n).gemm) for n in range(400)]
+    logs = [math.log(draw_residuals("vllm", True, "h100-sxm", 0, n).gemm) for n in range(400)]
     assert np.std(logs) == pytest.approx(measured["gemm"], rel=0.1)
     assert np.mean(logs) == pytest.approx(0.0, abs=3 * measured["gemm"] / 20)
 
