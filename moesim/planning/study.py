@@ -146,6 +146,7 @@ def plan(
         asked.seed,
         trials,
         progress,
+        reserve=min(2 * seeds + confirming.RUNNER_UP_RUNS, trials // 3),
     )
     chosen = _Chosen()
     interrupted = False
