@@ -59,6 +59,7 @@ class Search:
     seed: int
     trials: int
     progress: Callable[[int, str], None] | None = None
+    reserve: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     low: dict[str, int] = field(default_factory=dict)
     high: dict[str, int] = field(default_factory=dict)
@@ -66,11 +67,20 @@ class Search:
     runs: int = 0
     outcomes: list[tuple[Shape, Outcome]] = field(default_factory=list)
     nearest: dict[str, dict[str, float]] = field(default_factory=dict)
+    _searching: bool = False
     _told: dict[Key, Outcome] = field(default_factory=dict)
     _by_key: dict[str, Prospect] = field(default_factory=dict)
 
     def go(self) -> None:
-        """Until no shape can be cheaper than the best, or the simulations are used up."""
+        """Until no shape can be cheaper than the best, or the simulations are used up but for
+        `reserve`, which confirm what is found."""
+        self._searching = True
+        try:
+            self._go()
+        finally:
+            self._searching = False
+
+    def _go(self) -> None:
         waiting = sorted(self.prospects, key=lambda each: each.least_usd_per_hour)
         while waiting:
             chosen = self._next(waiting)
@@ -100,7 +110,10 @@ class Search:
             if not waiting:
                 return None
             asked = None
-            if len(self.outcomes) >= FIRST and len(waiting) > self.trials - self.runs:
+            if (
+                len(self.outcomes) >= FIRST
+                and len(waiting) > self.trials - self.reserve - self.runs
+            ):
                 asked = self._advised(waiting)
             chosen = asked or waiting[0]
             if chosen.tight:
@@ -199,7 +212,7 @@ class Search:
         return known
 
     def _run(self, shape: Shape, units: int, requests: int, seed: int) -> Outcome:
-        if self.runs >= self.trials:
+        if self.runs >= self.trials - (self.reserve if self._searching else 0):
             raise UsedUpError
         result = self.run(shape.scenario(units, requests, seed))
         found = outcome(result, units, self.percentile)

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import moesim
 from moesim.errors import InputError
-from moesim.findings.planning import Option, PlanFindings
+from moesim.findings.planning import PlanFindings
 from moesim.hardware import load_gpu
-from moesim.launch.writing import ENGINES, launch_command
 from moesim.metrics import plain
 from moesim.planning import confirming, telling
 from moesim.planning.demand_facts import demand_facts
 from moesim.planning.ledger import Ledger, fingerprint
+from moesim.planning.options import option_of, options_of
 from moesim.planning.outcomes import Outcome, Simulate, runner
 from moesim.planning.pruning import UNTRIED, Pruned, prune
 from moesim.planning.search import Best, Search, UsedUpError
-from moesim.planning.shapes import Shape
 from moesim.planning.space import GPU, Space, plan_space
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario
@@ -146,6 +145,7 @@ def plan(
         asked.seed,
         trials,
         progress,
+        reserve=min(2 * seeds + confirming.RUNNER_UP_RUNS, trials // 3),
     )
     chosen = _Chosen()
     interrupted = False
@@ -248,9 +248,9 @@ def _findings(
     interrupted: bool,
 ) -> PlanFindings:
     best = chosen.best or search.best
-    options = _options(search, best, chosen)
-    mine = _of(options, best)
-    other = _of(options, chosen.other)
+    special = [each for each in (best, chosen.other) if each is not None]
+    options = options_of(search, special)
+    mine, other = option_of(options, best), option_of(options, chosen.other)
     reasons = Counter(pruned.reasons) + search.reasons
     simulations = search.runs
     if mine is not None:
@@ -278,56 +278,3 @@ def _findings(
         sentences=tuple(sentences),
         notes=tuple(notes),
     )
-
-
-def _of(options: Sequence[Option], best: Best | None) -> Option | None:
-    if best is None:
-        return None
-    name = f"{best.units} x {best.shape.name}"
-    return next(option for option in options if option.name == name)
-
-
-def _options(search: Search, best: Best | None, chosen: _Chosen) -> list[Option]:
-    """All that were simulated at full length (at part of it where nothing else is known)."""
-    by_size: dict[tuple[str, int], tuple[Shape, list[Outcome]]] = {}
-    for shape, found in search.outcomes:
-        runs = by_size.setdefault((shape.key, found.units), (shape, []))[1]
-        if found not in runs:
-            runs.append(found)
-    special = [each for each in (best, chosen.other) if each is not None]
-    options = []
-    for (key, units), (shape, runs) in by_size.items():
-        longest = max(found.requests for found in runs)
-        kept = [found for found in runs if found.requests == longest]
-        shown = any(each.shape.key == key and each.units == units for each in special)
-        options.append(_option(shape, units, kept, launch=shown))
-    return sorted(options, key=lambda option: option.usd_per_hour or 0.0)
-
-
-def _option(shape: Shape, units: int, found: Sequence[Outcome], launch: bool) -> Option:
-    scenario = shape.scenario(units)
-    failed = [each for each in found if not each.meets]
-    missed = failed[0].missed if failed and not confirming.holds(found) else ()
-    return Option(
-        name=f"{units} x {shape.name}",
-        choices={**shape.choices, "copies": units},
-        scenario=scenario.model_dump(mode="json"),
-        gpus=units * shape.gpus,
-        usd_per_hour=units * shape.usd_per_hour,
-        figures=confirming.estimates(found),
-        missed=missed,
-        simulations=len(found),
-        launch=_launch(scenario) if launch else {},
-    )
-
-
-def _launch(scenario: Scenario) -> dict[str, str]:
-    """Commands by engine; what an engine cannot be told is in the command's comments, or all there
-    is where it cannot start such a deployment."""
-    found = {}
-    for engine in ENGINES:
-        try:
-            found[engine] = str(launch_command(scenario, engine))
-        except InputError as error:
-            found[engine] = f"# cannot be started so: {error}\n"
-    return found
