@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 import moesim
 from moesim.cli.app import app
+from moesim.cli.replicating import plain_uncertainty
+from moesim.comparison import Comparison
 from moesim.scenario import Scenario
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
@@ -267,12 +269,14 @@ def test_every_key_is_described(
     held |= leaves(moved.summary)
     assert held - described == set()
     extra = described - held
-    of_compare = {"first", "paired", "requests", "ttft_s", "tpot_s", "e2e_s"}
+    of_compare = set(Comparison((traffic, traffic)).to_json()[1]["against_first"])
+    of_compare |= set(plain_uncertainty(traffic.uncertainty))
     study = moesim.place_study(
         result.scenario, ["contiguous"], decode=2, prefill=0, simulated=False, curves=False
     )
     of_place = set(study.to_json()[0]["placement"])
     assert extra == (of_compare | of_place) - held
+    assert of_compare <= described
 
 
 def all_commands() -> dict[str, set[str]]:

@@ -256,10 +256,34 @@ def test_compare_prints_a_list_of_runs(small: str, capsys: pytest.CaptureFixture
     assert mean["low"] <= mean["difference"] <= mean["high"]
     assert mean["difference"] == pytest.approx(other["tpot_s"]["mean"] - first["tpot_s"]["mean"])
     assert mean["low"] > 0  # the older GPU is slower at every token
+    assert against["verdicts"]["tpot_s.mean"]["better"] is False
+    assert against["verdict"].startswith("slow against a [bold]small[/bold] run is slower: ")
+    assert set(first["intervals"]["tpot_s.mean"]) == {"value", "low", "high"}
+    assert first["seeds"] == [first["seed"]]
     text = printed(["compare", small, "slow.yaml", "--report", "both.html"], capsys)
     assert "slow, less a [bold]small[/bold] run (30 requests, paired):" in text
     assert "Wrote both.html" in text
     assert "slow" in Path("both.html").read_text()
+
+
+def test_replications_are_asked_for_by_options(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(
+        printed(["run", small, "--seeds", "2", "--vary", "demand", "--json"], capsys)
+    )
+    assert found["seeds"] == [found["seed"], found["seed"] + 1]
+    assert found["vary"] == ["demand"]
+    mean = found["intervals"]["e2e_s.mean"]
+    assert mean["low"] < mean["value"] < mean["high"]
+    for options, said in (
+        (["--vary", "demand"], "--vary needs --seeds N or --precision X"),
+        (["--seeds", "1"], "--seeds must be from 2"),
+        (["--seeds", "2", "--vary", "weather"], "--vary must name some of demand"),
+        (["--precision", "7"], "--precision must be from 0.001 to 1"),
+    ):
+        assert main(["run", small, *options]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_compare_warns_where_the_demand_differs(
