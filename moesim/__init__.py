@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesim.attribution import Attribution, attribute
     from moesim.comparison import Comparison, compare
     from moesim.errors import InputError
     from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Attribution": "attribution",
     "Cluster": "hardware",
     "Comparison": "comparison",
     "GPU": "hardware",
@@ -33,6 +35,7 @@ _MODULES = {
     "Result": "results",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
+    "attribute": "attribution",
     "compare": "comparison",
     "load_gpu": "hardware",
     "load_model": "model",
@@ -44,6 +47,7 @@ _MODULES = {
 
 __all__ = [
     "GPU",
+    "Attribution",
     "Cluster",
     "Comparison",
     "InputError",
@@ -54,6 +58,7 @@ __all__ = [
     "RoutingTrace",
     "Scenario",
     "__version__",
+    "attribute",
     "compare",
     "load_gpu",
     "load_model",

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
+from moesim.steady_state import Backlog
 from moesim.traffic import limits, met
 from moesim.workload.arrivals import Deterministic, Gamma, Poisson
 
@@ -27,8 +27,6 @@ DEFAULT_REQUESTS = 1000
 MOST_TRIALS = 40
 # Below this many requests in the system on average, each is served practically alone.
 ALONE = 0.02
-GROWTH = 1.2
-LEAST_BACKLOG = 10.0
 TOO_FEW = (
     "must be more to fill a replica: all arrived within the time of one answer, and still kept the "
     "SLO, of"
@@ -146,50 +144,11 @@ def judge(result: Result, percentile: float = 99.0) -> tuple[str, ...]:
                 of = f"class {name}: " if name else ""
                 what = f"{of}{column.removesuffix('_s').upper()} at most {limit:g} s"
                 missed.append(f"{within:.1%} of the requests keep {what}")
-    backlog = Backlog.of(result)
+    backlog = Backlog.of(result.requests)
     if backlog.grows:
-        third, fourth = backlog.under_way
+        third, fourth = backlog.under_way[2:]
         missed.append(f"overload: {fourth:.0f} under way in the last quarter, {third:.0f} before")
     return tuple(missed)
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """Whether a system keeps up: (third, last) quarter of the arrivals.
-
-    `under_way`: requests that an arrival finds in the system, on average; what never finishes
-    stays. `slowness`: end-to-end time per output token. A backlog that begins at nothing and grows
-    evenly makes both 1.4 times as large; `grows` where both are more than 1.2 times.
-    """
-
-    under_way: tuple[float, float]
-    slowness: tuple[float, float]
-
-    @property
-    def grows(self) -> bool:
-        more = self.under_way[1] > max(GROWTH * self.under_way[0], LEAST_BACKLOG)
-        return more and not self.slowness[1] <= GROWTH * self.slowness[0]
-
-    @classmethod
-    def of(cls, result: Result) -> Backlog:
-        """Of a run."""
-        requests = result.requests.sort_values("arrival_s", kind="stable")
-        requests = requests[requests["arrival_s"].notna()]
-        arrival_s = requests["arrival_s"].to_numpy(np.float64)
-        finish_s = np.sort(requests["finish_s"].dropna().to_numpy(np.float64))
-        found = np.arange(arrival_s.size) - np.searchsorted(finish_s, arrival_s)
-        slow = (requests["e2e_s"] / requests["output_tokens"]).to_numpy(np.float64)
-        half, quarter = arrival_s.size // 2, 3 * arrival_s.size // 4
-        parts = (slice(half, quarter), slice(quarter, None))
-        means = [float(found[part].mean()) for part in parts]
-        slowness = [_mean(slow[part]) for part in parts]
-        return cls((means[0], means[1]), (slowness[0], slowness[1]))
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Of those that are known; infinite where none is: nothing ended."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.inf
 
 
 def one_replica(scenario: Scenario, slo: SLOSpec | None = None) -> Scenario:

@@ -1,17 +1,14 @@
 """compare(scenarios) -> Comparison: the same demand against several deployments, paired.
 
-Legend: N requests, B resamples.
-
 Demand depends on the workload and the seed alone, so request n of one run is request n of the other
-and their latencies are subtracted one by one. The interval of a difference comes from a circular
-block bootstrap over requests in order of arrival (D. Politis, J. Romano, "A circular
-block-resampling procedure for stationary data", 1992): neighbours in a queue are alike, and drawing
-them singly would promise too much. It speaks for this demand; another seed is another demand.
+and their latencies are subtracted one by one. Both runs are cut into the same batches of requests;
+the interval of a difference comes from what it is without each batch (moesim.intervals). It speaks
+for this demand's kind; `compare_replications` has intervals over seeds, routing and calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,35 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.findings.estimates import HEADLINES, Verdict, Verdicts
+from moesim.metrics import counted_rows
+from moesim.observations import Parts, part_of_request
 from moesim.pools import check
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
+from moesim.verdicts import overall, verdict
+from moesim.within_run import BATCHES, value_at
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
 
-METRICS = ("ttft_s", "tpot_s", "e2e_s")
-LEVEL = 0.95
-RESAMPLES = 1000
-MOST_DRAWN = 1e7  # values drawn for one interval: about a second
-AT_ONCE = 1e6
-FEWEST_RESAMPLES = 100
-BOOTSTRAP_SEED = 20_260_101
-STATISTICS: tuple[tuple[str, Callable[[Floats], Floats]], ...] = (  # over the last axis
-    ("mean", lambda values: np.asarray(values.mean(axis=-1))),
-    ("p99", lambda values: np.asarray(np.percentile(values, 99, axis=-1))),
-)
+METRICS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+STATISTICS = ("mean", "p99")
 
 
 @dataclass(frozen=True)
 class Difference:
     """How one figure of a deployment differs from the first one's, in seconds.
 
-    `low` and `high` bound the difference with 95 % confidence. `requests` were compared: those that
-    completed and are not warm-up, in both runs where `paired`.
+    `low` and `high` bound the difference with 95 % confidence; None where too few requests tell, or
+    a run does not settle. `requests` were compared: those that completed and are not warm-up, in
+    both runs where `paired`.
     """
 
     name: str
@@ -58,8 +52,8 @@ class Difference:
     first_s: float
     other_s: float
     difference_s: float
-    low_s: float
-    high_s: float
+    low_s: float | None
+    high_s: float | None
     requests: int
     paired: bool
 
@@ -81,10 +75,19 @@ class Comparison:
         return tuple(other for other in others if not same_demand(first, other))
 
     @cached_property
-    def differences(self) -> tuple[tuple[Difference, ...], ...]:
-        """For each later deployment, its TTFT, TPOT and end-to-end latency less the first one's."""
+    def verdicts(self) -> tuple[Verdicts, ...]:
+        """For each later deployment, what every headline figure's difference lets one say."""
         first, *others = self.results
-        return tuple(tuple(_differences(first, other)) for other in others)
+        return tuple(verdicts(first, other) for other in others)
+
+    @cached_property
+    def differences(self) -> tuple[tuple[Difference, ...], ...]:
+        """For each later deployment, its latencies less the first one's."""
+        first, *others = self.results
+        return tuple(
+            tuple(_differences(first, other, told))
+            for other, told in zip(others, self.verdicts, strict=True)
+        )
 
     def table(self) -> pd.DataFrame:
         """A row per deployment: its headline figures, in base units."""
@@ -101,8 +104,10 @@ class Comparison:
     def to_json(self) -> list[dict[str, Any]]:
         """What ``moesim compare --json`` prints: the summaries; later ones with `against_first`."""
         listed = [dict(result.summary) for result in self.results]
-        for summary, differences in zip(listed[1:], self.differences, strict=True):
-            summary["against_first"] = _against_first(self.results[0].name, differences)
+        told = zip(listed[1:], self.differences, self.verdicts, strict=True)
+        for summary, differences, verdicts_of in told:
+            against = _against_first(self.results[0].name, differences)
+            summary["against_first"] = against | plain_verdicts(verdicts_of)
         return listed
 
     def report(self, path: str | Path) -> None:
@@ -166,71 +171,97 @@ def _closed_loop(result: Result) -> bool:
     return isinstance(result.scenario.workload.arrivals, ClosedLoop)
 
 
-def _differences(first: Result, other: Result) -> list[Difference]:
-    from moesim.metrics import counted_rows
+def pair(first: Result, other: Result, parts: int) -> tuple[Parts, Parts]:
+    """Both runs cut into batches: the same requests' where both were asked the same."""
+    one, two = first.observed, other.observed
+    if not same_demand(first, other):
+        return one.batches(parts), two.batches(parts)
+    counted_N = one.counted_N & two.counted_N
+    part_N = part_of_request(one.order, counted_N, parts)
+    return one.cut(part_N, counted_N), two.cut(part_N, counted_N)
 
+
+def verdicts(first: Result, other: Result) -> Verdicts:
+    """What the difference of two runs lets one say of each headline figure."""
     paired = same_demand(first, other)
-    tables = first.requests, other.requests
-    keep = [counted_rows(table) for table in tables]
-    if paired:
+    one, two = pair(first, other, BATCHES)
+    why = _unsettled(
+        (first.name, first.steady_state.settled), (other.name, other.steady_state.settled)
+    )
+    told = []
+    for path in HEADLINES:
+        values = [value_at(run.summary, path) for run in (first, other)]
+        each = verdict(path, one, two, paired, silent=bool(why))
+        if each is not None and None not in values:
+            told.append(each)
+    said = overall(other.name, first.name, tuple(told), why)
+    method = (
+        f"95 % intervals of differences from {BATCHES} batches of neighbouring requests, "
+        f"{'the same in both runs' if paired else 'of each run'} (jackknife, Student's t). They "
+        "speak for the demand alone, not for routing or calibration."
+    )
+    return Verdicts(first.name, other.name, said, tuple(told), paired, method)
+
+
+def _unsettled(*runs: tuple[str, bool]) -> str:
+    """Why a difference has no long-run value; empty where it may have one."""
+    names = [name for name, settled in runs if not settled]
+    if not names:
+        return ""
+    return f"nothing can be said of the long run, demand outruns {' and '.join(names)}"
+
+
+def plain_verdicts(told: Verdicts) -> dict[str, Any]:
+    """Verdicts as `--json` has them."""
+    return {
+        "verdict": told.overall,
+        "method": told.method,
+        "verdicts": {each.path: _plain_verdict(each) for each in told.each},
+    }
+
+
+def _plain_verdict(each: Verdict) -> dict[str, Any]:
+    found = {
+        name: {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+        for name, estimate in (("difference", each.difference), ("relative", each.relative))
+    }
+    rest = {"told_apart": each.told_apart, "better": each.better, "more": each.more}
+    return {str(k): v for k, v in {**found, **rest, "sentence": each.sentence}.items()}
+
+
+def _differences(first: Result, other: Result, told: Verdicts) -> list[Difference]:
+    """Means and 99th percentiles of latencies."""
+    keep = [counted_rows(run.requests) for run in (first, other)]
+    if told.paired:
         keep = [keep[0] & keep[1]] * 2
     found = []
     for metric in METRICS:
-        one, two = (
-            table.loc[rows, metric].to_numpy(np.float64)
-            for table, rows in zip(tables, keep, strict=True)
+        column = metric if metric != "itl_s" else "ttft_s"
+        counted = min(
+            int(run.requests.loc[rows, column].notna().sum())
+            for run, rows in zip((first, other), keep, strict=True)
         )
-        one, two = one[~np.isnan(one)], two[~np.isnan(two)]  # the same requests have no TPOT
-        if one.size and two.size:
-            found += [
+        for statistic in STATISTICS:
+            each = told.of(metric, statistic)
+            if each is None:
+                continue
+            before = float(first.summary[metric][statistic])
+            after = float(other.summary[metric][statistic])
+            found.append(
                 Difference(
                     name=other.name,
                     metric=metric,
                     statistic=statistic,
-                    first_s=float(of(one)),
-                    other_s=float(of(two)),
-                    difference_s=float(of(two) - of(one)),
-                    low_s=low,
-                    high_s=high,
-                    requests=min(one.size, two.size),
-                    paired=paired,
+                    first_s=before,
+                    other_s=after,
+                    difference_s=each.difference.value,
+                    low_s=each.difference.low,
+                    high_s=each.difference.high,
+                    requests=counted,
+                    paired=told.paired,
                 )
-                for (statistic, of), (low, high) in zip(
-                    STATISTICS, difference_intervals(one, two, paired), strict=True
-                )
-            ]
+            )
     return found
-
-
-def difference_intervals(one: Floats, two: Floats, paired: bool) -> list[tuple[float, float]]:
-    """Percentile bootstrap bounds of statistic(two) - statistic(one) for each of STATISTICS.
-
-    Values are in order of arrival. Blocks of about the square root of N neighbours are drawn with
-    replacement, the same for both samples where these are paired.
-    """
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    most = max(one.size, two.size)
-    resamples = int(np.clip(MOST_DRAWN / most, FEWEST_RESAMPLES, RESAMPLES))
-    drawn = np.empty((len(STATISTICS), resamples))
-    step = max(1, int(AT_ONCE / most))
-    for first in range(0, resamples, step):
-        count = min(step, resamples - first)
-        rows_one = _blocks(one.size, count, rng)
-        rows_two = rows_one if paired else _blocks(two.size, count, rng)
-        samples_one, samples_two = one[rows_one], two[rows_two]
-        for s, (_, of) in enumerate(STATISTICS):
-            drawn[s, first : first + count] = of(samples_two) - of(samples_one)
-    edge = (1 - LEVEL) / 2
-    bounds = np.quantile(drawn, [edge, 1 - edge], axis=1)
-    return [(float(low), float(high)) for low, high in bounds.T]
-
-
-def _blocks(size: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[count, size] rows in blocks of neighbours; the last row's neighbour is the first."""
-    length = max(1, round(size**0.5))
-    starts = rng.integers(0, size, (count, -(-size // length)))
-    rows = (starts[:, :, None] + np.arange(length)) % size
-    return np.asarray(rows.reshape(count, -1)[:, :size], np.int64)
 
 
 def _against_first(first: str, differences: Sequence[Difference]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from moesim.costs.profile import Profile
 from moesim.deployment import step_costs
+from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
+from moesim.ideal import REAL, Ideal
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
 from moesim.raw_run import PoolRun, RawRun
@@ -76,23 +78,27 @@ def simulate_pools(
     provenance: bool = True,
     leap: bool = True,
     tell: Teller | None = None,
+    ideal: Ideal = REAL,
+    draw: Draw | None = None,
 ) -> Result:
     """Run a scenario with deployment.disaggregation. `tell` makes, of the rows of REQUEST, what is
     called as the run goes on; everything else as in moesim.simulation.simulate."""
     plans = plan_pools(scenario, profile)
+    if draw is not None:
+        plans = (_drawn(plans[0], draw), _drawn(plans[1], draw))
     usd_per_gpu_hour = gpu_hour(scenario.economics, plans[1].deployment.cluster.gpu).usd
     env = simpy.Environment()
     keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
     ones = np.ones_like(demand.output_tokens)
     prompts = replace(demand, output_tokens=ones, max_output_tokens=ones)
-    prefill = _build(env, scenario, plans[0], prompts, False, leap)
-    decode = _build(env, scenario, plans[1], demand, keep_times, leap)
-    transfers, background_finish_s = _links(env, scenario, prefill, decode)
+    prefill = _build(env, scenario, plans[0], prompts, False, leap, ideal, draw)
+    decode = _build(env, scenario, plans[1], demand, keep_times, leap, ideal, draw)
+    transfers, background_finish_s = _links(env, scenario, prefill, decode, ideal)
     handover = Handover(
         prefill.fleet,
         decode.fleet,
         transfers,
-        transfer_of(scenario, *plans),
+        ideal.transfer(transfer_of(scenario, *plans)),
         (plans[0].place, plans[1].place),
         decode.record.token_s,
         _chooser(*decode.over),
@@ -143,6 +149,10 @@ def simulate_pools(
     )
 
 
+def _drawn(plan: PoolPlan, draw: Draw) -> PoolPlan:
+    return replace(plan, deployment=draw.deployment(plan.scenario, plan.deployment))
+
+
 def _build(
     env: simpy.Environment,
     scenario: Scenario,
@@ -150,10 +160,15 @@ def _build(
     demand: Demand,
     keep_times: bool,
     leap: bool,
+    ideal: Ideal,
+    draw: Draw | None,
 ) -> _Pool:
     """A pool with empty engines."""
     of = plan.scenario
-    wired = wire(of, plan.deployment, step_costs(of, plan.deployment), demand.domains)
+    costs = step_costs(of, plan.deployment)
+    if draw is not None:
+        costs = draw.costs(of, plan.deployment, costs)
+    wired = wire(of, plan.deployment, ideal.costs(costs), demand.domains, draw=draw)
     rules = pool_rules(scenario, plan, demand)
     tiers = of.deployment.kv_cache.tiers
     acceptance = of.deployment.speculation.of_each()
@@ -173,10 +188,10 @@ def _build(
 
 
 def _links(
-    env: simpy.Environment, scenario: Scenario, prefill: _Pool, decode: _Pool
+    env: simpy.Environment, scenario: Scenario, prefill: _Pool, decode: _Pool, ideal: Ideal
 ) -> tuple[Transfers, NDArray[np.float64]]:
     """Links that transfers, both pools' steps and background transfers share; when these end."""
-    transfers = Transfers(env, build_fabric(prefill.plan.deployment.cluster))
+    transfers = Transfers(env, build_fabric(ideal.deployment(prefill.plan.deployment).cluster))
     owners = 0
     for pool in (prefill, decode):
         plan = pool.plan

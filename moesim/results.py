@@ -22,11 +22,9 @@ from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 if TYPE_CHECKING:
     import pandas as pd
 
-
-# Fewer requests than this say nothing about whether a run could have settled (they can be short).
-MANY_REQUESTS = 100
-# A larger share of the run after its last arrival is worth a note.
-LONG_DRAIN = 0.2
+    from moesim.findings.estimates import Uncertainty
+    from moesim.observations import Observed
+    from moesim.steady_state import SteadyState
 
 
 # What became of a request, in the tables.
@@ -62,33 +60,33 @@ class Result:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """Everything to know before believing the numbers, run length included."""
-        return (*self._length_notes(), *self.labels)  # what makes figures void comes first
+        return (*self.steady_state.notes(), *self.labels)  # what makes figures void comes first
 
-    def _length_notes(self) -> tuple[str, ...]:
-        """Whether an open-loop run was long enough, and could have settled at all."""
-        arrivals = self.scenario.workload.arrivals
-        table = self.requests
-        if isinstance(arrivals, ClosedLoop | AllAtOnce):
-            return ()
-        notes = []
-        arrival_s = np.sort(table["arrival_s"].dropna().to_numpy())
-        finish_s = np.sort(table["finish_s"].dropna().to_numpy())
-        if finish_s.size == 0:
-            return ()
-        ends = arrival_s[[len(arrival_s) // 2, -1]]
-        halfway, last = np.searchsorted(arrival_s, ends) - np.searchsorted(finish_s, ends)
-        if len(table) >= MANY_REQUESTS and last > 1.5 * halfway + 10:
-            notes.append(
-                f"overload: {last} requests were under way at the last arrival, {halfway} halfway "
-                "there; a longer run would be slower still"
-            )
-        drain = (finish_s[-1] - arrival_s[-1]) / (finish_s[-1] - arrival_s[0])
-        if drain > LONG_DRAIN:
-            notes.append(
-                f"short run: {drain:.0%} of it passes after the last arrival, which makes "
-                "throughput low and cost high; simulate more requests"
-            )
-        return tuple(notes)
+    @cached_property
+    def steady_state(self) -> SteadyState:
+        """Whether the run settles, and is long enough to speak of the long run."""
+        from moesim.steady_state import steady_state
+
+        return steady_state(self.requests, self.scenario.workload.arrivals)
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        """How sure the headline figures are, from within this run (findings.estimates)."""
+        from moesim.within_run import within_run
+
+        return within_run(self.observed, self.steady_state, self.summary, self.scenario.seed)
+
+    @property
+    def observed(self) -> Observed:
+        """What intervals are computed from; not kept."""
+        from moesim.observations import observe
+        from moesim.traffic import limits, met_own_limits
+
+        of_class = limits(self.scenario)
+        limited = any(value for each in of_class.values() for value in each.values())
+        met_N = met_own_limits(self.requests, of_class) if limited else None
+        given = self.requests, self.steps, (self.itl_s, self._gap_rows()), met_N
+        return observe(*given, self.gpus, self.usd_per_gpu_hour)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -216,10 +214,15 @@ class Result:
         Tokens of one step come in one message: with speculative decoding gaps are between messages,
         as benchmark clients count them.
         """
+        return self._gaps[0]
+
+    @cached_property
+    def _gaps(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(gaps, which of the differences between counted requests' tokens they are)."""
         from moesim.metrics import counted_rows, itl
 
         if self.raw.token_s.size == 0:
-            return np.zeros(0)
+            return np.zeros(0), np.zeros(0, np.bool_)
         counted = counted_rows(self.requests)
         rows = self.raw.requests
         least = self._least_gap_s()
@@ -230,7 +233,17 @@ class Result:
             gaps = itl(times, np.cumsum(output) - output)
         else:
             gaps = itl(self.raw.token_s, rows["token_start"])
-        return gaps[gaps > least]
+        real = gaps > least
+        return gaps[real], real
+
+    def _gap_rows(self) -> NDArray[np.int64]:
+        """The row of the request that each gap of itl_s belongs to."""
+        from moesim.metrics import counted_rows
+
+        real = self._gaps[1]
+        rows = np.flatnonzero(counted_rows(self.requests))
+        output = self.raw.requests["output_tokens"][rows].astype(np.int64)
+        return np.repeat(rows, np.maximum(output - 1, 0))[real] if real.size else rows[:0]
 
     def _least_gap_s(self) -> float:
         """Gaps that are no longer are none: those between tokens of one message."""

@@ -18,8 +18,10 @@ from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
 from moesim.detailing import check_detailed
 from moesim.disaggregated import simulate_pools
+from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
+from moesim.ideal import REAL, Ideal
 from moesim.looking import Looker
 from moesim.outages import (
     check_outages,
@@ -75,6 +77,8 @@ def simulate(
     expert_uses: NDArray[np.bool_] | None = None,
     detailed: bool = False,
     timeline: Timeline | None = None,
+    ideal: Ideal = REAL,
+    draw: Draw | None = None,
     looker: Looker | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
@@ -91,31 +95,40 @@ def simulate(
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
     `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
-    detailed-mode.md), and fills `timeline`. `looker` keeps what it sees of the steps that it was
-    asked for (moesim.looking); not with on_step, nor in pools.
+    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal). `draw`:
+    what a replication draws besides its demand (moesim.replications). `looker` keeps what it sees
+    of the steps that it was asked for (moesim.looking); not with on_step, nor in pools.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
         all_own = (*own, looker, detailed or None)
-        return _simulate_pools(scenario, all_own, profile, demand, provenance, leap, progress)
+        how = profile, demand, provenance, leap, progress, ideal, draw
+        return _simulate_pools(scenario, all_own, *how)
     deployment = deploy(scenario, profile)
     usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
     if detailed:
         check_detailed(scenario, deployment)
+        if ideal != REAL:
+            raise InputError("detailed", "must be off where something takes no time", ideal)
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     cached = scenario.deployment.expert_offload
     if cached is not None and cached.policy == "belady" and expert_uses is None:
-        choices = (batching, load_balancing, placement, demand, profile, costs)
-        expert_uses = _uses_with_lru(scenario, *choices)
+        choices = (batching, load_balancing, placement, demand, profile, costs, ideal)
+        expert_uses = _uses_with_lru(scenario, *choices, draw)
     own_costs = costs is not None
     costs = costs or step_costs(scenario, deployment)
+    if draw is not None:
+        costs = draw.costs(scenario, deployment, costs)
+        deployment = draw.deployment(scenario, deployment)
+    costs = ideal.costs(costs)
+    deployment = ideal.deployment(deployment)
     check_outages(scenario, deployment)
     check_rebalancing(scenario, deployment)
     if rebalancing is not None and scenario.deployment.rebalancing is None:
         raise InputError(FIELD, "is required where simulate() is given a rebalancing policy")
-    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses)
+    wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses, draw)
     notes = [*deployment.notes, *demand.notes, *wired.notes, *outage_notes(scenario, deployment)]
     env = simpy.Environment()
     singly = on_step is not None or detailed or not leap
@@ -204,6 +217,8 @@ def _simulate_pools(
     provenance: bool,
     leap: bool,
     progress: Callable[[int, int], None] | None,
+    ideal: Ideal,
+    draw: Draw | None,
 ) -> Result:
     """As simulate, in pools. What is somebody's `own` would have to say for which pool it is."""
     if any(each is not None for each in own):
@@ -214,7 +229,7 @@ def _simulate_pools(
         )
     demand = demand or draw_demand(scenario.workload, DemandStreams.from_seed(scenario.seed))
     tell = None if progress is None else partial(_teller, progress)
-    return simulate_pools(scenario, demand, profile, provenance, leap, tell)
+    return simulate_pools(scenario, demand, profile, provenance, leap, tell, ideal, draw)
 
 
 def _end_s(state: State) -> float:
@@ -277,6 +292,8 @@ def _uses_with_lru(
     demand: Demand,
     profile: Profile | None,
     costs: StepCosts | None,
+    ideal: Ideal,
+    draw: Draw | None,
 ) -> NDArray[np.bool_]:
     """[S, L, P] the experts that each step of the scenario uses while its caches follow LRU."""
     uses: list[NDArray[np.bool_]] = []
@@ -289,6 +306,8 @@ def _uses_with_lru(
         profile=profile,
         costs=costs,
         provenance=False,
+        ideal=ideal,
+        draw=draw,
         on_step=lambda counts_LP: uses.append(counts_LP > 0),
     )
     return np.array(uses)

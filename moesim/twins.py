@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moesim.capacity import Backlog
 from moesim.dense_twin import TWIN_KINDS, TwinKind
 from moesim.deployment import deploy
 from moesim.errors import InputError
@@ -24,6 +23,7 @@ from moesim.scenario import Scenario
 from moesim.self_hosted import dense_scenario
 from moesim.sim.state import STEP_PARTS
 from moesim.simulation import simulate
+from moesim.steady_state import Backlog
 from moesim.workload.demand import DemandStreams, draw_demand
 
 Simulate = Callable[[Scenario], Result]
@@ -123,7 +123,7 @@ def _sentence(own: Sequence[Result], twins: Sequence[Result], kind: TwinKind) ->
         on += f" ({of.replicas} replicas of {of.parallelism.attention_tp})"
     fair = "as many" if gpus[0] == gpus[1] else f"{name} has {gpus[0]}"
     said.append(f"The dense model runs on {on}, {fair}.")
-    if any(Backlog.of(of).grows for of in twins):
+    if any(Backlog.of(of.requests).grows for of in twins):
         said.append("It does not keep up with this demand: a longer run would be slower still.")
     costs = [each.get("cost.usd_per_million_output_tokens") for each in (mine, theirs)]
     if costs[0] is not None and costs[1] is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moesim.costs.memory import MemoryPlan
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment
+from moesim.drawing import Draw
 from moesim.engine import graph_tokens, rank_balancing
 from moesim.offloading import build_expert_cache
 from moesim.outages import expert_spares
@@ -58,17 +59,22 @@ def wire(
     domains: tuple[str, ...],
     placement: Placement | None = None,
     expert_uses: NDArray[np.bool_] | None = None,
+    draw: Draw | None = None,
 ) -> Wired:
     """Open the routing trace and place its experts (as the scenario says, unless given).
 
-    `expert_uses` [S, L, P]: the future that offloaded experts' caches may look into.
+    `expert_uses` [S, L, P]: the future that offloaded experts' caches may look into. `draw`: which
+    of the trace's sequences requests meet.
     """
     graphs = graph_tokens(costs.head_s.size - 1)
     if not deployment.model.is_moe:
         return Wired(build_costs(costs, 1, graphs), no_routes(), ())
     check_choice(scenario, deployment)
     trace, ids_TLK, notes = open_routing(
-        scenario.routing.trace, scenario.routing.tokens, deployment.model, scenario.seed
+        scenario.routing.trace,
+        scenario.routing.tokens,
+        deployment.model,
+        scenario.seed if draw is None else draw.trace_seed,
     )
     check_drift(scenario.workload.drift, trace.domains)
     if placement is None:
@@ -83,6 +89,8 @@ def wire(
     compiled_costs.scalars["choice_s"] = choice.seconds_to_choose()
     if scenario.routing.mode == "replay":
         routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
+        if draw is not None:
+            routes = draw.routes(routes, trace, given)
         pool = Pool.of(trace, domains) if given else None
         experts = None
         if deployment.offload is not None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.capacity import Backlog
 from moesim.deployment import deploy, step_costs
 from moesim.findings.estimates import Estimate
 from moesim.findings.shift import SHIFTED, Shifted
@@ -23,6 +22,7 @@ from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
+from moesim.steady_state import Backlog
 from moesim.streams import stream
 from moesim.wiring import wire
 from moesim.workload.arrivals import Deterministic, Gamma, Poisson
@@ -175,7 +175,7 @@ def _shifted(
         for path in SHIFTED
         if path in before and path in after and min(before[path]) > 0.0
     }
-    settled = not any(Backlog.of(of).grows for of in runs)
+    settled = not any(Backlog.of(of.requests).grows for of in runs)
     means = {path: over_seeds(values) for path, values in before.items()}
     moved = {path: over_seeds(values) for path, values in after.items()}
     return Shifted(

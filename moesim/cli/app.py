@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from moesim import __version__
+from moesim.cli.attribute import attribute
 from moesim.cli.calibrate import app as calibrate
 from moesim.cli.catalogue import gpus, models, scenarios, schema
 from moesim.cli.compare import compare
@@ -41,6 +42,7 @@ app = typer.Typer(
 COMMANDS = (  # in the order of the help
     run,
     compare,
+    attribute,
     place,
     cost,
     launch,

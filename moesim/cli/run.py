@@ -20,6 +20,13 @@ from moesim.cli.from_command import (
 )
 from moesim.cli.options import JsonOption, ReportOption, ScenarioOrCommand, SetOption
 from moesim.cli.output import check_file, check_folder, print_json, progress, warn
+from moesim.cli.replicating import (
+    PrecisionOption,
+    SeedsOption,
+    VaryOption,
+    asked,
+    plain_uncertainty,
+)
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +52,9 @@ def run(
     workload: WorkloadOption = None,
     written_scenario: WriteOption = None,
     as_json: JsonOption = False,
+    seeds: SeedsOption = None,
+    vary: VaryOption = None,
+    precision: PrecisionOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +112,11 @@ def run(
     check_file(timeline, "--timeline")
     check_file(written_scenario, "--write-scenario")
     kept = _timeline(timeline, timeline_steps)
+    replications = asked(seeds, vary, precision)
+    if replications is not None:
+        from moesim.replications import check_arguments
+
+        check_arguments(chosen, **replications.given())
     write_scenario(found, written_scenario)
 
     from moesim.simulation import simulate
@@ -110,6 +125,15 @@ def run(
         result = simulate(
             chosen, progress=tell, detailed=detailed or kept is not None, timeline=kept
         )
+    uncertainty = result.uncertainty
+    if replications is not None:
+        from moesim.replications import replicate
+
+        with progress(f"replications of {chosen.name}") as tell:
+            plain = result if not (detailed or kept) else None
+            uncertainty = replicate(
+                chosen, **replications.given(), progress=tell, first=plain
+            ).uncertainty
     written = _write(result, out, report, charts, chart_format)
     written += [] if written_scenario is None else [written_scenario]
     if kept is not None and timeline is not None:
@@ -119,12 +143,13 @@ def run(
             warn(f"{timeline} leaves out {kept.left_out} slices: choose fewer steps")
     told = _explain(result, look=not detailed and kept is None) if explained else None
     if as_json:
-        print_json({**found.plain(), **_summary(result, told)})
+        summary = _summary(result, told)
+        print_json({**found.plain(), **summary, **plain_uncertainty(uncertainty)})
         return
     from moesim.cli.tables import print_explanation, print_run
 
     print_reading(found)
-    print_run(result)
+    print_run(result, uncertainty)
     if told is not None:
         from moesim.cli.slow_step_tables import print_slow_steps
 

@@ -12,8 +12,9 @@ from moesim.errors import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moesim.comparison import Comparison, Difference
+    from moesim.comparison import Comparison
     from moesim.explain import ExplainedStep
+    from moesim.findings.estimates import Estimate, Uncertainty, Verdict, Verdicts
     from moesim.results import Result
 
 LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("end to end", "e2e_s"))
@@ -23,16 +24,21 @@ Path = tuple[str, ...]
 Show = Callable[[float], str]
 
 
-def print_run(result: Result) -> None:
-    """What one run says: sentences, latencies, the other figures, how far to trust them."""
+def print_run(result: Result, uncertainty: Uncertainty | None = None) -> None:
+    """What one run says: sentences, latencies, the other figures, how far to trust them.
+
+    `uncertainty`: intervals to show; those from within the run unless given.
+    """
     from moesim.report.words import headline
+
+    sure = uncertainty or result.uncertainty
 
     out = console()
     out.print(one_line(result.name), style="bold")
     for sentence in headline(result):
         out.print(one_line(sentence), soft_wrap=out.width == WIDE)
-    print_table(out, ["", *STATISTICS], _latency_rows(result.summary))
-    for name, text in _lines(result.summary):
+    print_table(out, ["", *STATISTICS], _latency_rows(result.summary, sure.estimates))
+    for name, text in (*_lines(result.summary), *_sure_lines(sure)):
         out.print(f"{name:<12} {text}", soft_wrap=True)
     print_notes(out, result.notes)
 
@@ -68,7 +74,10 @@ def print_explanation(steps: Sequence[ExplainedStep]) -> None:
     out.print()
 
 
-def _latency_rows(summary: Mapping[str, Any]) -> Iterable[list[str]]:
+def _latency_rows(
+    summary: Mapping[str, Any], estimates: Mapping[str, Estimate]
+) -> Iterable[list[str]]:
+    """A row for each latency, and below it the interval of each figure."""
     from moesim.report.words import pick, significant, time_unit
 
     for name, key in LATENCIES:
@@ -77,6 +86,41 @@ def _latency_rows(summary: Mapping[str, Any]) -> Iterable[list[str]]:
         unit, size = time_unit(most) if most else ("s", 1.0)
         cells = [NOTHING if v is None else significant(v / size, 3) for v in values]
         yield [f"{name}, {unit}", *cells]
+        ends = [_ends(estimates.get(f"{key}.{statistic}")) for statistic in STATISTICS]
+        if any(ends):
+            shown = [" to ".join(significant(x / size, 3) for x in both) for both in ends]
+            yield ["  95 %", *(text or NOTHING for text in shown)]
+
+
+def _ends(estimate: Estimate | None) -> tuple[float, ...]:
+    """Both ends of an interval; () where there is none."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ()
+    return (estimate.low, estimate.high)
+
+
+def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
+    """Intervals of what is no latency, and how they were made."""
+    from moesim.report.words import money, percent
+
+    shown: tuple[tuple[str, str, Show], ...] = (
+        ("output tokens per second", "throughput.output_tokens_per_s", _three),
+        ("per million output tokens", "cost.usd_per_million_output_tokens", money),
+        ("imbalance", "expert_imbalance.max_over_mean.mean", _three),
+        ("within the SLO", "slo_attainment", percent),
+    )
+    said = []
+    for name, path, show in shown:
+        both = _ends(sure.estimates.get(path))
+        if both:
+            said.append(f"{name} {show(both[0])} to {show(both[1])}")
+    yield ("Sure, 95 %", f"{'; '.join(said)}. {sure.method}" if said else sure.method)
+
+
+def _three(value: float) -> str:
+    from moesim.report.words import significant
+
+    return significant(value, 3)
 
 
 def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -154,8 +198,11 @@ def _figures() -> tuple[tuple[str, Path, Show], ...]:
     )
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Deployments side by side, then what differs from the first, with its interval."""
+def print_comparison(comparison: Comparison, told: Sequence[Verdicts] | None = None) -> None:
+    """Deployments side by side, then what differs from the first, with its interval.
+
+    `told`: verdicts to show; those from within the runs unless given.
+    """
     from moesim.report.source import labels
     from moesim.report.words import comparison as sentences
     from moesim.report.words import pick
@@ -167,29 +214,69 @@ def print_comparison(comparison: Comparison) -> None:
         values = [pick(result.summary, *path) for result in comparison.results]
         rows.append([name, *(NOTHING if value is None else show(value) for value in values)])
     print_table(out, ["", *names], rows)
-    for name, differences in zip(names[1:], comparison.differences, strict=True):
-        _print_differences(out, f"{name}, less {names[0]}", differences)
+    counted = [max((each.requests for each in of), default=0) for of in comparison.differences]
+    for name, number, verdicts in zip(names[1:], counted, told or comparison.verdicts, strict=True):
+        how = f"{number:,} requests, {'paired' if verdicts.paired else 'not paired'}"
+        out.print(one_line(f"{name}, less {names[0]} ({how}):"), soft_wrap=True)
+        _print_verdicts(out, verdicts)
     for sentence in sentences(comparison.results):
         out.print(one_line(sentence), soft_wrap=out.width == WIDE)
     _print_shared_notes(out, names, comparison.results)
 
 
-def _print_differences(out: Console, title: str, differences: Sequence[Difference]) -> None:
-    from moesim.report.words import significant, time_unit
+def _print_verdicts(out: Console, verdicts: Verdicts) -> None:
+    """A row a figure, the overall sentence, and how intervals were made."""
+    from moesim.report.words import money
 
+    shown = [(f"{metric}.{of}", None) for _, metric in LATENCIES for of in ("mean", "p99")]
+    others: list[tuple[str, Show]] = [
+        ("throughput.output_tokens_per_s", _three),
+        ("throughput.output_tokens_per_s_per_gpu", _three),
+        ("cost.usd_per_million_output_tokens", _dollars(money)),
+    ]
     rows = []
-    for each in differences:
-        parts = each.difference_s, each.low_s, each.high_s
-        most = max(abs(part) for part in parts)
+    of = {each.path: each for each in verdicts.each}
+    for path, show in (*shown, *others):
+        if path in of:
+            rows.append(_verdict_row(of[path], show))
+    header = ["", "difference", "95 % from", "to", "relative, %", "from", "to"]
+    print_table(out, header, rows)
+    out.print(one_line(verdicts.overall), style="bold", soft_wrap=True)
+    for each in verdicts.each:
+        if any(each.path == path for path, _ in (*shown, *others)):
+            out.print(one_line(f"  {each.sentence}"), soft_wrap=True)
+    out.print(one_line(verdicts.method), soft_wrap=True)
+    out.print()
+
+
+def _verdict_row(each: Verdict, show: Show | None) -> list[str]:
+    from moesim.report.words import time_unit
+
+    difference, relative = each.difference, each.relative
+    parts = [difference.value, difference.low, difference.high]
+    name = {key: name for name, key in LATENCIES}.get(each.metric, each.statistic)
+    if show is None:
+        most = max(abs(part) for part in parts if part is not None)
         unit, size = time_unit(most) if most else ("s", 1.0)
-        shown = [f"{'+' if part > 0 else ''}{significant(part / size, 3)}" for part in parts]
-        name = next(name for name, key in LATENCIES if key == each.metric)
-        rows.append([f"{name}, {each.statistic}, {unit}", *shown])
-    paired = all(each.paired for each in differences)
-    counted = max((each.requests for each in differences), default=0)
-    how = f"{counted:,} requests, {'paired' if paired else 'not paired'}"
-    out.print(one_line(f"{title} ({how}):"), soft_wrap=True)
-    print_table(out, ["", "difference", "95 % from", "to"], rows)
+        shown = [_signed(part, size) for part in parts]
+        label = f"{name}, {each.statistic}, {unit}"
+    else:
+        shown = [NOTHING if p is None else f"{'+' if p > 0 else ''}{show(p)}" for p in parts]
+        label = name.replace("_", " ")
+    ratios = [_signed(x, 0.01) for x in (relative.value, relative.low, relative.high)]
+    return [label, *shown, *ratios]
+
+
+def _signed(value: float | None, unit: float) -> str:
+    """With its sign, in `unit`; nothing for None."""
+    if value is None:
+        return NOTHING
+    return f"{'+' if value > 0 else ''}{_three(value / unit)}"
+
+
+def _dollars(money: Callable[[float | None], str]) -> Show:
+    """Money that may be less than nothing."""
+    return lambda value: f"-{money(-value)}" if value < 0 else money(value)
 
 
 def _print_shared_notes(out: Console, names: Sequence[str], results: Sequence[Result]) -> None:

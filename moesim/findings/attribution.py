@@ -16,6 +16,8 @@ from moesim.findings.estimates import Estimate
 
 STATISTICS = ("mean", "variance", "p99")
 METRICS = ("ttft_s", "itl_s", "e2e_s")
+STATISTIC_WORDS = {"mean": "the mean", "variance": "the variance", "p99": "the p99"}
+METRIC_WORDS = {"ttft_s": "TTFT", "itl_s": "ITL", "e2e_s": "end-to-end latency"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,15 @@ class Cause:
 
 @dataclass(frozen=True)
 class Share:
-    """Of one cause: `amount` in the figure's unit (s, s^2 for variance), and over the total."""
+    """Of one cause: `amount` in the figure's unit (s, s^2 for variance), and over the total.
+
+    `alone`: by how much of the total the figure falls with this cause alone switched off.
+    """
 
     cause: Cause
     amount: Estimate
     fraction: Estimate
+    alone: Estimate | None = None
 
 
 @dataclass(frozen=True)

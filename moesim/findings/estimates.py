@@ -58,3 +58,49 @@ class Uncertainty:
     sources: tuple[str, ...]
     method: str
     settled: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one headline figure of a deployment differs from the first one's, and what to say of it.
+
+    `metric` and `statistic` make the path into the summary ("itl_s", "p99"; "throughput",
+    "output_tokens_per_s"); `difference` is other less first in the figure's unit, `relative` the
+    same over the first (0.1: 10 % higher); without bounds where nothing can be said. `told_apart`:
+    the interval excludes 0. `better`: whether the other's figure is then the better one, None where
+    they cannot be told apart or neither is better. `more`: with about so many times as many
+    requests (or replications) a difference of this size would be told apart; None where it is, or
+    where more would not do.
+    """
+
+    metric: str
+    statistic: str
+    difference: Estimate
+    relative: Estimate
+    told_apart: bool
+    sentence: str
+    better: bool | None = None
+    more: float | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.metric}.{self.statistic}" if self.statistic else self.metric
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One deployment against the first: `overall` is the sentence to read first."""
+
+    first: str
+    other: str
+    overall: str
+    each: tuple[Verdict, ...]
+    paired: bool
+    method: str
+
+    def of(self, metric: str, statistic: str) -> Verdict | None:
+        """The verdict on one figure; None where the runs do not have it."""
+        for one in self.each:
+            if (one.metric, one.statistic) == (metric, statistic):
+                return one
+        return None

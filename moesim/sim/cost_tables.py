@@ -64,6 +64,7 @@ COSTS = row_dtype(
         ("tile_shift", "i4"),
         ("replica_choice", "i4"),  # who serves an expert's token (placement/replica_choice.py)
         ("choice_s", "f8"),  # choosing, per MoE layer
+        ("even_routing", "i4"),  # 1: what if every rank had the mean rank's experts (moesim.ideal)
         ("prefill_exchange", "i4"),  # steps that carry prefill
         ("decode_exchange", "i4"),
         ("gather_base_s", "f8"),  # all-gather or reduce-scatter of one layer

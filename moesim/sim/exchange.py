@@ -119,6 +119,27 @@ def clear_traffic(w: Any) -> None:
 
 
 @inner
+def receive_evenly(c: Any, w: Any, row: int, messages: bool) -> None:
+    """What if all expert ranks received equally much, each sender's from it alike? What attention
+    ranks send stays their own. `messages`: the row counts messages, not one copy for each node."""
+    ranks = c.domain_of_rank.size
+    up = 0.0
+    out = 0.0
+    for r in range(ranks):
+        up += w.recv_up_LR[row, r]
+        out += w.recv_out_LR[row, r]
+    for r in range(ranks):
+        w.recv_up_LR[row, r] = up / ranks
+        w.recv_out_LR[row, r] = out / ranks
+    domains = w.source_LX.shape[1] - ranks
+    others = ranks - ranks // domains if messages else domains - 1
+    most = 0.0
+    for gpu in range(w.send_out_LR.shape[1]):
+        most = max(most, w.send_out_LR[row, gpu])
+    w.pair_L[row] = most / max(1, others)
+
+
+@inner
 def phase_s(w: Any, step: Any, law: Any, row: int, back: bool) -> float:
     """Seconds of one phase by a row of EXCHANGE. `back`: combine takes the same ways back, so that
     what was received is sent."""
@@ -188,6 +209,10 @@ def exchange_layer(
     messages = w.recv_up_LR.shape[0] - w.source_LP.shape[0] + layer
     there = messages if exchange == LOW_LATENCY else layer
     back = layer if exchange in (NORMAL, M_TO_N) else messages
+    if cost.even_routing > 0:
+        receive_evenly(c, w, there, exchange == LOW_LATENCY)
+        if back != there:
+            receive_evenly(c, w, back, True)
     dispatch_s = phase_s(w, step, c.exchange[kind, 0], there, False)
     combine_s = phase_s(w, step, c.exchange[kind, 1], back, True)
     if c.exchange_ratio.shape[2] > 0:

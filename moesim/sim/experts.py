@@ -198,6 +198,8 @@ def expert_layer(
     measured = c.expert_tile_s.size > 0
     slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
+    sound_s = 0.0
+    worst = 1.0
     most_pairs = 0
     all_pairs = 0
     for r in range(ranks):
@@ -219,7 +221,10 @@ def expert_layer(
                 active += n > 0
                 tiles += (n + tile) >> cost.tile_shift
         time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
-        time_s *= w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
+        slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
+        sound_s += time_s
+        worst = max(worst, slow)
+        time_s *= slow
         slowest_s = max(slowest_s, time_s)
         sum_s += time_s
         most_pairs = max(most_pairs, pairs)
@@ -228,10 +233,14 @@ def expert_layer(
         record.rank_tokens_LR[layer, r] += pairs
         record.rank_active_LR[layer, r] += active
     mean_s = sum_s / ranks
+    if cost.even_routing > 0:  # a slow GPU stays slow
+        slowest_s = sound_s / ranks * worst
     step.experts_s += mean_s + cost.expert_kernel_s
     step.expert_imbalance_s += slowest_s - mean_s
     if all_pairs > 0:
         imbalance = most_pairs * ranks / all_pairs
+        if cost.even_routing > 0:
+            imbalance = 1.0
         step.imbalance += imbalance
         step.imbalance_max = max(step.imbalance_max, imbalance)
     return slowest_s + cost.expert_kernel_s

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.findings.attribution import Attributed, Cause, Explanation, Share
+from moesim.findings.estimates import Estimate
 from moesim.report import write_report
+from moesim.report.attribution_page import write_attribution_report
 from moesim.report.place_page import write_place_report
 from moesim.report.trace_page import write_trace_report
 from moesim.routing.study import study
@@ -325,3 +328,41 @@ def test_a_placement_study_says_its_findings_without_scripts(
     assert "No run was simulated" in text
     assert tab.locator("table").count() >= 4
     context.close()
+
+
+def explained() -> Explanation:
+    """Shares of six causes with hostile phrases; one makes each figure smaller."""
+    fractions = (0.35, 0.2, 0.1, 0.4, -0.12, 0.02)
+    names = ("routing", "network", "queueing", "prefill", "lengths", "disturbance")
+    attributed = []
+    for metric in ("ttft_s", "itl_s", "e2e_s"):
+        for statistic in ("mean", "variance", "p99"):
+            shares = tuple(
+                Share(
+                    Cause(name, f"{HOSTILE} {name}", HOSTILE),
+                    Estimate(of * 0.01, of * 0.009, of * 0.011),
+                    Estimate(of, of - 0.05, of + 0.05),
+                    Estimate(of + 0.1),
+                )
+                for name, of in zip(names, fractions, strict=True)
+            )
+            rest = Estimate(0.0005, 0.0004, 0.0006)
+            split = Attributed(metric, statistic, Estimate(0.01), shares, rest, HOSTILE)
+            attributed.append(split)
+    return Explanation(tuple(attributed), (), (), (HOSTILE,), (0, 1, 2))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_of_causes_are_drawn_and_legible(browser: Any, tmp_path: Path, scheme: str) -> None:
+    path = write_attribution_report(explained(), HOSTILE, tmp_path / "why.html", HOSTILE)
+    tab, troubles = opened(browser, path, color_scheme=scheme)
+    assert troubles == []
+    shapes = tab.evaluate(SHAPES)
+    assert set(shapes) == {f"attribution-{name}" for name in ("shares", "itl", "ttft", "e2e")}
+    assert all(shapes.values()), shapes
+    assert tab.evaluate(CUT) == []
+    assert tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert tab.evaluate("document.images.length") == 0
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    tab.context.close()

@@ -448,6 +448,34 @@ FAULTS = (
         "    rank: int = (0 * tp + row % tp) *",
         "tests/oracles/test_replica_choice.py::test_the_nearest_copy_keeps_tokens_in_their_node",
     ),
+    Fault(
+        "larger-coalitions-count-less",
+        "moesim/attribution/shapley.py",
+        "comb(players - 1, size))\n",
+        "comb(players, size))\n",
+        "tests/unit/test_shapley.py::test_values_are_the_average_over_all_orders",
+    ),
+    Fault(
+        "tokenising-counts-as-waiting",
+        "moesim/attribution/samples.py",
+        'rows_N["arrival_s"] - delay_s\n',
+        'rows_N["arrival_s"]\n',
+        "tests/unit/test_attribution.py::test_without_a_queue_requests_are_told_less_their_wait",
+    ),
+    Fault(
+        "p99-without-its-neighbour",
+        "moesim/attribution/samples.py",
+        "above_B[:, None] + 1)",
+        "above_B[:, None])",
+        "tests/unit/test_attribution.py::test_statistics_are_those_of_the_values_repeated",
+    ),
+    Fault(
+        "even-routing-heals-slow-gpus",
+        "moesim/sim/experts.py",
+        "        slowest_s = sound_s / ranks * worst\n",
+        "        slowest_s = sound_s / ranks\n",
+        "tests/unit/test_attribution.py::test_a_slow_gpu_stays_slow_where_routing_is_even",
+    ),
 )
 
 

@@ -1,0 +1,301 @@
+"""What headline figures are computed from, cut into parts: batches of one run, or replications.
+
+Batches are equally many counted requests, neighbours in order of arrival; values of a request, and
+the steps that begin while a batch arrives, belong to its batch. Two runs of the same demand are cut
+alike, so that their parts are pairs.
+
+Legend: N requests of a run, G gaps between tokens, W steps, J parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.intervals import Bounds, Floats, Pooled, jackknife, log_jackknife
+from moesim.metrics import counted_rows, counted_steps, measured_window
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REQUEST_LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+MOST_KEPT = 4096  # values of a metric that are kept of a replication
+MOST_GAPS = 4_000_000  # between tokens
+TAIL = 0.95  # half of them lie beyond this level
+MILLION, HOUR_S = 1e6, 3600.0
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Values and sums of every part.
+
+    `pooled`: latencies by metric; `moments`: their [J, 3] counts, sums and sums of squares;
+    `totals`: [J] requests, output_tokens, total_tokens, seconds, steps, imbalance, met, asked.
+    `ordered`: parts follow one another in time, and neighbours may be alike.
+    """
+
+    pooled: Mapping[str, Pooled]
+    moments: Mapping[str, Floats]
+    totals: Mapping[str, Floats]
+    gpus: int
+    usd_per_gpu_hour: float | None
+    ordered: bool
+
+    @property
+    def parts(self) -> int:
+        return int(self.totals["requests"].size)
+
+    def figure(self, path: str) -> tuple[float, Floats]:
+        """(a headline figure, the same without each part); NaN where it does not apply."""
+        metric, _, statistic = path.rpartition(".")
+        if metric in LATENCIES:
+            if statistic.startswith("p"):
+                pooled, level = self.pooled[metric], float(statistic[1:]) / 100.0
+                return pooled.quantile(level), pooled.without_J(level)
+            moments = self.moments[metric]
+            left = moments.sum(axis=0) - moments
+            of = _mean if statistic == "mean" else _std
+            return float(of(moments.sum(axis=0)[None])[0]), of(left)
+        above, below, factor = self._ratio(path)
+        whole = _ratio(above.sum()[None], below.sum()[None]) * factor
+        return float(whole[0]), _ratio(above.sum() - above, below.sum() - below) * factor
+
+    def bounds(self, path: str) -> Bounds | None:
+        """The interval of a headline figure; None where parts do not tell."""
+        metric, _, statistic = path.rpartition(".")
+        if metric in LATENCIES and statistic.startswith("p"):
+            return self.pooled[metric].bounds(float(statistic[1:]) / 100.0, self.ordered)
+        whole, without_J = self.figure(path)
+        if statistic == "std":
+            return log_jackknife(whole, without_J, self.ordered)
+        return jackknife(whole, without_J, self.ordered)
+
+    def _ratio(self, path: str) -> tuple[Floats, Floats, float]:
+        """(numerator [J], denominator [J], factor) of a figure that is a ratio of sums."""
+        of = self.totals
+        usd = self.gpus * (self.usd_per_gpu_hour or np.nan) / HOUR_S * MILLION
+        found = {
+            "throughput.requests_per_s": (of["requests"], of["seconds"], 1.0),
+            "throughput.output_tokens_per_s": (of["output_tokens"], of["seconds"], 1.0),
+            "throughput.output_tokens_per_s_per_gpu": (
+                of["output_tokens"],
+                of["seconds"],
+                1.0 / max(1, self.gpus),
+            ),
+            "cost.usd_per_million_output_tokens": (of["seconds"], of["output_tokens"], usd),
+            "cost.usd_per_million_total_tokens": (of["seconds"], of["total_tokens"], usd),
+            "expert_imbalance.max_over_mean.mean": (of["imbalance"], of["steps"], 1.0),
+            "slo_attainment": (of["met"], of["asked"], 1.0),
+        }
+        return found[path]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What one run shows.
+
+    [N] requests in order of their rows: `counted_N` (completed, not warm-up), `arrival_s_N`,
+    `latency_N` by metric (NaN: does not apply), tokens; `met_N` whether one met its limits (None:
+    there are none), `asked_N` whether that counts. Gaps with the row of their request; counted
+    steps with their imbalance. `window_s`: of the measured window.
+    """
+
+    counted_N: NDArray[np.bool_]
+    arrival_s_N: Floats
+    latency_N: Mapping[str, Floats]
+    input_tokens_N: Floats
+    output_tokens_N: Floats
+    met_N: NDArray[np.bool_] | None
+    asked_N: NDArray[np.bool_]
+    gap_s_G: Floats
+    gap_row_G: NDArray[np.int64]
+    step_start_s_W: Floats
+    imbalance_W: Floats
+    window_s: float
+    gpus: int
+    usd_per_gpu_hour: float | None
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Rows of requests in order of arrival."""
+        return np.argsort(self.arrival_s_N, kind="stable")
+
+    def batches(self, parts: int) -> Parts:
+        """Cut into batches of neighbours; as many as there are requests at most."""
+        return self.cut(part_of_request(self.order, self.counted_N, parts), self.counted_N)
+
+    def cut(self, part_N: NDArray[np.int64], counted_N: NDArray[np.bool_]) -> Parts:
+        """Cut by the batch of each request, of which `counted_N` count."""
+        parts = int(part_N.max(initial=0)) + 1
+        starts_s, ends_s = self._times(part_N, counted_N, parts)
+        return self._parts(part_N, counted_N, parts, starts_s, ends_s - starts_s, True)
+
+    def whole(self) -> Parts:
+        """All of the run as one part, over its measured window."""
+        part_N = np.zeros(self.counted_N.size, np.int64)
+        window = np.array([self.window_s])
+        return self._parts(part_N, self.counted_N, 1, np.array([-np.inf]), window, False)
+
+    def arrivals_s(self) -> float:
+        """From the first counted arrival to the last, and one gap on."""
+        arrival_s = self.arrival_s_N[self.counted_N]
+        if arrival_s.size < 2:
+            return 0.0
+        return float(np.ptp(arrival_s)) * arrival_s.size / (arrival_s.size - 1)
+
+    def _times(
+        self, part_N: NDArray[np.int64], counted_N: NDArray[np.bool_], parts: int
+    ) -> tuple[Floats, Floats]:
+        """[J] when the first request of each batch arrives, and of the next one."""
+        arrival_s, part = self.arrival_s_N[counted_N], part_N[counted_N]
+        starts_s = np.full(parts, np.inf)
+        np.minimum.at(starts_s, part, arrival_s)
+        starts_s = np.minimum.accumulate(starts_s[::-1])[::-1]
+        last_s = float(arrival_s.max(initial=0.0))
+        gap_s = (last_s - starts_s[0]) / max(1, arrival_s.size - 1)
+        return starts_s, np.append(starts_s[1:], last_s + gap_s)
+
+    def _parts(
+        self,
+        part_N: NDArray[np.int64],
+        counted_N: NDArray[np.bool_],
+        parts: int,
+        starts_s: Floats,
+        seconds_J: Floats,
+        ordered: bool,
+    ) -> Parts:
+        pooled, moments = {}, {}
+        for metric in LATENCIES:
+            values, owner = self._values(metric, counted_N)
+            pooled[metric] = Pooled.of(values, part_N[owner], parts)
+            moments[metric] = _moments(values, part_N[owner], parts)
+        part, rows = part_N[counted_N], counted_N
+        step = np.clip(np.searchsorted(starts_s, self.step_start_s_W, "right") - 1, 0, None)
+        met_N = np.zeros(counted_N.size, np.bool_) if self.met_N is None else self.met_N
+        asked_N = self.asked_N if self.met_N is not None else np.zeros_like(self.asked_N)
+        totals = {
+            "requests": _sum(part, np.ones(part.size), parts),
+            "output_tokens": _sum(part, self.output_tokens_N[rows], parts),
+            "total_tokens": _sum(
+                part, self.output_tokens_N[rows] + self.input_tokens_N[rows], parts
+            ),
+            "seconds": seconds_J,
+            "steps": _sum(step, np.ones(step.size), parts),
+            "imbalance": _sum(step, self.imbalance_W, parts),
+            "met": _sum(part_N[asked_N], met_N[asked_N].astype(np.float64), parts),
+            "asked": _sum(part_N[asked_N], np.ones(int(asked_N.sum())), parts),
+        }
+        return Parts(pooled, moments, totals, self.gpus, self.usd_per_gpu_hour, ordered)
+
+    def _values(
+        self, metric: str, counted_N: NDArray[np.bool_]
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        """(values of counted requests, rows of these)."""
+        if metric == "itl_s":
+            kept_G = counted_N[self.gap_row_G]
+            return self.gap_s_G[kept_G], self.gap_row_G[kept_G]
+        rows = np.flatnonzero(counted_N & ~np.isnan(self.latency_N[metric]))
+        return self.latency_N[metric][rows], rows
+
+
+def observe(
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    gaps: tuple[Floats, NDArray[np.int64]],
+    met_N: NDArray[np.bool_] | None,
+    gpus: int,
+    usd_per_gpu_hour: float | None,
+) -> Observed:
+    """What a run's tables show; `gaps` between tokens with the row of their request (of very many,
+    equally spaced ones)."""
+    spacing = max(1, -(-gaps[0].size // MOST_GAPS))
+    window_s = measured_window(requests)
+    shown = steps[counted_steps(steps, window_s)]
+    imbalance_W = shown["imbalance"].to_numpy(np.float64)
+    real_W = imbalance_W > 0  # steps of a dense model have none
+    return Observed(
+        counted_N=counted_rows(requests),
+        arrival_s_N=requests["arrival_s"].to_numpy(np.float64),
+        latency_N={name: requests[name].to_numpy(np.float64) for name in REQUEST_LATENCIES},
+        input_tokens_N=requests["prompt_tokens"].to_numpy(np.float64),
+        output_tokens_N=requests["output_tokens"].to_numpy(np.float64),
+        met_N=met_N,
+        asked_N=~requests["warmup"].to_numpy(np.bool_),
+        gap_s_G=gaps[0][::spacing],
+        gap_row_G=gaps[1][::spacing],
+        step_start_s_W=shown["start_s"].to_numpy(np.float64)[real_W],
+        imbalance_W=imbalance_W[real_W],
+        window_s=window_s[1] - window_s[0],
+        gpus=gpus,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+    )
+
+
+def part_of_request(
+    order: NDArray[np.int64], counted_N: NDArray[np.bool_], parts: int
+) -> NDArray[np.int64]:
+    """[N] batch of each request: equally many counted ones in each, in `order`."""
+    counted = int(counted_N.sum())
+    parts = max(1, min(parts, counted))
+    shown = counted_N[order].astype(np.int64)
+    rank = np.cumsum(shown) - shown
+    part_N = np.empty(counted_N.size, np.int64)
+    part_N[order] = np.minimum(rank * parts // max(1, counted), parts - 1)
+    return part_N
+
+
+def condensed(pooled: Pooled, part: int) -> Pooled:
+    """At most MOST_KEPT of a replication's values, the tail more densely, as part `part`."""
+    value_V, size = pooled.value_V, pooled.value_V.size
+    if size <= MOST_KEPT:
+        return Pooled(value_V, np.ones(size), np.full(size, part), 1)
+    half = MOST_KEPT // 2
+    levels = np.concatenate([np.linspace(0.0, TAIL, half), np.linspace(TAIL, 1.0, half)])
+    kept = np.unique(np.round(levels * (size - 1)).astype(np.int64))
+    edges = np.concatenate([[0.0], (kept[1:] + kept[:-1] + 1) / 2.0, [float(size)]])
+    return Pooled(value_V[kept].copy(), np.diff(edges), np.full(kept.size, part), 1)
+
+
+def join(replications: list[Parts]) -> Parts:
+    """Replications, each of one part, as the parts of one sample."""
+    first, number = replications[0], len(replications)
+    pooled = {}
+    for metric in LATENCIES:
+        each = [parts.pooled[metric] for parts in replications]
+        part_V = np.repeat(np.arange(number), [one.value_V.size for one in each])
+        values = np.concatenate([one.value_V for one in each])
+        weights = np.concatenate([one.weight_V for one in each])
+        pooled[metric] = Pooled.of(values, part_V, number, weights)
+    moments = {m: np.concatenate([p.moments[m] for p in replications]) for m in LATENCIES}
+    totals = {k: np.concatenate([p.totals[k] for p in replications]) for k in first.totals}
+    return Parts(pooled, moments, totals, first.gpus, first.usd_per_gpu_hour, False)
+
+
+def _moments(value_V: Floats, part_V: NDArray[np.int64], parts: int) -> Floats:
+    """[J, 3] counts, sums, sums of squares."""
+    columns = (np.ones(value_V.size), value_V, value_V * value_V)
+    return np.stack([_sum(part_V, column, parts) for column in columns], axis=1)
+
+
+def _sum(part: NDArray[np.int64], values: Floats, parts: int) -> Floats:
+    return np.asarray(np.bincount(part, values, parts), np.float64)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    found = np.full(np.shape(above), np.nan)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
+
+
+def _mean(moments: Floats) -> Floats:
+    return _ratio(moments[:, 1], moments[:, 0])
+
+
+def _std(moments: Floats) -> Floats:
+    mean = _mean(moments)
+    return np.sqrt(np.maximum(0.0, _ratio(moments[:, 2], moments[:, 0]) - mean * mean))

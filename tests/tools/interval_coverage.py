@@ -1,0 +1,200 @@
+"""How often 95 % intervals hold the long-run value: many small runs against a very long one.
+
+    python -m tests.tools.interval_coverage SCENARIO... [--runs 200] [--replications 8]
+
+Prints a table for docs/explanation/uncertainty.md. SCENARIO is a key of SCENARIOS; `dense` was
+looked at while methods were chosen, the others were not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+from moesim.comparison import pair
+from moesim.findings.estimates import Estimate
+from moesim.observations import Parts, join
+from moesim.replications import Runner, kept
+from moesim.results import Result
+from moesim.scenario import Scenario
+from moesim.verdicts import verdict
+from moesim.within_run import BATCHES
+
+STATISTICS = ("mean", "std", "p50", "p90", "p99")
+PATHS = (
+    *(f"{metric}.{of}" for metric in ("ttft_s", "itl_s", "e2e_s") for of in STATISTICS),
+    "throughput.output_tokens_per_s",
+)
+LONG_REQUESTS, LONG_WARMUP, LONG_SEED = 40_000, 2_000, 999
+
+
+def scenario(rate_per_s: float, requests: int, **changes: Any) -> dict[str, Any]:
+    """A small open-loop run of a dense model."""
+    return {
+        "name": "coverage",
+        "model": changes.get("model", "llama-3.1-8b"),
+        "cluster": {"gpu": changes.get("gpu", "h100-sxm"), "gpus_per_node": changes.get("gpus", 1)},
+        "deployment": changes.get("deployment", {}),
+        "routing": changes.get("routing", {}),
+        "workload": {
+            "arrivals": changes.get("arrivals", {"poisson": {"rate_per_s": rate_per_s}}),
+            "requests": requests,
+            "prompt": {"lognormal": {"median": 400, "sigma": 0.9, "high": 8000}},
+            "output": {"lognormal": {"median": 60, "sigma": 0.8, "high": 800}},
+        },
+    }
+
+
+def _moe(gpu: str) -> dict[str, Any]:
+    deployment = {"parallelism": {"attention_dp": 2, "expert_parallel": 2}}
+    routing = {"trace": "uniform", "tokens": 8192}
+    return scenario(
+        12.0, 2000, model="olmoe-1b-7b", gpu=gpu, gpus=2, deployment=deployment, routing=routing
+    )
+
+
+# (first deployment, the other one) of one demand, and requests of a replication.
+SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "dense": (scenario(15.0, 2000), scenario(15.0, 2000, gpu="h200-sxm"), 400),
+    "bursty": (
+        scenario(6.0, 2000, arrivals={"gamma": {"rate_per_s": 6.0, "cv": 2.0}}),
+        scenario(6.0, 2000, arrivals={"gamma": {"rate_per_s": 6.0, "cv": 2.0}}, gpu="a100-80g"),
+        400,
+    ),
+    "moe": (_moe("h100-sxm"), _moe("h200-sxm"), 400),
+}
+
+
+@dataclass
+class Tally:
+    """Intervals by figure; None where there was none."""
+
+    found: dict[str, list[tuple[float, float] | None]] = field(default_factory=dict)
+
+    def add(self, path: str, estimate: Estimate | None) -> None:
+        known = estimate is not None and estimate.low is not None and estimate.high is not None
+        ends = (estimate.low, estimate.high) if known and estimate else None
+        self.found.setdefault(path, []).append(ends)  # type: ignore[arg-type]
+
+    def coverage(self, path: str, truth: float) -> tuple[float, int]:
+        """(share that holds the truth, how many there are)."""
+        ends = [each for each in self.found[path] if each is not None]
+        held = sum(low <= truth <= high for low, high in ends)
+        return (held / len(ends) if ends else float("nan")), len(ends)
+
+
+@dataclass
+class Measured:
+    """Coverage of intervals of runs and of paired differences (relative), by path."""
+
+    single: Tally = field(default_factory=Tally)
+    paired: Tally = field(default_factory=Tally)
+    truth: dict[str, float] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)
+
+    def rows(self) -> list[tuple[str, float, int, float, int]]:
+        return [
+            (
+                path,
+                *self.single.coverage(path, self.truth[path]),
+                *self.paired.coverage(path, self.ratio[path]),
+            )
+            for path in PATHS
+        ]
+
+
+def measure_runs(pair_of: tuple[dict[str, Any], dict[str, Any]], runs: int) -> Measured:
+    """Of single runs."""
+    runners = [_runner(data) for data in pair_of]
+    found = Measured()
+    for number in range(runs):
+        results = [runner.result(number) for runner in runners]
+        for path in PATHS:
+            found.single.add(path, results[0].uncertainty.estimates.get(path))
+        _add_pair(found, *pair(*results, BATCHES))
+    _truth(found, runners)
+    return found
+
+
+def measure_replications(
+    pair_of: tuple[dict[str, Any], dict[str, Any]], requests: int, groups: int, number: int
+) -> Measured:
+    """Of `groups` studies of `number` replications of so many requests."""
+    runners = [_runner(data, requests) for data in pair_of]
+    found = Measured()
+    for group in range(groups):
+        sides = []
+        for runner in runners:
+            kept_runs = [
+                kept(runner.result(group * number + each), each, False).parts
+                for each in range(number)
+            ]
+            sides.append(join(kept_runs))
+        for path in PATHS:
+            bounds = sides[0].bounds(path)
+            found.single.add(path, Estimate(0.0, *(bounds or (None, None))))
+        _add_pair(found, *sides)
+    _truth(found, runners)
+    return found
+
+
+def _runner(data: dict[str, Any], requests: int | None = None) -> Runner:
+    of = Scenario.parse(data)
+    if requests is not None:
+        of = of.model_copy(
+            update={"workload": of.workload.model_copy(update={"requests": requests})}
+        )
+    return Runner(of, ("demand",))
+
+
+def _add_pair(found: Measured, one: Parts, two: Parts) -> None:
+    for path in PATHS:
+        told = verdict(path, one, two, True)
+        found.paired.add(path, None if told is None else told.relative)
+
+
+def _truth(found: Measured, runners: list[Runner]) -> None:
+    """Long-run values from one very long run of each."""
+    parts = [_long_run(runner).observed.batches(BATCHES) for runner in runners]
+    for path in PATHS:
+        first, other = (each.figure(path)[0] for each in parts)
+        found.truth[path], found.ratio[path] = first, other / first - 1.0
+
+
+def _long_run(runner: Runner) -> Result:
+    of = runner.scenario
+    workload = of.workload.model_copy(update={"requests": LONG_REQUESTS})
+    measure = of.measure.model_copy(update={"warmup": LONG_WARMUP})
+    long = of.model_copy(update={"workload": workload, "measure": measure, "seed": 0})
+    return Runner(long, ("demand",)).result(LONG_SEED + 1_000_000)
+
+
+def _print(title: str, found: Measured) -> None:
+    print(f"\n{title}\n\n| figure | of a run | paired difference |\n|---|---|---|")
+    for path, held, count, both, pairs in found.rows():
+        print(
+            f"| {path} | {100 * held:.0f} % of {count} | {100 * both:.0f} % of {pairs} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("scenarios", nargs="+", choices=tuple(SCENARIOS))
+    asked.add_argument("--runs", type=int, default=200)
+    asked.add_argument("--replications", type=int, default=8)
+    asked.add_argument("--only", choices=("runs", "replications"))
+    of = asked.parse_args()
+    for name in of.scenarios:
+        first, other, requests = SCENARIOS[name]
+        if of.only != "replications":
+            _print(f"{name}: {of.runs} runs", measure_runs((first, other), of.runs))
+        if of.only != "runs":
+            title = f"{name}: {of.runs} times {of.replications} replications"
+            measured = measure_replications((first, other), requests, of.runs, of.replications)
+            _print(title, measured)
+
+
+if __name__ == "__main__":
+    main()
