@@ -11,13 +11,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGE := pyproject.toml constraints.txt
 
-.PHONY: demo test test-rest test-all lint docs clean help
+.PHONY: demo test test-rest test-all lint compile docs clean help
 
 help:
 	@echo "make demo      simulate scenarios/demo.yaml and write out/demo/report.html"
 	@echo "make test      the default tests"
 	@echo "make test-all  the same, then the slow ones and those that need Chromium"
 	@echo "make lint      ruff, mypy --strict, import direction"
+	@echo "make compile   compile the engine into its cache, as the first run would"
 	@echo "make docs      links and examples of README.md and docs/"
 	@echo "make clean     remove .venv and everything that is generated"
 
@@ -27,13 +28,15 @@ demo: $(VENV)/.runtime
 	@echo
 	@echo "The report: $(CURDIR)/out/demo/report.html (open it in a browser)"
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+# worksteal: neighbours in a file stay with one worker, which makes their fixtures once.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# One process: slow tests state times, and a neighbour would spoil them.
+test: $(VENV)/.dev
+	$(PYTEST)
+
 # pytest's status 5 says that no test carries these marks, which is no failure.
 test-rest: $(VENV)/.dev
-	@status=0; $(BIN)/python -m pytest -m "slow or browser" || status=$$?; \
+	@status=0; $(PYTEST) -m "slow or browser" || status=$$?; \
 	if [ $$status -eq 5 ]; then echo "no test is marked slow or browser"; status=0; fi; \
 	exit $$status
 
@@ -46,6 +49,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+compile: $(VENV)/.dev
+	$(BIN)/moesim run scenarios/demo.yaml --set workload.requests=50 --json > /dev/null
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/docs -m "not browser"

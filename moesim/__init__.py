@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
+    from moesim.planning import Plan, plan
+    from moesim.price_list import prices
     from moesim.results import Result
+    from moesim.review import Review, review
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
+    from moesim.serving_cost import CostStudy, cost_study
     from moesim.simulation import simulate
     from moesim.what_if import PlacementStudy, place_study
 
@@ -27,21 +31,28 @@ _MODULES = {
     "Attribution": "attribution",
     "Cluster": "hardware",
     "Comparison": "comparison",
+    "CostStudy": "serving_cost",
     "GPU": "hardware",
     "InputError": "errors",
     "MoEModel": "model",
     "Placement": "placement.placement",
     "PlacementStudy": "what_if",
+    "Plan": "planning",
     "Result": "results",
+    "Review": "review",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
     "attribute": "attribution",
     "compare": "comparison",
+    "cost_study": "serving_cost",
     "load_gpu": "hardware",
     "load_model": "model",
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
+    "plan": "planning",
+    "prices": "price_list",
+    "review": "review",
     "simulate": "simulation",
 }
 
@@ -50,21 +61,28 @@ __all__ = [
     "Attribution",
     "Cluster",
     "Comparison",
+    "CostStudy",
     "InputError",
     "MoEModel",
     "Placement",
     "PlacementStudy",
+    "Plan",
     "Result",
+    "Review",
     "RoutingTrace",
     "Scenario",
     "__version__",
     "attribute",
     "compare",
+    "cost_study",
     "load_gpu",
     "load_model",
     "load_scenario",
     "make_cluster",
     "place_study",
+    "plan",
+    "prices",
+    "review",
     "simulate",
 ]
 

@@ -66,6 +66,7 @@ def capacity(
     *,
     percentile: float = 99.0,
     tolerance: float = 0.05,
+    growth: float = 2.0,
     run: Simulate | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Capacity:
@@ -74,9 +75,11 @@ def capacity(
     `slo` takes the place of the scenario's. A rate keeps it if, after warm-up, at least that share
     of all requests completes within each limit (classes within their own), and if the system keeps
     up (Backlog).
-    The answer is within `tolerance` of the rate at which that ends. With pools, they are the
-    replica. Faults and scaling of the scenario are left out. `run` takes the place of a simulation.
-    Raises InputError without limits, without a rate of arrivals, or for fewer than 100 requests.
+    The answer is within `tolerance` of the rate at which that ends. `growth`: how much higher, or
+    squared how much lower, the second rate is; squared again, up to 2, until the answer lies
+    between two. With pools, they are the replica. Faults and scaling of the scenario are left out.
+    `run` takes the place of a simulation. Raises InputError without limits, without a rate of
+    arrivals, or for fewer than 100 requests.
     """
     one = one_replica(scenario, slo)
     _check(one, percentile, tolerance)
@@ -84,14 +87,14 @@ def capacity(
     low = high = rate_of(one)
     served = search.try_rate(low)
     if served is not None:
-        while (better := search.try_rate(high := high * 2.0)) is not None:
-            low, served = high, better
+        while (better := search.try_rate(high := high * growth)) is not None:
+            low, served, growth = high, better, min(2.0, growth**2)
             _refuse_too_few(served, search.last_e2e_s)
     while served is None:
         if low * search.last_e2e_s < ALONE:
             why = "; ".join(search.trials[-1].missed)
             return Capacity(0.0, low, why, tuple(search.trials), None, one)
-        high, low = low, low / 4.0
+        high, low, growth = low, low / growth**2, min(2.0, growth**2)
         served = search.try_rate(low)
     while high / low > 1.0 + tolerance:
         middle = math.sqrt(low * high)

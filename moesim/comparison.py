@@ -112,6 +112,7 @@ class Comparison:
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report; it holds at most six deployments."""
+        from moesim.findings.case import Case
         from moesim.report.page import write_report
 
         first = self.results[0].name
@@ -124,6 +125,9 @@ class Comparison:
                 for result in self.results
             ],
             path,
+            [Case(uncertainty=result.uncertainty) for result in self.results],
+            [result not in self.unpaired for result in self.results[1:]],
+            self.verdicts,
         )
 
     def charts(self) -> dict[str, Any]:
@@ -133,7 +137,12 @@ class Comparison:
         return all_charts(self.results)
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False, float_format="{:.4g}".format))
+        """What a notebook shows."""
+        from moesim.findings.case import Case
+        from moesim.report.notebook import comparison_html
+
+        cases = [Case(uncertainty=result.uncertainty) for result in self.results]
+        return comparison_html(self.results, self.verdicts, cases)
 
 
 def compare(scenarios: Sequence[Scenario | Mapping[str, object] | str | Path]) -> Comparison:

@@ -47,7 +47,7 @@ class Draw:
             return Residuals()
         engine, gpu = scenario.deployment.engine, deployment.cluster.gpu.name
         measured = deployment.profile.kernels == "measured"
-        return draw_residuals(engine, measured, gpu, deployment.model.name, self.seed, self.number)
+        return draw_residuals(engine, measured, gpu, self.seed, self.number)
 
     def costs(self, scenario: Scenario, deployment: Deployment, costs: StepCosts) -> StepCosts:
         """Step costs as they may be in truth."""

@@ -10,7 +10,7 @@ Legend: N requests of a run, G gaps between tokens, W steps, J parts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REQUEST_LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 MOST_KEPT = 4096  # values of a metric that are kept of a replication
+END_STAYS = 3.0
 MOST_GAPS = 4_000_000  # between tokens
 TAIL = 0.95  # half of them lie beyond this level
 MILLION, HOUR_S = 1e6, 3600.0
@@ -140,6 +141,29 @@ class Observed:
         part_N = np.zeros(self.counted_N.size, np.int64)
         window = np.array([self.window_s])
         return self._parts(part_N, self.counted_N, 1, np.array([-np.inf]), window, False)
+
+    def settled(self) -> Observed:
+        """Without the requests of its two ends, which meet a system that fills up or empties.
+
+        These arrive within END_STAYS of a mean stay of the first or the last arrival; all stay
+        where that would leave less than half. Chosen by arrival, never by what became of one.
+        """
+        known_N = self.counted_N & ~np.isnan(self.latency_N["e2e_s"])
+        if not known_N.any():
+            return self
+        end_s = END_STAYS * float(self.latency_N["e2e_s"][known_N].mean())
+        first_s, last_s = np.nanmin(self.arrival_s_N) + end_s, np.nanmax(self.arrival_s_N) - end_s
+        inside_N = (self.arrival_s_N >= first_s) & (self.arrival_s_N <= last_s)
+        if 2 * int((known_N & inside_N).sum()) < int(known_N.sum()):
+            return self
+        inside_W = (self.step_start_s_W >= first_s) & (self.step_start_s_W <= last_s)
+        return replace(
+            self,
+            counted_N=self.counted_N & inside_N,
+            asked_N=self.asked_N & inside_N,
+            step_start_s_W=self.step_start_s_W[inside_W],
+            imbalance_W=self.imbalance_W[inside_W],
+        )
 
     def arrivals_s(self) -> float:
         """From the first counted arrival to the last, and one gap on."""

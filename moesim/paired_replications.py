@@ -1,8 +1,8 @@
 """Several deployments, replicated with common random numbers: the same draws for each.
 
 Replication i of every deployment has the same demand, meets the same sequences of routing and,
-where engine, GPU and model are shared, the same residuals of calibration; so what is unknown of
-both takes nothing from their difference.
+where engine (and, for operators, GPU) are shared, the same residuals of calibration; so what is
+unknown of both takes nothing from their difference.
 """
 
 from __future__ import annotations
@@ -130,8 +130,5 @@ def _long_run(path: str, one: Parts, two: Parts, paired: bool, silent: bool) -> 
 
 def _draws(path: str, first: Replications, other: Replications) -> Verdict | None:
     """Of figures replication by replication; None where one of them lacks it."""
-    sides = []
-    for of in (first, other):
-        values = [value_at(run.summary, path) for run in of.runs]
-        sides.append(np.array([np.nan if value is None else value for value in values]))
-    return verdict_of_draws(path, *sides)
+    one, two = (np.array([run.parts.figure(path)[0] for run in of.runs]) for of in (first, other))
+    return verdict_of_draws(path, one, two)

@@ -32,13 +32,13 @@ from moesim.deployment import deploy, step_costs
 from moesim.drawing import Draw
 from moesim.errors import InputError
 from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty
-from moesim.intervals import Floats, half_width, spread_bounds
+from moesim.intervals import half_width, spread_bounds
 from moesim.observations import Parts, condensed, join
 from moesim.pools import check
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
-from moesim.within_run import BATCHES, RATES, RULES, reaching, value_at
+from moesim.within_run import BATCHES, RULES, value_at
 
 SOURCES = ("demand", "routing", "calibration")
 LASTING = ("routing", "calibration")  # stay unknown however much is run
@@ -55,8 +55,8 @@ Progress = Callable[[int, int], None]
 class Replication:
     """What is kept of one run.
 
-    `parts`: all of it as one part; `noise`: by path, the variance that the run's own length gives
-    the figure, relative to its square (absent: not known).
+    `parts`: all of it as one part, less its two ends (Observed.settled); `noise`: by path, the
+    variance that the run's own length gives the figure, relative to its square (absent: not known).
     """
 
     seed: int
@@ -114,29 +114,24 @@ class Replications:
         values = [value_at(run.summary, path) for run in self.runs]
         if any(value is None for value in values):
             return None
-        value_J = np.array(values, np.float64)
         if len(self.runs) < 2 or not self.settled:
-            return Estimate(float(value_J.mean()))
+            return Estimate(float(np.mean([value for value in values if value is not None])))
         if self.lasting:
-            return self._one_more(path, value_J)
+            return self._one_more(path)
         value = self.joined.figure(path)[0]
         bounds = self.joined.bounds(path)
         if bounds is None:
             return Estimate(value)
-        if path.startswith(RATES):
-            bounds = reaching(bounds, value)
         return Estimate(value, *bounds)
 
-    def _one_more(self, path: str, value_J: Floats) -> Estimate:
+    def _one_more(self, path: str) -> Estimate:
         """The figure of one more draw."""
-        rate = path.startswith(RATES)
-        shown_J = np.array([run.parts.figure(path)[0] for run in self.runs]) if rate else value_J
+        value_J = np.array([run.parts.figure(path)[0] for run in self.runs])
         noise_J = np.array([run.noise.get(path, 0.0) for run in self.runs])
-        found = spread_bounds(shown_J, noise_J, log=True)
+        found = spread_bounds(value_J, noise_J, log=True)
         if found is None:
             return Estimate(float(value_J.mean()))
-        value = float(value_J.mean()) if rate else found[0]
-        return Estimate(value, *(reaching(found[1], value) if rate else found[1]))
+        return Estimate(found[0], *found[1])
 
     @property
     def lasting(self) -> tuple[str, ...]:
@@ -248,6 +243,8 @@ class Runner:
 def kept(result: Result, number: int, noisy: bool) -> Replication:
     """What is kept of a run; with `noisy` what its length adds to each figure's variance."""
     observed, steady = result.observed, result.steady_state
+    if not steady.whole:
+        observed = observed.settled()
     whole = observed.whole()
     if not steady.whole and observed.arrivals_s() > 0.0:  # rates that the end does not slow down
         totals = {**whole.totals, "seconds": np.array([observed.arrivals_s()])}

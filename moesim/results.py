@@ -358,13 +358,10 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from html import escape
+        from moesim.findings.case import Case
+        from moesim.report.notebook import run_html
 
-        from moesim.report import tables
-
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        shown = f"{tables.latency_table(self)}{tables.other_table(self)}"
-        return f"<h4>{escape(self.name)}</h4>{shown}<ul>{notes}</ul>"
+        return run_html(self, Case(uncertainty=self.uncertainty))
 
     def save(self, folder: str | Path) -> None:
         """Write the tables (parquet), summary.json and scenario.yaml into `folder`."""
@@ -394,9 +391,10 @@ class Result:
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report."""
+        from moesim.findings.case import Case
         from moesim.report.page import write_report
 
-        write_report([self], path)
+        write_report([self], path, [Case(uncertainty=self.uncertainty)])
 
     def charts(self) -> dict[str, Any]:
         """Altair charts by name; each shows itself in a notebook."""

@@ -163,6 +163,10 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str], folder: Path)
     return data
 
 
+# Folder of the shipped scenarios behind docs/questions; their names begin with it.
+QUESTIONS = "questions"
+
+
 def scenarios_folder() -> Path:
     """Where the shipped scenarios are: in an installed package, or beside it in a checkout."""
     installed = Path(__file__).resolve().parent / "scenarios"
@@ -180,8 +184,9 @@ def find_scenario(name_or_path: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or _is_file(path):
         return path
     names = scenario_names()
-    if str(name_or_path) in names:
-        return scenarios_folder() / f"{name_or_path}.yaml"
+    shipped = scenarios_folder() / f"{name_or_path}.yaml"
+    if str(name_or_path) in names or (path.parent == Path(QUESTIONS) and _is_file(shipped)):
+        return shipped
     import difflib
 
     close = difflib.get_close_matches(str(name_or_path), names, n=3)

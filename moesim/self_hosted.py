@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.capacity import Capacity, Simulate, capacity
+from moesim.capacity import Capacity, Simulate
 from moesim.deployment import Deployment, deploy
 from moesim.economics.curves import CostCurve, always_on_curve, by_hour_curve
 from moesim.economics.day import DayProfile
@@ -17,6 +17,7 @@ from moesim.economics.gpu_hours import GpuHour, gpu_hour
 from moesim.economics.replicas import Replica, Rules
 from moesim.economics.token_split import input_share
 from moesim.errors import InputError
+from moesim.findings.estimates import Estimate
 from moesim.hosting import (
     KV_REQUESTS,
     Hosting,
@@ -31,6 +32,7 @@ from moesim.model import MoEModel, load_model, model_names
 from moesim.policies.faults import Restart
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
+from moesim.seeded_capacity import mean_of_brackets, seeded_capacities
 from moesim.units import HOUR
 
 if TYPE_CHECKING:
@@ -43,15 +45,19 @@ SAME_ACTIVE = "same-active"
 class SelfHosted:
     """One deployment, measured at the largest rate at which one replica keeps the SLO.
 
-    Tokens are means of a request. `cached_share`: of prompt tokens, found in the prefix cache.
-    `input_bill_share`: of a replica's time, what the input takes (moesim.economics.token_split; by
-    GPUs where prefill and decode have pools). `kwh_per_million_tokens`: GPUs only.
+    `capacity`: with the scenario's seed, whose run is what was measured. `requests_per_s`,
+    `tokens_per_s`: what a replica serves, over the seeds. Tokens are means of a request.
+    `cached_share`: of prompt tokens, found in the prefix cache. `input_bill_share`: of a replica's
+    time, what the input takes (moesim.economics.token_split; by GPUs where prefill and decode have
+    pools). `kwh_per_million_tokens`: GPUs only.
     """
 
     scenario: Scenario
     gpus: int
     price: GpuHour
     capacity: Capacity
+    requests_per_s: Estimate
+    tokens_per_s: Estimate
     prompt_tokens: float
     output_tokens: float
     cached_share: float
@@ -60,6 +66,8 @@ class SelfHosted:
     hosting: Hosting
     light: dict[str, TokenLight]
     kwh_per_million_tokens: float
+    seeds: int = 1
+    trials: int = 0
 
     @property
     def name(self) -> str:
@@ -75,7 +83,17 @@ class SelfHosted:
 
     @property
     def replica(self) -> Replica:
-        tokens_per_s = self.capacity.requests_per_s * self.tokens_per_request
+        return self._carrying(self.tokens_per_s.value)
+
+    @property
+    def replicas_at_bounds(self) -> tuple[Replica, Replica] | None:
+        """A replica that carries as little, and one that carries as much, as can be."""
+        found = self.tokens_per_s
+        if found.low is None or found.high is None:
+            return None
+        return self._carrying(found.low), self._carrying(found.high)
+
+    def _carrying(self, tokens_per_s: float) -> Replica:
         return Replica(self.gpus * self.price.usd, tokens_per_s, self.start_s)
 
     @property
@@ -84,31 +102,37 @@ class SelfHosted:
         return self.replica.usd_per_hour / HOUR / self.replica.tokens_per_s * 1e6
 
     def curve(
-        self, profile: DayProfile, rules: Rules, upto: float, by_hour: bool = False
+        self,
+        profile: DayProfile,
+        rules: Rules,
+        upto: float,
+        by_hour: bool = False,
+        replica: Replica | None = None,
     ) -> CostCurve:
-        """USD a day against tokens a day."""
+        """USD a day against tokens a day, of its own replica or of one that carries otherwise."""
         make = by_hour_curve if by_hour else always_on_curve
-        return make(self.name, profile, self.replica, rules, upto)
+        return make(self.name, profile, replica or self.replica, rules, upto)
 
 
 def self_hosted(
     scenario: Scenario,
     slo: SLOSpec | None = None,
     percentile: float = 99.0,
+    seeds: int = 1,
     run: Simulate | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SelfHosted:
-    """Search the scenario's capacity and measure the run there.
+    """Search the scenario's capacity, under one seed or several, and measure the run there.
 
     InputError, besides capacity's own, where no rate keeps the SLO.
     """
     plans = [(of, deploy(of)) for _, of in scenario.pools()]
     price = gpu_hour(scenario.economics, plans[0][1].cluster.gpu)
-    found = capacity(scenario, slo, percentile=percentile, run=run, progress=progress)
+    asked = scenario if slo is None else scenario.model_copy(update={"slo": slo})
+    capacities = seeded_capacities(asked, seeds, percentile=percentile, run=run, progress=progress)
+    found = capacities[0]
     result = found.result
-    if result is None:
-        rule = f"is kept at no rate of arrivals: served alone, {found.why}"
-        raise InputError("slo", rule, None, "loosen it, or take faster or more GPUs a replica")
+    assert result is not None
     requests = result.requests
     prompt, output = (float(requests[f"{each}_tokens"].mean()) for each in ("prompt", "output"))
     of, deployment = plans[-1]
@@ -118,6 +142,8 @@ def self_hosted(
         gpus=result.gpus,
         price=price,
         capacity=found,
+        requests_per_s=_over_seeds(capacities),
+        tokens_per_s=_over_seeds(capacities, _tokens_per_request),
         prompt_tokens=prompt,
         output_tokens=output,
         cached_share=float(requests["cached_tokens"].sum() / requests["prompt_tokens"].sum()),
@@ -126,7 +152,25 @@ def self_hosted(
         hosting=hosting(of, deployment, prompt + output),
         light=_light(result, deployment),
         kwh_per_million_tokens=kwh / (len(requests) * (prompt + output)) * 1e6,
+        seeds=seeds,
+        trials=sum(len(each.trials) for each in capacities),
     )
+
+
+def _over_seeds(
+    capacities: Sequence[Capacity], size: Callable[[Capacity], float] = lambda _: 1.0
+) -> Estimate:
+    """Requests a second, each counted as its seed's `size`."""
+    return mean_of_brackets(
+        [each.requests_per_s * size(each) for each in capacities],
+        [each.fails_at_per_s * size(each) for each in capacities],
+    )
+
+
+def _tokens_per_request(found: Capacity) -> float:
+    assert found.result is not None
+    requests = found.result.requests
+    return float(requests["prompt_tokens"].mean()) + float(requests["output_tokens"].mean())
 
 
 def _input_bill_share(result: Result) -> float:

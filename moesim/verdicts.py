@@ -31,9 +31,13 @@ NEUTRAL = ("std", "expert_imbalance.max_over_mean.mean")
 FASTER = tuple(
     f"{metric}.{of}" for of in ("p99", "mean") for metric in ("itl_s", "ttft_s", "e2e_s")
 )
-EARNING = ("throughput.output_tokens_per_s_per_gpu", "cost.usd_per_million_output_tokens")
+EARNING = (
+    "throughput.output_tokens_per_s_per_gpu",  # where nothing has a price
+    "cost.usd_per_million_output_tokens",
+)
+SPEED, MONEY = ("faster", "slower"), ("cheaper to run", "dearer to run")
 ALIKE = 0.01  # differences below are not worth a longer run
-MOST_MORE = 100.0
+LEAST_MORE, MOST_MORE = 1.5, 100.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ def worded(
         told = told and (relative[0] > 0.0 or relative[1] < 0.0)
     more = None
     if difference is not None and not told and other != first:
-        half = (difference[1] - difference[0]) / 2.0
-        more = max(1.0, (half / abs(other - first)) ** 2)
+        widths = [(difference[1] - difference[0]) / 2.0 / abs(other - first)]
+        if relative is not None and ratio:
+            widths.append((relative[1] - relative[0]) / 2.0 / abs(ratio))
+        more = max(LEAST_MORE, max(widths) ** 2)
         more = more if more <= MOST_MORE and abs(ratio) >= ALIKE and what else None
     better = None
     if told and not path.endswith(NEUTRAL):
@@ -145,22 +151,20 @@ def overall(name: str, first: str, verdicts: tuple[Verdict, ...], settled: str) 
         wanted = [each.more for each in verdicts if each.more and each.path in (*FASTER, *EARNING)]
         longer = f": run longer (about {_times(min(wanted))} as many would do)" if wanted else ""
         return f"{name} and {first} cannot be told apart{longer}."
-    said = []
-    for words, found in ((("faster", "slower"), felt), (("more", "less"), earned)):
-        good = [each for each in found if each.better]
-        bad = [each for each in found if each.better is False]
-        if words[0] == "more":
-            of_cost = found and found[-1].path.startswith("cost")
-            words = ("cheaper", "dearer") if of_cost else ("more productive", "less productive")
-            good, bad = good[-1:], bad[-1:]
-        if good and bad:
-            said.append(
-                f"{words[0]} in one respect and {words[1]} in another: "
-                f"{good[0].sentence}; {bad[0].sentence}"
-            )
-        elif found:
-            said.append(f"{words[0] if good else words[1]}: {found[0].sentence}")
-    return f"{name} is {'; it is '.join(said)} (against {first})."
+    said = [_told(words, found) for words, found in ((SPEED, felt), (MONEY, earned[-1:])) if found]
+    return f"{name} against {first} is {'; it is '.join(said)}."
+
+
+def _told(words: tuple[str, str], found: list[Verdict]) -> str:
+    """Better or worse, by the first figure that says so; both where figures disagree."""
+    good = [each for each in found if each.better]
+    bad = [each for each in found if not each.better]
+    if good and bad:
+        return (
+            f"{words[0]} in one respect and {words[1]} in another: "
+            f"{good[0].sentence}, {bad[0].sentence}"
+        )
+    return f"{words[0] if good else words[1]}: {found[0].sentence}"
 
 
 def phrase(path: str) -> str:
@@ -181,9 +185,8 @@ def _relative(side: Side, paired: bool, ordered: bool) -> Bounds | None:
     parts = (side.first_J, side.other_J)
     if min(side.first, side.other) <= 0.0 or any((each <= 0.0).any() for each in parts):
         return None
-    first_J, other_J = (np.log(each_J) for each_J in parts)
-    wholes = math.log(side.first), math.log(side.other)
-    bounds = _bounds(*wholes, first_J, other_J, paired, ordered)
+    first, other = math.log(side.first), math.log(side.other)
+    bounds = _bounds(first, other, np.log(side.first_J), np.log(side.other_J), paired, ordered)
     return None if bounds is None else _unlogged(bounds)
 
 
@@ -231,7 +234,8 @@ def _sentence(
     if told:
         ends = sorted((abs(low), abs(high)))
         way = "higher" if low > 0.0 else "lower"
-        return f"{name} {_percent(ends[0])} to {_percent(ends[1])} % {way} (95 % interval)"
+        shown = " to ".join(dict.fromkeys(_percent(end) for end in ends))
+        return f"{name} {shown} % {way} (95 % interval)"
     ends_text = f"{_percent(-low)} % lower to {_percent(high)} % higher"
     longer = f"; about {_times(more)} as many {what} would do" if more is not None else ""
     return f"{name} cannot be told apart ({ends_text}{longer})"

@@ -11,9 +11,10 @@ from moesim.cli.output import check_file, console, print_json, print_notes, prin
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from moesim.cost_study import CostStudy
+    from moesim.serving_cost import CostStudy
 
 TYPICAL_TRIALS = 8
+TRIALS_OF_A_SEED = 4
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -72,6 +73,14 @@ def cost(
             show_default=False,
         ),
     ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Seeds under which capacity is searched for; two or more give intervals, five "
+            "good ones.",
+        ),
+    ] = 1,
     as_json: JsonOption = False,
     report: ReportOption = None,
 ) -> None:
@@ -80,11 +89,11 @@ def cost(
     Simulates what one replica serves within the scenario's slo, then works out replicas over the
     day, the bill, and from which volume self-hosting is the cheaper one.
     """
-    from moesim.cost_study import VOLUMES, cost_study
     from moesim.economics.api_prices import find_api_price
     from moesim.economics.day import find_profile
     from moesim.economics.replicas import Rules
     from moesim.scenario import load_scenario
+    from moesim.serving_cost import VOLUMES, cost_study
 
     chosen = load_scenario(scenario, changes or ())
     volumes = [tokens(text) for text in volume] if volume else VOLUMES
@@ -102,7 +111,10 @@ def cost(
             rules=rules,
             percentile=percentile,
             cached_share=cached_share,
-            progress=lambda _, trials: tell(trials, max(trials + 1, TYPICAL_TRIALS)),
+            seeds=seeds,
+            progress=lambda _, trials: tell(
+                trials, max(trials + 1, TYPICAL_TRIALS + TRIALS_OF_A_SEED * (seeds - 1))
+            ),
         )
     if report is not None:
         study.report(report)
@@ -129,18 +141,19 @@ def tokens(text: str) -> float:
 
 
 def _print(study: CostStudy) -> None:
-    from moesim.report import cost_words
+    from moesim.report import cost_rows, cost_words
 
     summary, out = study.summary, console()
     for text in cost_words.headlines(summary):
         out.print(text, soft_wrap=True)
     for first, header, rows in (
-        ("tokens a day", cost_words.VOLUME_HEADER, cost_words.volume_rows(summary)),
-        ("break-even, tokens a day", cost_words.BREAK_EVEN_HEADER,
-         cost_words.break_even_rows(summary)),
-        ("what a token takes", cost_words.WORK_HEADER, cost_words.work_rows(summary)),
-        ("managed API, $ per million tokens", cost_words.PRICE_HEADER[1:],
-         cost_words.price_rows(summary)),
+        ("tokens a day", cost_rows.VOLUME_HEADER, cost_rows.volume_rows(summary)),
+        ("break-even, tokens a day", cost_rows.BREAK_EVEN_HEADER,
+         cost_rows.break_even_rows(summary)),
+        ("hosting", cost_rows.HOSTING_HEADER, cost_rows.hosting_rows(summary)),
+        ("what a token takes", cost_rows.WORK_HEADER, cost_rows.work_rows(summary)),
+        ("managed API, $ per million tokens", cost_rows.PRICE_HEADER[1:],
+         cost_rows.price_rows(summary)),
     ):  # fmt: skip
         if rows:
             print_table(out, [first, *header], [[name, *cells] for name, cells in rows])
@@ -151,36 +164,18 @@ def _print(study: CostStudy) -> None:
 
 def prices(as_json: JsonOption = False) -> None:
     """Prices: GPU-hours, managed APIs, electricity and profiles of days, with date and source."""
-    from dataclasses import asdict
-
     from moesim.economics.api_prices import api_prices
     from moesim.economics.day import day_presets
     from moesim.economics.owned import energy_presets
     from moesim.hardware import gpu_names, load_gpu
+    from moesim.price_list import prices as price_list
     from moesim.report.words import money, significant
 
+    if as_json:
+        print_json(price_list())
+        return
     gpus = [(name, price) for name in gpu_names() for price in load_gpu(name).prices]
     days = day_presets()
-    if as_json:
-        print_json(
-            {
-                "gpu_hours": [{"gpu": name, **asdict(price)} for name, price in gpus],
-                "apis": [asdict(price) for price in api_prices()],
-                "energy": {name: asdict(each) for name, each in energy_presets().items()},
-                "profiles": {
-                    name: {
-                        "description": day.description,
-                        "relative": day.relative_H.tolist(),
-                        "busiest_over_mean": day.busiest_over_mean,
-                        "date": day.date,
-                        "trust": day.trust,
-                        "source": day.source,
-                    }
-                    for name, day in days.items()
-                },
-            }
-        )
-        return
     out = console()
     rows = [
         [name, each.kind, money(each.usd_per_gpu_hour), each.date, each.trust]

@@ -101,7 +101,7 @@ def chosen_scenario(
             if value:
                 raise InputError(option, "needs --from-command")
         if name is None:
-            hint = "or --from-command COMMAND"
+            hint = "or --from-command COMMAND; see: moesim run --help"
             raise InputError("SCENARIO", "is required", None, hint)
         return Found(load_scenario(name, changes or ()))
     if name is not None:
@@ -171,7 +171,7 @@ def print_reading(found: Found) -> None:
         [
             flag,
             ", ".join(f"{name} = {value}" for name, value in fields.items())
-            or "nothing: the default, or see the notes",
+            or "nothing by itself: a default, part of another flag's row, or in the notes",
         ]
         for flag, fields in reading.understood
     ]

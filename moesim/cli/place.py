@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.cli.options import JsonOption, ReportOption, ScenarioArgument, SetOption
-from moesim.cli.output import Progress, check_file, print_json, progress
-from moesim.errors import InputError, one_line
+from moesim.cli.output import check_file, print_json
+from moesim.cli.phases import Phases
+from moesim.errors import InputError
 
 if TYPE_CHECKING:
     from moesim.what_if import PlacementStudy
@@ -34,7 +31,6 @@ ENDINGS_OF = (
     (".yaml", ExportFor.TENSORRT_LLM),
 )
 BY_ENDING = dict(ENDINGS_OF)
-SMALL_PRINT = re.compile(r", seed \d+$|: .*$")  # of what is being done
 
 
 def place(
@@ -127,7 +123,7 @@ def place(
     if not 1 <= seeds <= MOST_SEEDS:
         raise InputError("--seeds", f"must be 1 to {MOST_SEEDS}", seeds)
     reader = _reader(export, export_for)
-    with _Phases() as tell:
+    with Phases() as tell:
         study = place_study(
             chosen,
             _names(policies),
@@ -154,47 +150,6 @@ def place(
         print(line)
     if report is not None:
         print(f"Wrote {report}")
-
-
-class _Phases(AbstractContextManager["_Phases"]):
-    """A bar for each thing that a study does, one after the other; where standard error is no
-    terminal a line for each stage, as a study may take minutes."""
-
-    def __init__(self) -> None:
-        self._what = self._stage = ""
-        self._bar: AbstractContextManager[Progress] | None = None
-        self._tell: Progress = lambda done, total: None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            self._line(SMALL_PRINT.sub("", what))
-            return
-        if what != self._what:
-            self._close()
-            self._what, self._bar = what, progress(what)
-            self._tell = self._bar.__enter__()
-        self._tell(done, total)
-
-    def _line(self, stage: str) -> None:
-        if stage != self._stage:
-            print(f"moesim: {one_line(stage)}", file=sys.stderr, flush=True)
-            self._stage = stage
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
 
 
 def _names(text: str) -> list[str]:

@@ -37,7 +37,7 @@ def print_run(result: Result, uncertainty: Uncertainty | None = None) -> None:
     out.print(one_line(result.name), style="bold")
     for sentence in headline(result):
         out.print(one_line(sentence), soft_wrap=out.width == WIDE)
-    print_table(out, ["", *STATISTICS], _latency_rows(result.summary, sure.estimates))
+    print_table(out, ["", *STATISTICS], _latency_rows(result.summary, sure))
     for name, text in (*_lines(result.summary), *_sure_lines(sure)):
         out.print(f"{name:<12} {text}", soft_wrap=True)
     print_notes(out, result.notes)
@@ -74,10 +74,9 @@ def print_explanation(steps: Sequence[ExplainedStep]) -> None:
     out.print()
 
 
-def _latency_rows(
-    summary: Mapping[str, Any], estimates: Mapping[str, Estimate]
-) -> Iterable[list[str]]:
-    """A row for each latency, and below it the interval of each figure."""
+def _latency_rows(summary: Mapping[str, Any], sure: Uncertainty) -> Iterable[list[str]]:
+    """A row for each latency, and below it the interval of each figure; over replications with
+    their own value."""
     from moesim.report.words import pick, significant, time_unit
 
     for name, key in LATENCIES:
@@ -86,10 +85,22 @@ def _latency_rows(
         unit, size = time_unit(most) if most else ("s", 1.0)
         cells = [NOTHING if v is None else significant(v / size, 3) for v in values]
         yield [f"{name}, {unit}", *cells]
-        ends = [_ends(estimates.get(f"{key}.{statistic}")) for statistic in STATISTICS]
-        if any(ends):
-            shown = [" to ".join(significant(x / size, 3) for x in both) for both in ends]
-            yield ["  95 %", *(text or NOTHING for text in shown)]
+        found = [sure.estimates.get(f"{key}.{statistic}") for statistic in STATISTICS]
+        if any(_ends(each) for each in found):
+            runs = len(sure.seeds)
+            name = "  95 %" if runs == 1 else f"  {runs} runs, 95 %"
+            yield [name, *(_interval(each, size, runs > 1) for each in found)]
+
+
+def _interval(estimate: Estimate | None, size: float, valued: bool) -> str:
+    """'56.2 to 66.7', with the value before it where `valued`; nothing where there is none."""
+    from moesim.report.words import significant
+
+    ends = _ends(estimate)
+    if estimate is None or not ends:
+        return NOTHING
+    text = " to ".join(significant(end / size, 3) for end in ends)
+    return f"{significant(estimate.value / size, 3)}: {text}" if valued else text
 
 
 def _ends(estimate: Estimate | None) -> tuple[float, ...]:
@@ -102,6 +113,7 @@ def _ends(estimate: Estimate | None) -> tuple[float, ...]:
 def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
     """Intervals of what is no latency, and how they were made."""
     from moesim.report.words import money, percent
+    from moesim.within_run import RULES
 
     shown: tuple[tuple[str, str, Show], ...] = (
         ("output tokens per second", "throughput.output_tokens_per_s", _three),
@@ -114,7 +126,8 @@ def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
         both = _ends(sure.estimates.get(path))
         if both:
             said.append(f"{name} {show(both[0])} to {show(both[1])}")
-    yield ("Sure, 95 %", f"{'; '.join(said)}. {sure.method}" if said else sure.method)
+    method = sure.method.removesuffix(RULES).strip()
+    yield ("Sure, 95 %", f"{'; '.join(said)}. {method}" if said else method)
 
 
 def _three(value: float) -> str:

@@ -130,19 +130,22 @@ def load_profile(
 
     Raises InputError.
     """
+    return _parse_profile(profile_text(name_or_path, engine, field), field)
+
+
+def profile_text(name_or_path: str, engine: str = "vllm", field: str = "deployment.profile") -> str:
+    """The YAML behind `load_profile`. Raises InputError."""
     name_or_path = engine if name_or_path == "measured" else name_or_path
     shipped = resources.files("moesim.presets").joinpath("profiles")
     names = sorted(
         p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")
     )
     if name_or_path in names:
-        text = shipped.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_path).suffix in (".yaml", ".yml"):
-        text = read_text(name_or_path, max_bytes=4e6, field=field)
-    else:
-        known = ", ".join(["auto", "measured", *names])
-        raise InputError(field, f"must be one of {known} or a .yaml file", name_or_path)
-    return _parse_profile(text, field)
+        return shipped.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    if Path(name_or_path).suffix in (".yaml", ".yml"):
+        return read_text(name_or_path, max_bytes=4e6, field=field)
+    known = ", ".join(["auto", "measured", *names])
+    raise InputError(field, f"must be one of {known} or a .yaml file", name_or_path)
 
 
 @functools.lru_cache(maxsize=8)

@@ -88,17 +88,15 @@ def spreads(engine: str, measured: bool) -> tuple[Spread, ...]:
     return tuple(found.values())
 
 
-def draw_residuals(
-    engine: str, measured: bool, gpu: str, model: str, seed: int, number: int
-) -> Residuals:
+def draw_residuals(engine: str, measured: bool, gpu: str, seed: int, number: int) -> Residuals:
     """The factors of draw `number` of a seed.
 
-    Deployments share an operator's factor where engine and GPU are the same, and a level where the
-    model is too: what is unknown of both is then the same in both.
+    Deployments of one engine share its levels, and where the GPU is the same too, its operators'
+    factors: what is unknown of both is then the same in both.
     """
     factors = {}
     for spread in spreads(engine, measured):
-        owners = (engine, gpu, model) if spread.kind in LEVELS else (engine, gpu)
+        owners = (engine,) if spread.kind in LEVELS else (engine, gpu)
         key = "/".join((spread.kind, *owners, str(measured)))
         z = float(_rng(key, seed, number).standard_normal())
         factor = math.exp(spread.sigma * max(-LARGEST, min(LARGEST, z)))

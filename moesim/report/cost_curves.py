@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import altair as alt
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 
 from moesim.economics.curves import BreakEven, CostCurve, break_even
 from moesim.economics.replicas import FleetDay
+from moesim.findings.costs import Bounds
 from moesim.report import theme
 from moesim.report.cost_words import few, from_volume, volume_words
 from moesim.report.figure import Figure, data, without
@@ -28,8 +30,13 @@ WAYS = ("always on", "by the hour")
 Curves = Mapping[tuple[str, bool], CostCurve]
 
 
-def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> Figure:
-    """USD per million tokens against tokens a day: steps of replicas against lines of prices."""
+def cost_by_volume(
+    curves: Curves, lines: Sequence[CostCurve], upto: float, bounds: Bounds = MappingProxyType({})
+) -> Figure:
+    """USD per million tokens against tokens a day: steps of replicas against lines of prices.
+
+    `bounds`: the least and the most that a curve may be, drawn as a band.
+    """
     offers = list(dict.fromkeys(name for name, _ in curves))
     apis = few(sorted(lines, key=lambda line: line.usd_per_token))
     names = [*offers, *(line.name for line in apis)]
@@ -44,7 +51,9 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
     colour = alt.Color(
         "offer:N",
         scale=alt.Scale(domain=names, range=list(theme.DEPLOYMENT_COLOURS[: len(names)])),
-        legend=alt.Legend(title=None, orient="top", columns=2, symbolType="stroke"),
+        legend=alt.Legend(
+            title=None, orient="top", columns=2, symbolType="stroke", symbolOpacity=1
+        ),
     )
     base = alt.Chart(data(frame), width=900, height=380).encode(
         x=alt.X(
@@ -57,7 +66,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
             "usd:Q",
             title="$ per million tokens",
             scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(format="~g", tickCount=6),
+            axis=alt.Axis(format="~g", values=_prices(frame["usd"])),
         ),
         color=colour,
     )
@@ -74,7 +83,7 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
             alt.Tooltip("usd:Q", title="$ per million", format=".3~g"),
         ],
     )
-    layers = [curves_drawn]
+    layers = [*_bands(bounds, upto, colour), curves_drawn]
     marks = [
         {"offer": line.name, "volume": even.first, "usd": line.usd_per_token * 1e6,
          "shown": volume_words(even.first)}
@@ -93,11 +102,42 @@ def cost_by_volume(curves: Curves, lines: Sequence[CostCurve], upto: float) -> F
         f"there {offers[0]} costs no more than that API; every further replica can turn it for a "
         "while. By the hour: replicas follow the hour, cold starts paid for."
     )
+    if bounds:
+        caption += " Bands, for what is always on: the 95 % interval of what a replica serves."
     return Figure("cost-by-volume", title, caption, chart)
+
+
+def _bands(bounds: Bounds, upto: float, colour: alt.Color) -> list[alt.Chart]:
+    """Of the curves that are always on: two more would hide the first."""
+    parts = []
+    for (name, by_hour), (least, most) in bounds.items():
+        if not by_hour:
+            low, high = (_line(of, name, WAYS[False], upto) for of in (least, most))
+            volume_V = np.union1d(low["volume"], high["volume"])
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "volume": volume_V,
+                        "low": least.usd_per_million(volume_V),
+                        "high": most.usd_per_million(volume_V),
+                        "offer": name,
+                    }
+                )
+            )
+    if not parts:
+        return []
+    band = alt.Chart(data(pd.concat(parts, ignore_index=True))).mark_area(opacity=0.25, line=False)
+    return [band.encode(x="volume:Q", y="low:Q", y2="high:Q", color=colour)]
 
 
 def _decades(upto: float) -> list[float]:
     return [10.0**power for power in range(3, int(np.log10(upto)) + 1)]
+
+
+def _prices(usd: pd.Series[float]) -> list[float]:
+    """1, 2 and 5 of each power of ten: a line for every digit would hide the curves."""
+    powers = range(int(np.floor(np.log10(usd.min()))), int(np.ceil(np.log10(usd.max()))))
+    return [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
 
 
 def _line(curve: CostCurve, name: str, how: str, upto: float) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What serving costs, in sentences and rows that a manager reads; from a study's summary."""
+"""What serving costs, in sentences that a manager reads; from a study's summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from moesim.report.words import count, duration, gigabytes, money, percent, sign
 
 T = TypeVar("T")
 Summary = Mapping[str, Any]
-NOTHING = "n/a"
 SIZES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 HOURS_PER_MONTH = 730.0
 
@@ -50,11 +49,11 @@ def from_volume(even: BreakEven) -> str:
 def headlines(summary: Summary) -> list[str]:
     """The answers, most important first."""
     return [
+        cheapest(summary),
+        *break_even_sentences(summary),
         *(_capacity(offer, summary["slo"]) for offer in summary["offers"]),
-        _hosting(summary["offers"][0], summary["rules"]),
-        _tokens(summary["offers"][0]),
-        *_break_even_words(summary),
-        _verdict(summary),
+        hosting_words(summary["offers"][0], summary["rules"]),
+        token_words(summary["offers"][0]),
         _idle(summary),
     ]
 
@@ -63,15 +62,19 @@ def _capacity(offer: Mapping[str, Any], slo: Mapping[str, Any]) -> str:
     named = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("end to end", "e2e_s"))
     limits = [f"{name} {duration(slo[key])}" for name, key in named if slo[key]]
     gpus = f"{offer['gpus']} {offer['gpu']}"
+    sure, between = "", offer["requests_per_s_interval"]
+    if between is not None:
+        low, high = (significant(rate, 3) for rate in between)
+        sure = f"; over {offer['seeds']} seeds, 95 % interval {low} to {high}"
     return (
         f"{offer['name']}: one replica of {gpus} serves {significant(offer['requests_per_s'], 3)} "
-        f"requests a second ({significant(offer['tokens_per_s'], 3)} tokens) with "
+        f"requests a second ({significant(offer['tokens_per_s'], 3)} tokens{sure}) with "
         f"{slo['percentile']:g} % of them within {' and '.join(limits)}; at "
         f"{significant(offer['fails_at_per_s'], 3)} a second: {offer['fails_because']}."
     )
 
 
-def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+def hosting_words(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     of = offer["hosting"]
     replicas = max(1, rules["least"]) + rules["spare"]
     monthly = offer["usd_per_hour"] * HOURS_PER_MONTH
@@ -85,7 +88,7 @@ def _hosting(offer: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     )
 
 
-def _tokens(offer: Mapping[str, Any]) -> str:
+def token_words(offer: Mapping[str, Any]) -> str:
     full, light = offer["usd_per_million_when_full"], offer["light"]
     return (
         f"Tokens follow active parameters: {billions(offer['hosting']['active_parameters'])}. On a "
@@ -97,7 +100,7 @@ def _tokens(offer: Mapping[str, Any]) -> str:
     )
 
 
-def _break_even_words(summary: Summary) -> list[str]:
+def break_even_sentences(summary: Summary) -> list[str]:
     """The scenario, always on, against the cheapest and the dearest API, and the dense model."""
     name = summary["offers"][0]["name"]
     own = [e for e in summary["break_even"] if (e["offer"], e["how"]) == (name, "always on")]
@@ -110,20 +113,28 @@ def _break_even_words(summary: Summary) -> list[str]:
         full = money(offer["usd_per_million_when_full"]["total"])
         of[offer["name"]] = f"{full} on a full replica"
     return [
-        f"Self-hosted against {labels.get(target, target)}, a million tokens at {of[name]} "
-        f"against {of[target]}: "
-        f"{from_volume(_even(each))}."
+        f"Against {labels.get(target, target)}: self-hosting is {from_volume(_even(each))}"
+        f"{_first_between(each)}. A million tokens take {of[name]}; there {of[target]}."
         for target in wanted
         for each in own
         if each["against"] == target
     ]
 
 
+def _first_between(each: Mapping[str, Any]) -> str:
+    """How sure the first volume is, where that is known and not the same at both ends."""
+    between = each["first_interval"]
+    if between is None or between[0] == between[1]:
+        return ""
+    low, high = map(edge_words, between)
+    return f" (95 % interval of the first volume: {low} to {high})"
+
+
 def _even(each: Mapping[str, Any]) -> BreakEven:
     return BreakEven(*(each[key] for key in ("first", "for_good", "until", "upto")))
 
 
-def _verdict(summary: Summary) -> str:
+def cheapest(summary: Summary) -> str:
     """Who is the cheapest at each volume (of many, the first, the middle and the last)."""
     labels = offer_labels(summary)
     parts = []
@@ -151,9 +162,9 @@ def _idle(summary: Summary) -> str:
             f"{percent(1.0 - bill['utilisation'])} ({money(bill['usd_idle_per_day'])} a day)"
         )
     return (
-        f"Idle capacity (profile {profile['name']}: busiest hour "
+        f"Idle capacity: with profile {profile['name']} (busiest hour "
         f"{significant(profile['peak_over_mean'], 3)} and quietest "
-        f"{significant(profile['night_over_mean'], 2)} times the mean) takes of the bill "
+        f"{significant(profile['night_over_mean'], 2)} times the mean) it takes of the bill "
         f"{', '.join(few(parts))}."
     )
 
@@ -161,24 +172,6 @@ def _idle(summary: Summary) -> str:
 def billions(parameters: float) -> str:
     """'235 B'."""
     return f"{significant(parameters / 1e9, 3)} B"
-
-
-PRICE_HEADER = ("price", "input", "cached", "output", "of this mix", "date", "trust", "source")
-
-
-def price_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """Every price that was used, with date and source; USD per million tokens, or as the row says.
-
-    Cells as in PRICE_HEADER after the name.
-    """
-    rows: list[tuple[str, list[str]]] = []
-    for api in summary["apis"]:
-        cached = api["cached_input"]
-        cells = [money(api["input"]), NOTHING if cached is None else money(cached)]
-        cells += [money(api["output"]), money(api["usd_per_million_total"])]
-        note = f" ({api['note']})" if api["note"] else ""
-        rows.append((api["name"], [*cells, api["date"], api["trust"], api["source"] + note]))
-    return rows
 
 
 def source_lines(summary: Summary) -> list[str]:
@@ -206,55 +199,6 @@ def price_lines(summary: Summary) -> list[str]:
     return lines
 
 
-VOLUME_HEADER = ("replicas", "used", "$ a day", "$/M", "$/M input", "$/M output")
-
-
-def volume_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """(volume and offer, cells as in VOLUME_HEADER) for each volume and way of serving."""
-    rows: list[tuple[str, list[str]]] = []
-    inputs = {api["name"]: api for api in summary["apis"]}
-    labels = offer_labels(summary)
-    for each in summary["volumes"]:
-        volume = volume_words(each["tokens_per_day"])
-        for name, bills in each["self_hosted"].items():
-            for how, bill in bills.items():
-                least, most = bill["least_replicas"], bill["most_replicas"]
-                split = bill["usd_per_million"]
-                cells = [
-                    f"{most}" if least == most else f"{least} to {most}",
-                    percent(bill["utilisation"]),
-                    money(bill["usd_per_day"]),
-                    *(money(split[key]) for key in ("total", "input", "output")),
-                ]
-                rows.append((f"{volume}: {labels[name]}, {how}", cells))
-        ranked = sorted(each["apis_usd_per_day"].items(), key=lambda item: float(item[1]))
-        for name, usd in ranked[:1] + ranked[-1:] if len(ranked) > 1 else ranked:
-            api = inputs[name]
-            cells = ["", "", money(usd), money(api["usd_per_million_total"])]
-            rows.append((f"{volume}: {name}", [*cells, money(api["input"]), money(api["output"])]))
-    return rows
-
-
-BREAK_EVEN_HEADER = ("cheaper from", "for good from")
-
-
-def break_even_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """(who against whom, [first, for good]) in tokens a day; of many APIs the cheapest, the middle
-    and the dearest."""
-    labels = offer_labels(summary)
-    apis = sorted(summary["apis"], key=lambda api: float(api["usd_per_million_total"]))
-    told = {*labels, *(api["name"] for api in few(apis))}
-    return [
-        (
-            f"{labels[each['offer']]}, {each['how']}, against "
-            f"{labels.get(each['against'], each['against'])}",
-            [_edge(each["first"]), _edge(each["for_good"])],
-        )
-        for each in summary["break_even"]
-        if each["against"] in told
-    ]
-
-
 def few(ranked: Sequence[T]) -> list[T]:
     """All of up to three; of more the first, the middle and the last."""
     if len(ranked) <= 3:
@@ -262,39 +206,5 @@ def few(ranked: Sequence[T]) -> list[T]:
     return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
 
 
-def _edge(tokens: float | None) -> str:
+def edge_words(tokens: float | None) -> str:
     return "the first token" if tokens == 0.0 else volume_words(tokens)
-
-
-WORK_HEADER = ("GFLOP", "MB read", "GPU-s per million", "bound by", "$/M")
-
-
-def work_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """(token, cells as in WORK_HEADER): at the speed of light in the run's own steps and for one
-    reader alone, then as simulated on a full replica."""
-    names = {
-        "input": "input, speed of light",
-        "output": "output, speed of light",
-        "output alone": "output alone, speed of light",
-    }
-    rows: list[tuple[str, list[str]]] = []
-    for offer in summary["offers"]:
-        label = offer_labels(summary)[offer["name"]]
-        for key, words in names.items():
-            token = offer["light"][key]
-            cells = [
-                significant(token["flops"] / 1e9, 3),
-                significant(token["bytes"] / 1e6, 3),
-                significant(token["gpu_s"] * 1e6, 3),
-                token["bound"],
-                money(token["usd_per_million"]),
-            ]
-            rows.append((f"{label}: {words}", cells))
-        full, usd = offer["usd_per_million_when_full"], offer["usd_per_gpu_hour"]
-        for key in ("input", "output"):
-            seconds = NOTHING
-            if full[key] is not None and usd:
-                seconds = significant(full[key] / usd * 3600.0, 3)
-            cells = ["", "", seconds, "", money(full[key])]
-            rows.append((f"{label}: {key}, simulated", cells))
-    return rows

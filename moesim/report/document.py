@@ -10,8 +10,10 @@ from importlib import resources
 
 import vl_convert
 
+from moesim.report import theme
 from moesim.report.export import vega_lite_version
 from moesim.report.figure import Figure
+from moesim.report.numbers import numbers_html
 
 # A page may name things that strangers chose; nothing in it may reach out, whatever they wrote.
 POLICY = (
@@ -28,6 +30,7 @@ def document(title: str, body: Sequence[str], figures: Mapping[str, Figure]) -> 
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n"
+        '<button type="button" id="theme" aria-label="Light or dark page" hidden></button>\n'
         + "\n".join(body)
         + f'\n<script type="application/json" id="specs">{script_json(specs)}</script>\n'
         + f'<script type="module">{vega_script()}\n{_asset("page.js")}</script>\n'
@@ -78,13 +81,32 @@ def paragraphs(texts: Sequence[str], kind: str) -> str:
     return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
 
-def colour_key(names: Sequence[str], colours: Sequence[str]) -> str:
-    """Which colour is which run or trace."""
-    items = "".join(
-        f'<li><i style="background:{colour}"></i>{escape(name)}</li>'
-        for name, colour in zip(names, colours, strict=False)
+def headed_paragraphs(texts: Sequence[str], kind: str) -> str:
+    """The same; what stands before a text's first colon is its heading."""
+    parts = (text.partition(": ") for text in texts)
+    return "".join(
+        f'<p class="{kind}"><strong>{escape(head)}{colon}</strong>{escape(rest)}</p>'
+        for head, colon, rest in parts
     )
-    return f'<ul class="key">{items}</ul>'
+
+
+def colour_key(names: Sequence[str], charted: Sequence[str] | None = None) -> str:
+    """Which line is which run or trace; buttons switch those that charts call `charted`."""
+    marks = list(zip(theme.DEPLOYMENT_COLOURS, theme.DEPLOYMENT_DASHES, strict=True))
+    items = []
+    for number, (name, (colour, dashes)) in enumerate(zip(names, marks, strict=False)):
+        dash = " ".join(map(str, dashes)) if dashes[1] else "none"
+        inside = (
+            '<svg viewBox="0 0 32 10" aria-hidden="true"><line x1="0" y1="5" x2="32" y2="5" '
+            f'stroke="{colour}" stroke-width="4" stroke-dasharray="{dash}"/></svg>{escape(name)}'
+        )
+        if charted is not None:
+            inside = (
+                f'<button type="button" aria-pressed="true" disabled '
+                f'data-deployment="{escape(charted[number])}">{inside}</button>'
+            )
+        items.append(f"<li>{inside}</li>")
+    return f'<ul class="key">{"".join(items)}</ul>'
 
 
 def figure_html(figure: Figure) -> str:
@@ -93,7 +115,7 @@ def figure_html(figure: Figure) -> str:
         f'<figure id="figure-{figure.key}"><h3>{escape(figure.title)}</h3>'
         f'<div class="chart" data-chart="{figure.key}"></div>'
         "<noscript><p>This chart needs JavaScript; the tables do not.</p></noscript>"
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f"<figcaption>{escape(figure.caption)}</figcaption>{numbers_html(figure)}</figure>"
     )
 
 

@@ -48,12 +48,19 @@ def export_charts(
     formats: Sequence[Format] = ("png", "svg"),
     scale: float = 2.0,
 ) -> tuple[Path, ...]:
-    """Write ``<folder>/<figure>.<format>`` for every figure that has a chart; the paths written.
+    """`export_figures` of the figures of 1 to 6 runs; InputError for another number."""
+    return export_figures(figures(results), folder, formats, scale)
 
-    InputError unless there are 1 to 6 results.
-    """
+
+def export_figures(
+    drawn: Sequence[Figure],
+    folder: str | os.PathLike[str],
+    formats: Sequence[Format] = ("png", "svg"),
+    scale: float = 2.0,
+) -> tuple[Path, ...]:
+    """Write ``<folder>/<figure>.<format>`` for every figure that has a chart; the paths written."""
     written: list[Path] = []
-    for figure in figures(results):
+    for figure in drawn:
         if figure.chart is None:
             continue
         for kind in formats:

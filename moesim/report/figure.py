@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import altair as alt
@@ -36,7 +37,12 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The chart as Vega-Lite, without the message: the page prints that itself."""
-        spec: dict[str, Any] = self._chart().configure(**theme.CONFIG).to_dict()
+        return self._spec
+
+    # Checking a chart against Vega-Lite's schema takes ten times as long as writing it; tests do.
+    @cached_property
+    def _spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = self._chart().configure(**theme.CONFIG).to_dict(validate=False)
         return spec
 
     def _chart(self) -> AnyChart:

@@ -1,71 +1,130 @@
-"""A report as one HTML file that needs no network: text, tables, charts and their script."""
+"""A report as one HTML file that needs no network: page one, questions, evidence, provenance."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from moesim.files import replace_atomically
-from moesim.report import tables, theme, words
-from moesim.report.charts import Figure, figures
-from moesim.report.document import (
-    colour_key,
-    contents,
-    document,
-    figures_html,
-    listed,
-    paragraphs,
-    warning_box,
-)
+from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
+from moesim.report import front, words
+from moesim.report.charts import Figure
+from moesim.report.document import contents, document, listed, warning_box
+from moesim.report.evidence import Section, sections
+from moesim.report.front_of_many import front_of_many
+from moesim.report.questions import questions_html
+from moesim.report.reproduce import scenarios_html, versions_html
 from moesim.report.source import ReportedResult, checked, labels
-from moesim.report.traffic_tables import traffic_tables
-
-SECTIONS = (
-    ("cost-throughput", "Throughput and cost", ("cost",)),
-    ("latency", "Latency", ("latency-cdf", "latency-percentiles")),
-    ("gaps", "Gaps between tokens", ("itl",)),
-    ("steps", "Where the time goes", ("step-parts",)),
-    ("history", "Queue and KV memory over time", ("queue-kv",)),
-    ("experts", "Expert load", ("expert-load", "imbalance", "balance")),
-    ("memory", "Memory", ("memory",)),
-)
 
 TITLE_LENGTH = 160
+NOTES_ON_TOP = 4
+# What makes figures void or weak goes first.
+GRAVE = ("not calibrated", "overload", "short run", "assumed", "rumour", "not asked the same",
+         "beyond", "synthetic", "routing:")  # fmt: skip
 
 
-def write_report(results: Sequence[ReportedResult], path: str | os.PathLike[str]) -> Path:
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a page is written from: 1 to 6 runs, and what studies found about each.
+
+    `asked_the_same`: for each later run, whether its request n is the first one's; `verdicts`: what
+    sets each later run apart from the first; `command`: what was typed.
+    """
+
+    runs: tuple[ReportedResult, ...]
+    cases: tuple[Case, ...]
+    asked_the_same: tuple[bool, ...] = ()
+    verdicts: tuple[Verdicts, ...] = ()
+    command: str = ""
+
+
+def material(
+    runs: Sequence[ReportedResult],
+    cases: Sequence[Case] = (),
+    asked_the_same: Sequence[bool] = (),
+    verdicts: Sequence[Verdicts] = (),
+    command: str = "",
+) -> Material:
+    """Checked: 1 to 6 runs, and a case for each; InputError otherwise."""
+    found = checked(runs)
+    whole = tuple(cases) or (Case(),) * len(found)
+    return Material(found, whole, tuple(asked_the_same), tuple(verdicts), command)
+
+
+def write_report(
+    runs: Sequence[ReportedResult],
+    path: str | os.PathLike[str],
+    cases: Sequence[Case] = (),
+    asked_the_same: Sequence[bool] = (),
+    verdicts: Sequence[Verdicts] = (),
+    command: str = "",
+) -> Path:
     """Write the page of one result, or the comparison of 2 to 6; the path written.
 
     InputError on another number of results. The file appears whole or not at all.
     """
-    html = page(results)
+    html = page(runs, cases, asked_the_same, verdicts, command)
     target = Path(path)
     with replace_atomically(target) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return target
 
 
-def page(results: Sequence[ReportedResult]) -> str:
+def page(
+    runs: Sequence[ReportedResult],
+    cases: Sequence[Case] = (),
+    asked_the_same: Sequence[bool] = (),
+    verdicts: Sequence[Verdicts] = (),
+    command: str = "",
+) -> str:
     """The page as a string; InputError unless there are 1 to 6 results."""
-    runs = checked(results)
-    drawn = {figure.key: figure for figure in figures(runs)}
-    title = _title(runs)
-    sections = [section for section in SECTIONS if any(key in drawn for key in section[2])]
-    body = [
-        f"<header><h1>{escape(title)}</h1>{_about(runs)}{_notes(runs)}</header>",
-        _contents(sections),
-        _summary(runs),
-        *(_section(name, heading, keys, drawn, runs) for name, heading, keys in sections),
-        _assumptions(),
-        _scenarios(runs),
-        f"<footer>{_made_by(runs)}</footer>",
+    of = material(runs, cases, asked_the_same, verdicts, command)
+    evidence = sections(of.runs, of.cases, of.asked_the_same, of.verdicts)
+    title = _title(of.runs)
+    on_top, more = _notes(of.runs)
+    last = [
+        *([Section("notes", "More notes", listed(more))] if more else []),
+        Section("assumptions", "Assumptions, and what is not modelled", _assumptions()),
+        Section("scenario", "Scenario", scenarios_html(of.runs)),
+        Section("versions", "To reproduce this page", versions_html(of.runs, of.command)),
     ]
-    return document(title, body, drawn)
+    body = [
+        '<div class="front">',
+        f"<header><h1>{escape(title)}</h1>{_about(of.runs)}"
+        f"{warning_box('How far to trust this', on_top)}</header>",
+        f'<section id="summary"><h2>In short</h2>{_front(of)}</section></div>',
+        _contents([*evidence, *last]),
+        questions_html(of.runs, of.cases),
+        *(section.html for section in (*evidence, *last)),
+        f"<footer>{_made_by(of.runs)}</footer>",
+    ]
+    unbroken = [part.replace(" %", "\N{NO-BREAK SPACE}%") for part in body]
+    return document(title, unbroken, {f.key: f for f in drawn(evidence)})
+
+
+def drawn(evidence: Sequence[Section]) -> tuple[Figure, ...]:
+    """The figures of all sections, in order."""
+    return tuple(figure for section in evidence for figure in section.drawn)
+
+
+def page_figures(
+    runs: Sequence[ReportedResult],
+    cases: Sequence[Case] = (),
+    asked_the_same: Sequence[bool] = (),
+) -> tuple[Figure, ...]:
+    """Every figure of the page; InputError unless there are 1 to 6 results."""
+    of = material(runs, cases, asked_the_same)
+    return drawn(sections(of.runs, of.cases, of.asked_the_same))
+
+
+def _front(of: Material) -> str:
+    if len(of.runs) == 1:
+        return front.front_of_one(of.runs[0], of.cases[0])
+    return front_of_many(of.runs, of.cases, of.verdicts)
 
 
 def _title(runs: Sequence[ReportedResult]) -> str:
@@ -91,8 +150,9 @@ def _made_by(runs: Sequence[ReportedResult]) -> str:
     return f"moesim {escape(', '.join(versions))}, seed {escape(', '.join(seeds))}."
 
 
-def _notes(runs: Sequence[ReportedResult]) -> str:
-    """What every reader must see first; a note that not all runs share names its run."""
+def _notes(runs: Sequence[ReportedResult]) -> tuple[list[str], list[str]]:
+    """What every reader must see first, and the rest; a note that not all runs share names its
+    run."""
     shown: list[str] = []
     for name, run in zip(labels(runs), runs, strict=True):
         for note in run.notes:
@@ -100,70 +160,23 @@ def _notes(runs: Sequence[ReportedResult]) -> str:
             text = str(note) if shared else f"{name}: {note}"
             if text not in shown:
                 shown.append(text)
-    return warning_box("How far to trust this", shown)
+    ranked = sorted(shown, key=_gravity)
+    top = max(NOTES_ON_TOP, sum(GRAVE[0] in note for note in ranked))
+    return ranked[:top], ranked[top:]
 
 
-def _contents(sections: Sequence[tuple[str, str, tuple[str, ...]]]) -> str:
+def _gravity(note: str) -> int:
+    return next((n for n, word in enumerate(GRAVE) if word in note), len(GRAVE))
+
+
+def _contents(parts: Sequence[Section]) -> str:
     entries = [
         ("summary", "In short"),
-        *((name, heading) for name, heading, _ in sections),
-        ("assumptions", "Assumptions"),
-        ("scenario", "Scenario"),
+        ("questions", "What the meeting will ask"),
+        *((section.name, section.heading) for section in parts),
     ]
     return contents(entries)
 
 
-def _summary(runs: Sequence[ReportedResult]) -> str:
-    if len(runs) == 1:
-        text = paragraphs(words.headline(runs[0]), "lead")
-        numbers = (
-            '<div class="tables">'
-            + tables.latency_table(runs[0])
-            + tables.other_table(runs[0])
-            + traffic_tables(runs[0])
-            + "</div>"
-        )
-    else:
-        first = f"{labels(runs)[0]}: " + " ".join(words.headline(runs[0]))
-        key = colour_key(labels(runs), theme.DEPLOYMENT_COLOURS)
-        text = key + paragraphs([first, *words.comparison(runs)], "lead")
-        numbers = tables.comparison_table(runs)
-    return f'<section id="summary"><h2>In short</h2>{text}{numbers}</section>'
-
-
-def _section(
-    name: str,
-    heading: str,
-    keys: Sequence[str],
-    drawn: Mapping[str, Figure],
-    runs: Sequence[ReportedResult],
-) -> str:
-    parts = [figures_html([drawn[key] for key in keys if key in drawn])]
-    if name == "steps" and (numbers := tables.part_tables(runs)):
-        parts.append(f"<details><summary>The numbers behind the bars</summary>{numbers}</details>")
-    return f'<section id="{name}"><h2>{escape(heading)}</h2>{"".join(parts)}</section>'
-
-
 def _assumptions() -> str:
-    return (
-        '<section id="assumptions"><h2>Assumptions, and what is not modelled</h2>'
-        f"{listed(words.ASSUMPTIONS)}<p>Not modelled:</p>{listed(words.NOT_MODELLED)}</section>"
-    )
-
-
-def _scenarios(runs: Sequence[ReportedResult]) -> str:
-    blocks = [
-        (f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "")
-        + f"<pre>{escape(scenario_yaml(run.scenario))}</pre>"
-        for name, run in zip(labels(runs), runs, strict=True)
-    ]
-    return f'<section id="scenario"><h2>Scenario</h2>{"".join(blocks)}</section>'
-
-
-def scenario_yaml(scenario: Any) -> str:
-    """The scenario as the YAML that a scenario file would hold."""
-    if hasattr(scenario, "to_yaml"):
-        return str(scenario.to_yaml())
-    if hasattr(scenario, "model_dump"):
-        scenario = scenario.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True, width=100)
+    return f"{listed(words.ASSUMPTIONS)}<p>Not modelled:</p>{listed(words.NOT_MODELLED)}"

@@ -49,6 +49,11 @@ def place_figures(study: PlacementFindings) -> tuple[Figure, ...]:
     )
 
 
+def chief_figures(study: PlacementFindings) -> tuple[Figure, ...]:
+    """Those that a page about more than placement shows."""
+    return gains(study), load_maps(study)
+
+
 def place_page(study: PlacementFindings) -> str:
     """The page as a string."""
     drawn = {figure.key: figure for figure in place_figures(study)}
@@ -125,6 +130,12 @@ def _simulated(study: PlacementFindings) -> str:
 
 
 def _candidates(study: PlacementFindings) -> str:
+    text = candidate_tables(study)
+    return f'<section id="candidates"><h2>All placements</h2>{text}</section>'
+
+
+def candidate_tables(study: PlacementFindings) -> str:
+    """Gains and steps of every placement, and its runs where there are any."""
     rows = place_words.others(study)
     gained: list[Row] = [(_marked(study, each), _gain_cells(each)) for each in rows]
     header = ["placement", "gain, %", "in sample", "other domains", "over EPLB in as many slots",
@@ -137,7 +148,7 @@ def _candidates(study: PlacementFindings) -> str:
     text += table("Steps, and memory", header, [(each.name, _step_cells(each)) for each in rows])
     if study.present.summary is not None:
         text += _runs(study)
-    return f'<section id="candidates"><h2>All placements</h2>{text}</section>'
+    return text
 
 
 def _marked(study: PlacementFindings, each: Candidate) -> str:

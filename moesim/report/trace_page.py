@@ -10,7 +10,7 @@ from pathlib import Path
 from moesim import __version__
 from moesim.errors import InputError
 from moesim.files import replace_atomically
-from moesim.report import document, theme, trace_words
+from moesim.report import document, trace_words
 from moesim.report.figure import Figure
 from moesim.report.source import MAX_RESULTS
 from moesim.report.tables import NOT_APPLICABLE, Row, table
@@ -122,7 +122,7 @@ def _summary(studies: Studies) -> str:
     if len(studies) == 1:
         text = document.paragraphs(trace_words.lead(studies[0]), "lead")
         return f'<section id="summary"><h2>In short</h2>{text}{_numbers(studies[0])}</section>'
-    key = document.colour_key(trace_labels(studies), theme.DEPLOYMENT_COLOURS)
+    key = document.colour_key(trace_labels(studies))
     told = [f"{f.title}." for f in (shift_by_layer(studies),) if f.chart is not None]
     told += [
         f"{title(studies)}."

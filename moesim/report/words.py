@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from moesim.report.source import ReportedResult, labels
@@ -196,9 +197,10 @@ def _felt(summary: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def objective(result: ReportedResult) -> str:
-    """How many requests meet the latency objective of the scenario; empty where it has none."""
-    met = pick(result.summary, "slo_attainment")
+def objective(result: ReportedResult, met: float | None = None) -> str:
+    """How many requests meet the latency objective of the scenario; empty where it has none. `met`:
+    their share, the run's unless given."""
+    met = pick(result.summary, "slo_attainment") if met is None else met
     if met is None:
         return ""
     slo = getattr(result.scenario, "slo", None)
@@ -227,6 +229,25 @@ def _earned(summary: Mapping[str, Any]) -> str:
         both = f" ({money(total)} per million input and output tokens)" if total else ""
         sentences.append(f"One million output tokens cost {money(usd)}{price}{both}.")
     return " ".join(sentences)
+
+
+def marked(text: str) -> str:
+    """Text as HTML: escaped, and what stands between backticks as code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
+
+
+def cost_spread(results: Sequence[ReportedResult]) -> str:
+    """What a million tokens cost, from the cheapest to the dearest deployment."""
+    known = each(results, "cost", "usd_per_million_total_tokens")
+    return spread("The cost of a million tokens, in and out,", known, money) + "."
+
+
+def speed_spread(results: Sequence[ReportedResult]) -> str:
+    """The tails of the first token and of gaps, from the fastest to the slowest deployment."""
+    first = spread("TTFT at p99", each(results, "ttft_s", "p99"), duration)
+    gaps = spread("the gap between tokens at p99", each(results, "itl_s", "p99"), duration)
+    return f"{first}; {gaps}."
 
 
 COMPARED: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -12,6 +12,7 @@ import pytest
 from moesim.capacity import Capacity, at_rate, capacity, judge, one_replica
 from moesim.errors import InputError
 from moesim.scenario import Scenario, SLOSpec
+from moesim.seeded_capacity import mean_of_brackets, seeded_capacities
 from moesim.workload.arrivals import first_arrivals
 
 SERVICE_S = 0.1
@@ -188,3 +189,73 @@ def test_what_has_no_capacity_is_refused_before_a_run(
 def test_percentiles_are_from_50_to_below_100(percentile: float) -> None:
     with pytest.raises(InputError, match=r"^--percentile must be from 50"):
         capacity(scenario(), percentile=percentile, run=queue)
+
+
+# Several seeds
+
+
+def seeded_queue(of: Scenario) -> Any:
+    """As `queue`, with arrivals of the scenario's own seed."""
+    requests = of.workload.requests
+    assert requests is not None
+    arrival = first_arrivals(of.workload.arrivals, requests, np.random.default_rng(of.seed))
+    finish = np.zeros(requests)
+    free = 0.0
+    for n, at in enumerate(arrival):
+        free = max(free, at) + SERVICE_S
+        finish[n] = free
+    return result(of, arrival, finish)
+
+
+def test_further_seeds_are_bracketed_near_the_first_as_by_a_search_of_their_own() -> None:
+    found = seeded_capacities(scenario(), 6, run=seeded_queue)
+    assert found[0].trials == capacity(scenario(), run=seeded_queue).trials
+    for number, near in enumerate(found):
+        assert near.scenario.seed == number
+        assert 1.0 < near.fails_at_per_s / near.requests_per_s <= 1.0501
+        alone = capacity(scenario(seed=number), run=seeded_queue)
+        assert near.requests_per_s < alone.fails_at_per_s
+        assert alone.requests_per_s < near.fails_at_per_s
+    assert len({each.requests_per_s for each in found}) > 1
+    assert sum(len(each.trials) for each in found[1:]) <= 5 * 5
+
+
+def test_the_interval_is_students_over_the_seeds_and_holds_what_the_search_left_open() -> None:
+    kept, failed = [8.0, 8.0, 8.0], [8.4, 8.4, 8.4]
+    sure = mean_of_brackets(kept, failed)
+    assert (sure.value, sure.low, sure.high) == pytest.approx((8.0, 8.0, 8.4))
+    spread = mean_of_brackets([8.0, 10.0], [8.0, 10.0])
+    half = 12.7062 * np.log(10.0 / 8.0) / 2.0  # t of one degree of freedom, sd / sqrt(2)
+    assert spread.value == pytest.approx(80.0**0.5)
+    assert spread.high == pytest.approx(80.0**0.5 * np.exp(half), rel=1e-4)
+    assert spread.low == pytest.approx(80.0**0.5 * np.exp(-half), rel=1e-4)
+    one = mean_of_brackets([8.0], [8.4])
+    assert (one.value, one.low, one.high) == (8.0, None, None)
+
+
+def test_the_interval_covers_the_mean_that_brackets_were_drawn_around() -> None:
+    """400 studies of five seeds: at least 95 %, less what luck takes of it."""
+    rng = np.random.default_rng(7)
+    ends = 8.0 * np.exp(0.06 * rng.standard_normal((400, 5)))
+    kept = ends / 1.05 ** rng.random((400, 5))
+    found = [mean_of_brackets(low, 1.05 * low) for low in kept]
+    covered = sum(each.low <= 8.0 <= each.high for each in found if each.low and each.high)
+    assert covered >= 372
+
+
+@pytest.mark.parametrize("seeds", [0, 31])
+def test_seeds_are_1_to_30(seeds: int) -> None:
+    with pytest.raises(InputError, match=r"^--seeds must be 1 to 30"):
+        seeded_capacities(scenario(), seeds, run=queue)
+
+
+def test_a_seed_that_never_keeps_the_slo_is_named() -> None:
+    def unlucky(of: Scenario) -> Any:
+        made = seeded_queue(of)
+        if of.seed == 2:
+            made.requests.loc[:9, ["finish_s", "e2e_s", "ttft_s"]] = np.nan
+            made.requests.loc[:9, "status"] = "failed"
+        return made
+
+    with pytest.raises(InputError, match=r"^slo is kept at no rate of arrivals with seed 2: "):
+        seeded_capacities(scenario(), 3, run=unlucky)

@@ -164,7 +164,7 @@ def effective(scenario: Scenario) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_one_deployment(
     engine: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -186,7 +186,7 @@ def test_one_deployment(
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_two_pools(
     engine: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -6,12 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from moesim import compiled as module
-from moesim.compiled import cache_root, compiled, source_key
+from moesim.compiled import cache_root, compiled, hot, inner, source_key
+from moesim.sim import advance
+from tests.fixtures.engine import Harness, make_demand
 
 CALLEE = """
 from moesim.compiled import compiled
@@ -141,6 +147,32 @@ def test_decorating_leaves_numba_as_it_was(tmp_path: Path) -> None:
     assert double.py_func(3.0) == 6.0  # type: ignore[attr-defined]
 
 
+def test_inner_functions_are_part_of_their_callers_code_alone() -> None:
+    @inner
+    def scaled(numbers: NDArray[np.float64], i: int) -> float:
+        return 2.0 * float(numbers[i])
+
+    @inner
+    def summed(numbers: NDArray[np.float64], stop: int) -> float:
+        total = 0.0
+        for i in range(stop):
+            total += scaled(numbers, i)
+        return total
+
+    @hot
+    def all_of(numbers: NDArray[np.float64]) -> float:
+        return summed(numbers, numbers.size)
+
+    numbers = np.array([1.0, 2.0, 4.0])
+    assert all_of(numbers) == 14.0
+    functions: list[Any] = [scaled, summed]
+    for function in functions:
+        made = list(function.overloads.values())
+        assert made
+        for one in made:
+            assert one.library.get_pointer_to_function(one.fndesc.llvm_func_name) == 0
+
+
 def test_a_function_without_a_file_is_compiled_uncached() -> None:
     namespace: dict[str, object] = {"compiled": compiled}
     exec("@compiled\ndef triple(x):\n    return 3 * x\n", namespace)  # test code of our own
@@ -164,6 +196,17 @@ def test_root_falls_back_to_the_user_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_root() == tmp_path / "home" / ".cache" / "moesim"
+
+
+def test_the_engine_is_compiled_for_one_set_of_types() -> None:
+    """Demand comes read-only from workloads and writable from elsewhere: types that numba tells
+    apart, and the engine takes a minute to compile."""
+    demand = make_demand([5, 6], [2, 3])
+    frozen = demand.prefix_blocks.view()
+    frozen.flags.writeable = False
+    for each in (demand, replace(demand, prefix_blocks=frozen)):
+        Harness().run(each)
+    assert len(advance.fleet.signatures) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX owners")

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moesim import cost_study as module
+import moesim
+from moesim import serving_cost as module
 from moesim.capacity import at_rate, judge
 from moesim.cli.app import main
 from moesim.cli.cost import tokens
-from moesim.cost_study import CostStudy, cost_study
 from moesim.economics.api_prices import ApiPrice
 from moesim.economics.curves import BreakEven
 from moesim.economics.day import find_profile
 from moesim.economics.replicas import Rules
 from moesim.errors import InputError
-from moesim.report import cost_words
+from moesim.report import cost_rows, cost_words
 from moesim.report.cost_page import cost_figures
 from moesim.report.export import svg
 from moesim.scenario import Scenario
+from moesim.serving_cost import CostStudy, cost_study
 from moesim.simulation import simulate
+from tests.fixtures.offers import fake_study
 
 SMALL = {
     "name": "Qwen3-30B on one H200",
@@ -41,6 +44,7 @@ SMALL = {
 }
 DEAR = ApiPrice("dear", "", 3.0, 1.5, 9.0)
 CHEAP = ApiPrice("cheap", "", 1e-4, None, 1e-4)
+NEAR = ApiPrice("near", "", 0.8, None, 0.8)  # what a few replicas come to
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +138,20 @@ def test_words_name_every_price_with_its_source(study: CostStudy) -> None:
     assert re.search(r"serves [\d.]+ requests a second .* within TTFT 1.0 s and TPOT 30 ms", said)
     assert "30.5 B take" in said
     assert "3.35 B" in said
-    assert "against cheap" in said
+    assert "Against cheap: self-hosting is dearer at every volume" in said
     assert "dearer at every volume" in said
     told = "\n".join(cost_words.price_lines(summary))
     assert "2.00 USD per GPU-hour, as given" in told
     assert "ServeGen" in told
     assert "Uptime Institute" in told
-    assert len(cost_words.price_rows(summary)) == 2
-    rows = dict(cost_words.work_rows(summary))
+    assert len(cost_rows.price_rows(summary)) == 2
+    rows = dict(cost_rows.work_rows(summary))
     assert len(rows) == 2 * 5
+    hosted = dict(cost_rows.hosting_rows(summary))["self-hosted"]
+    assert hosted[:2] == ["30.5 B", "3.35 B"]
+    assert hosted[3:] == ["1", "1", "$2,920"]  # two replicas of one GPU at 2 USD, 730 hours
     assert rows["self-hosted: output, simulated"][-1].startswith("$")
-    assert len(cost_words.break_even_rows(summary)) == 2 * 2 * 3
+    assert len(cost_rows.break_even_rows(summary)) == 2 * 2 * 3
     assert cost_words.few([1, 2, 3, 4, 5]) == [1, 3, 5]
     assert any("lock-in" in note for note in summary["notes"])
     assert any("--headroom 1.41" in note for note in summary["notes"])
@@ -180,13 +187,52 @@ def test_the_report_is_whole_and_needs_no_network(study: CostStudy, tmp_path: Pa
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?http", html)
 
 
+def test_intervals_are_of_the_study_at_the_bounds() -> None:
+    """What a replica serves at least and at most gives the most and the least that tokens cost."""
+    apis = (DEAR, CHEAP, NEAR)
+    sure = fake_study(apis, spread=0.1)
+    slow, fast = (fake_study(apis, rate=factor).summary for factor in (1 / 1.1, 1.1))
+    for n, each in enumerate(sure.summary["volumes"]):
+        for name, bills in each["self_hosted"].items():
+            for how, bill in bills.items():
+                bounds = [
+                    of["volumes"][n]["self_hosted"][name][how]["usd_per_million"]["total"]
+                    for of in (fast, slow)
+                ]
+                assert bill["usd_per_million_interval"] == pytest.approx(bounds)
+    for n, even in enumerate(sure.summary["break_even"]):
+        if even["against"] in ("dear", "cheap"):
+            at = [of["break_even"][n]["first"] for of in (fast, slow)]
+            if None not in at:
+                assert even["first_interval"] == pytest.approx(at)
+            else:
+                assert even["first_interval"] == at
+    said = "\n".join(cost_words.headlines(sure.summary))
+    assert "over 5 seeds, 95 % interval 9.09 to 11.0" in said
+    assert any(" to " in cells[0] for _, cells in cost_rows.break_even_rows(sure.summary))
+    (figure, _) = cost_figures(
+        sure.summary, sure.curves, [], (sure.day(sure.own, 1e9),) * 2, sure.bounds
+    )
+    assert "95 % interval" in figure.caption
+    assert svg(figure).startswith("<svg")
+
+
+def test_a_notebook_shows_answers_and_volumes() -> None:
+    shown = fake_study((DEAR,), name="<b>bold</b>")._repr_html_()
+    assert "Against dear" in shown
+    assert "&lt;b&gt;bold" in shown
+    assert "<b>bold" not in shown
+    assert moesim.CostStudy is CostStudy
+    assert moesim.cost_study is cost_study
+    assert {row["gpu"] for row in moesim.prices()["gpu_hours"]} >= {"h100-sxm", "h200-sxm"}
+
+
 def test_every_figure_is_drawn(study: CostStudy) -> None:
-    lines = [study.api_curve(price) for price in study.apis]
-    days = study.day(study.own, 1e10), study.day(study.own, 1e10, by_hour=True)
-    for figure in cost_figures(study.summary, study.curves, lines, days):
+    found = study.findings()
+    for figure in cost_figures(found):
         assert figure.chart is not None
         assert svg(figure).startswith("<svg")
-    none = cost_figures(study.summary, study.curves, [], days)
+    none = cost_figures(replace(found, lines=()))
     assert "in steps of replicas" in none[0].title
 
 
@@ -222,6 +268,7 @@ def scenario_file(tmp_path: Path) -> str:
         (["--spare", "-1"], "--spare must be from 0"),
         (["--headroom", "0"], "--headroom must be from 0.01"),
         (["--percentile", "100"], "--percentile must be from 50"),
+        (["--seeds", "0"], "--seeds must be 1 to 30"),
         (["--cached-share", "1.5"], "--cached-share must be from 0 to 1"),
         (["--set", "slo={}"], "slo must limit ttft_s, tpot_s or e2e_s"),
         (["--set", "economics={price: gold}"], "economics.price must be a price known for h200"),

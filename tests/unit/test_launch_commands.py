@@ -494,7 +494,7 @@ def test_the_command_of_a_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "SCENARIO is required (or --from-command COMMAND)"),
+        ((), "SCENARIO is required (or --from-command COMMAND; see: moesim run --help)"),
         (("--from-command", BASE), "--gpu is required with --from-command"),
         (("--from-command", BASE, "--gpu", "h300"), "cluster.gpu must be a known GPU"),
         (("demo", "--from-command", BASE, "--gpu", GPU), "SCENARIO must be left out"),

@@ -48,15 +48,16 @@ def test_a_profile_is_sound_and_says_where_it_comes_from(name: tuple[str, str, s
 
 
 def test_reading_takes_milliseconds() -> None:
+    """CPU seconds with room for a busy machine: 0.03 alone; reading text instead takes many."""
     best = np.inf
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         kernels = load_kernels("h100-sxm", "vllm")
         for profile in kernels.profiles:
             for table in profile.tables:
                 profile.curves(table)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.05
+        best = min(best, time.process_time() - start)
+    assert best < 0.3
 
 
 def test_collapsed_tables_are_scaled_from_sound_ones() -> None:

@@ -6,25 +6,30 @@ Capacity comes from simulation (moesim.self_hosted), everything else is arithmet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import moesim
+from moesim.cost_json import offer_json, profile_json
 from moesim.economics.api_prices import ApiPrice, prices_of_model
 from moesim.economics.curves import CostCurve, api_curve, break_even
 from moesim.economics.day import DayProfile, day_presets
-from moesim.economics.owned import energy_prices
-from moesim.economics.replicas import FleetDay, Rules, fleet_day
-from moesim.economics.token_split import RULE, per_million
+from moesim.economics.replicas import FleetDay, Replica, Rules, fleet_day
+from moesim.economics.token_split import per_million
 from moesim.errors import InputError
+from moesim.findings.costs import CostFindings
 from moesim.metrics import plain
 from moesim.model import model_names
 from moesim.scenario import Scenario
 from moesim.self_hosted import SelfHosted, dense_scenario, self_hosted
+from moesim.simulation import as_scenario
 from moesim.units import HOUR
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VOLUMES = (1e6, 1e7, 1e8, 1e9, 1e10)
 MOST_VOLUMES = 100
@@ -61,9 +66,17 @@ class CostStudy:
         full = self.own.replica.tokens_per_s * 24 * HOUR
         return max(BEYOND * max(self.volumes), FULL_REPLICAS * full)
 
-    def day(self, offer: SelfHosted, tokens_per_day: float, by_hour: bool = False) -> FleetDay:
-        """Replicas of each hour and the bill."""
-        return fleet_day(tokens_per_day, self.profile, offer.replica, self.rules, by_hour)
+    def day(
+        self,
+        offer: SelfHosted,
+        tokens_per_day: float,
+        by_hour: bool = False,
+        replica: Replica | None = None,
+    ) -> FleetDay:
+        """Replicas of each hour and the bill, of the offer's own replica or of another."""
+        return fleet_day(
+            tokens_per_day, self.profile, replica or offer.replica, self.rules, by_hour
+        )
 
     def api_curve(self, price: ApiPrice) -> CostCurve:
         return api_curve(price, self.own.input_tokens_share, self.cached_share)
@@ -78,14 +91,30 @@ class CostStudy:
         }
 
     @cached_property
+    def bounds(self) -> dict[tuple[str, bool], tuple[CostCurve, CostCurve]]:
+        """As `curves`, (least, most) by the interval of what a replica serves; where there is one.
+
+        The dearer curve is that of the replica that serves less.
+        """
+        return {
+            (offer.name, by_hour): (
+                offer.curve(self.profile, self.rules, self.upto, by_hour, of[1]),
+                offer.curve(self.profile, self.rules, self.upto, by_hour, of[0]),
+            )
+            for offer in self.offers
+            if (of := offer.replicas_at_bounds) is not None
+            for by_hour in (False, True)
+        }
+
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """The object that ``moesim cost --json`` prints."""
         found = plain(
             {
                 "name": self.own.name,
                 "slo": {**self.own.scenario.slo.model_dump(), "percentile": self.percentile},
-                "offers": [_offer(offer) for offer in self.offers],
-                "profile": _profile(self.profile),
+                "offers": [offer_json(offer) for offer in self.offers],
+                "profile": profile_json(self.profile),
                 "rules": asdict(self.rules),
                 "apis": [self._api(price) for price in self.apis],
                 "cached_share": self.cached_share,
@@ -153,32 +182,77 @@ class CostStudy:
                 "usd_per_day": day.usd_per_day,
                 "usd_idle_per_day": day.usd_idle_per_day,
                 "usd_per_million": asdict(split),
+                "usd_per_million_interval": self._total_interval(offer, volume, by_hour),
             }
         return found
+
+    def _total_interval(
+        self, offer: SelfHosted, volume: float, by_hour: bool
+    ) -> list[float] | None:
+        """USD per million tokens, (low, high)."""
+        of = self.bounds.get((offer.name, by_hour))
+        return None if of is None else [float(curve.usd_per_million(volume)) for curve in of]
 
     def _break_evens(self) -> Iterator[dict[str, Any]]:
         """Every self-hosted offer against every API; then the scenario against the dense model."""
         for (name, by_hour), curve in self.curves.items():
-            against = [self.api_curve(price) for price in self.apis]
+            own = self.bounds.get((name, by_hour))
+            against = [(line, (line, line)) for line in map(self.api_curve, self.apis)]
             against += [
-                self.curves[other.name, by_hour] for other in self.offers if other.name != name
+                (self.curves[key], self.bounds.get(key, (self.curves[key],) * 2))
+                for key in ((other.name, by_hour) for other in self.offers)
+                if key[0] != name
             ]
-            for other in against:
+            for other, bounds in against:
+                even = break_even(curve, other, self.upto)
                 yield {
                     "offer": name,
                     "how": "by the hour" if by_hour else "always on",
                     "against": other.name,
-                    **asdict(break_even(curve, other, self.upto)),
+                    **asdict(even),
+                    **self._even_intervals(own, bounds),
                 }
+
+    def _even_intervals(
+        self, own: tuple[CostCurve, CostCurve] | None, other: tuple[CostCurve, CostCurve]
+    ) -> dict[str, list[float | None] | None]:
+        """(low, high) of both volumes: the cheapest against the dearest, and the reverse."""
+        if own is None:
+            return {"first_interval": None, "for_good_interval": None}
+        low, high = (break_even(own[n], other[1 - n], self.upto) for n in (0, 1))
+        return {
+            "first_interval": [low.first, high.first],
+            "for_good_interval": [low.for_good, high.for_good],
+        }
+
+    def table(self) -> pd.DataFrame:
+        """A row for each volume and way of being served."""
+        import pandas as pd
+
+        from moesim.report import cost_rows
+
+        rows = cost_rows.volume_rows(self.summary)
+        return pd.DataFrame(
+            [[name, *cells] for name, cells in rows],
+            columns=["tokens a day", *cost_rows.VOLUME_HEADER],
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from moesim.report.cost_page import in_short
+
+        return in_short(self.summary)
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report."""
         from moesim.report.cost_page import write_cost_report
 
-        write_cost_report(self.summary, self.curves, self._lines(), self._days(), path)
+        write_cost_report(self.findings(), path)
 
-    def _lines(self) -> list[CostCurve]:
-        return [self.api_curve(price) for price in self.apis]
+    def findings(self, volume: float | None = None) -> CostFindings:
+        """What a page draws; `volume`: the one that it speaks of, if one in particular."""
+        lines = tuple(self.api_curve(price) for price in self.apis)
+        return CostFindings(self.summary, self.curves, lines, self._days(), volume, self.bounds)
 
     def _days(self) -> tuple[FleetDay, FleetDay]:
         """Of the scenario at a volume whose busiest hour needs four replicas."""
@@ -188,7 +262,7 @@ class CostStudy:
 
 
 def cost_study(
-    scenario: Scenario,
+    scenario: Scenario | Mapping[str, object] | str | Path,
     *,
     volumes: Sequence[float] = VOLUMES,
     profile: DayProfile | None = None,
@@ -197,13 +271,16 @@ def cost_study(
     rules: Rules | None = None,
     percentile: float = 99.0,
     cached_share: float | None = None,
+    seeds: int = 1,
     progress: PROGRESS | None = None,
 ) -> CostStudy:
     """Simulate what the offers can serve, and work out what they cost.
 
     `apis` None: every shipped price of the scenario's model. `dense`: a dense model, `same-active`,
-    or None. `cached_share` None: what the simulated prefix cache found. Raises InputError.
+    or None. `cached_share` None: what the simulated prefix cache found. `seeds`: under how many
+    capacity is searched for; two or more give intervals. Raises InputError.
     """
+    scenario = as_scenario(scenario)
     volumes = tuple(volumes)
     if not 1 <= len(volumes) <= MOST_VOLUMES or not all(0 < each <= 1e15 for each in volumes):
         rule = f"must be 1 to {MOST_VOLUMES} numbers above 0, of at most 1e15 tokens a day"
@@ -212,10 +289,10 @@ def cost_study(
         raise InputError("--cached-share", "must be from 0 to 1", cached_share)
     if dense is not None:
         dense_scenario(scenario, dense, 1.0)  # refuses before anything runs
-    found = [_measured(scenario, percentile, progress)]
+    found = [_measured(scenario, percentile, seeds, progress)]
     if dense is not None:
         other = dense_scenario(scenario, dense, found[0].tokens_per_request)
-        found.append(_measured(other, percentile, progress))
+        found.append(_measured(other, percentile, seeds, progress))
     known = scenario.model if scenario.model in model_names() else ""
     return CostStudy(
         offers=tuple(found),
@@ -228,72 +305,8 @@ def cost_study(
     )
 
 
-def _measured(scenario: Scenario, percentile: float, progress: PROGRESS | None) -> SelfHosted:
+def _measured(
+    scenario: Scenario, percentile: float, seeds: int, progress: PROGRESS | None
+) -> SelfHosted:
     tell = None if progress is None else lambda trials: progress(scenario.name, trials)
-    return self_hosted(scenario, percentile=percentile, progress=tell)
-
-
-def _offer(offer: SelfHosted) -> dict[str, Any]:
-    usd_per_kwh, pue, energy = energy_prices(offer.scenario.economics)
-    full = per_million(
-        offer.usd_per_million_when_full, 1e6, offer.input_tokens_share, offer.input_bill_share
-    )
-    return {
-        "name": offer.name,
-        "model": offer.scenario.model,
-        "gpu": offer.scenario.cluster.gpu,
-        "gpus": offer.gpus,
-        "usd_per_gpu_hour": offer.price.usd,
-        "price": offer.price.note,
-        "usd_per_hour": offer.replica.usd_per_hour,
-        "requests_per_s": offer.capacity.requests_per_s,
-        "fails_at_per_s": offer.capacity.fails_at_per_s,
-        "fails_because": _first_miss(offer),
-        "trials": len(offer.capacity.trials),
-        "tokens_per_s": offer.replica.tokens_per_s,
-        "prompt_tokens": offer.prompt_tokens,
-        "output_tokens": offer.output_tokens,
-        "cached_share": offer.cached_share,
-        "start_s": offer.start_s,
-        "input_bill_share": offer.input_bill_share,
-        "split_rule": RULE,
-        "usd_per_million_when_full": asdict(full),
-        "hosting": {
-            **asdict(offer.hosting),
-            "usd_per_hour": offer.hosting.least_gpus * offer.price.usd,
-        },
-        "light": {
-            name: {
-                "flops": token.flops,
-                "bytes": token.bytes_read,
-                "gpu_s": token.gpu_s,
-                "bound": token.bound,
-                "usd_per_million": token.gpu_s * 1e6 * offer.price.usd / HOUR,
-            }
-            for name, token in offer.light.items()
-        },
-        "electricity": {
-            "kwh_per_million_tokens": offer.kwh_per_million_tokens,
-            "usd_per_million_tokens": offer.kwh_per_million_tokens * pue * usd_per_kwh,
-            "prices": energy,
-        },
-    }
-
-
-def _first_miss(offer: SelfHosted) -> str:
-    failed = [trial for trial in offer.capacity.trials if trial.missed]
-    return "; ".join(min(failed, key=lambda trial: trial.rate_per_s).missed) if failed else ""
-
-
-def _profile(profile: DayProfile) -> dict[str, Any]:
-    return {
-        "name": profile.name,
-        "description": profile.description,
-        "source": profile.source,
-        "date": profile.date,
-        "trust": profile.trust,
-        "peak_over_mean": profile.peak_over_mean,
-        "night_over_mean": profile.night_over_mean,
-        "busiest_over_mean": profile.busiest_over_mean,
-        "relative": profile.relative_H,
-    }
+    return self_hosted(scenario, percentile=percentile, seeds=seeds, progress=tell)

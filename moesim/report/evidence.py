@@ -1,0 +1,198 @@
+"""The evidence: every section after the questions, with its figures and tables.
+
+A section belongs to the whole page (figures of all deployments together) or to each deployment
+that a study has looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from moesim.findings.case import Case
+from moesim.findings.estimates import Verdicts
+from moesim.report import (
+    attribution_page,
+    attribution_words,
+    cause_charts,
+    cost_page,
+    place_page,
+    sure_tables,
+    tables,
+    words,
+)
+from moesim.report.charts import figures
+from moesim.report.document import figures_html, listed, paragraphs
+from moesim.report.figure import Figure
+from moesim.report.network import network_section
+from moesim.report.source import ReportedResult, labels
+from moesim.report.traffic_tables import traffic_tables
+
+
+@dataclass(frozen=True)
+class Section:
+    """`body` is HTML, `drawn` the figures that it has places for."""
+
+    name: str
+    heading: str
+    body: str
+    drawn: tuple[Figure, ...] = ()
+
+    @property
+    def html(self) -> str:
+        return f'<section id="{self.name}"><h2>{escape(self.heading)}</h2>{self.body}</section>'
+
+
+OF_RUNS = (
+    ("cost-throughput", "Throughput and cost", ("cost",)),
+    ("latency", "Latency distributions", ("latency-cdf", "latency-percentiles", "paired")),
+    ("gaps", "Gaps between tokens", ("itl",)),
+    ("steps", "Where the time goes", ("step-parts",)),
+    ("history", "Queue and KV memory over time", ("queue-kv",)),
+    ("experts", "Expert load", ("expert-load", "imbalance", "balance")),
+    ("memory", "Memory", ("memory",)),
+)
+
+
+def sections(
+    runs: Sequence[ReportedResult],
+    cases: Sequence[Case],
+    paired: Sequence[bool] = (),
+    verdicts: Sequence[Verdicts] = (),
+) -> list[Section]:
+    """All sections, in order; `paired`: which later runs were asked the same as the first."""
+    drawn = {figure.key: figure for figure in figures(runs, paired)}
+    of_runs = {
+        name: _of_runs(name, heading, [drawn[key] for key in keys if key in drawn], runs)
+        for name, heading, keys in OF_RUNS
+    }
+    found = [
+        _numbers(runs),
+        Section("apart", "What sets them apart", sure_tables.verdicts_html(verdicts)),
+        of_runs["cost-throughput"],
+        of_runs["latency"],
+        of_runs["gaps"],
+        _of_each("sure", "How sure the figures are", runs, cases, _sure),
+        _of_each("causes", "Why latency varies", runs, cases, _causes),
+        of_runs["steps"],
+        _of_each("slow-steps", "The slowest steps", runs, cases, _slow_steps),
+        of_runs["history"],
+        of_runs["experts"],
+        _of_each("placement", "Where the experts should live", runs, cases, _placement),
+        of_runs["memory"],
+        Section("network", "Network", network_section(runs)),
+        _of_each("costs", "Cost at our volume, and break-even", runs, cases, _costs),
+    ]
+    return [each for each in found if each.body]
+
+
+def _numbers(runs: Sequence[ReportedResult]) -> Section:
+    """What was served, and every figure of the summary."""
+    if len(runs) == 1:
+        body = (
+            paragraphs(words.headline(runs[0])[:1], "lead")
+            + '<div class="tables">'
+            + tables.latency_table(runs[0])
+            + tables.other_table(runs[0])
+            + traffic_tables(runs[0])
+            + "</div>"
+        )
+    else:
+        body = paragraphs([f"{name}: {words.headline(run)[0]}" for name, run in _named(runs)], "")
+        body += tables.comparison_table(runs)
+    return Section("numbers", "All figures", body)
+
+
+def _named(runs: Sequence[ReportedResult]) -> list[tuple[str, ReportedResult]]:
+    return list(zip(labels(runs), runs, strict=True))
+
+
+def _of_runs(
+    name: str, heading: str, drawn: Sequence[Figure], runs: Sequence[ReportedResult]
+) -> Section:
+    body = figures_html(drawn)
+    if name == "steps" and (numbers := tables.part_tables(runs)):
+        body += f"<details><summary>The numbers behind the bars</summary>{numbers}</details>"
+    return Section(name, heading, body, tuple(drawn))
+
+
+Made = tuple[str, tuple[Figure, ...]]
+Make = Callable[[ReportedResult, Case], Made | str]
+
+
+def _of_each(
+    name: str, heading: str, runs: Sequence[ReportedResult], cases: Sequence[Case], make: Make
+) -> Section:
+    """A part for each deployment that was studied; else how to study it, in one line.
+
+    `make` gives HTML in which figures have the places `{0}`, `{1}`..., or the reason for nothing.
+    """
+    made = [make(run, case) for run, case in zip(runs, cases, strict=True)]
+    reasons = {each for each in made if isinstance(each, str)}
+    if len(reasons) == 1 and all(isinstance(each, str) for each in made):
+        return Section(name, heading, f'<p class="missing">{words.marked(reasons.pop())}</p>')
+    body, drawn = "", []
+    for number, (label, each) in enumerate(zip(labels(runs), made, strict=True), start=1):
+        if len(runs) > 1:
+            body += f'<h3 class="of">{escape(label)}</h3>'
+        if isinstance(each, str):
+            body += f'<p class="missing">{words.marked(each)}</p>'
+            continue
+        text, found = each
+        own = [replace(f, key=f"{f.key}-{number}") if len(runs) > 1 else f for f in found]
+        body += text + figures_html(own)
+        drawn += own
+    return Section(name, heading, body, tuple(drawn))
+
+
+def _absent(case: Case, field: str, how: str) -> str:
+    reason = case.absent.get(field)
+    return f"Not studied: {reason}." if reason else f"Not studied: {how}."
+
+
+def _sure(run: ReportedResult, case: Case) -> Made | str:
+    if case.uncertainty is None:
+        return _absent(case, "uncertainty", "`moesim review SCENARIO` repeats the run over seeds")
+    return sure_tables.estimates_html(case.uncertainty), ()
+
+
+def _causes(run: ReportedResult, case: Case) -> Made | str:
+    found = case.explanation
+    if found is None or not (found.attributed or found.twins):
+        how = "`moesim attribute SCENARIO` splits mean, variance and p99 by cause"
+        return _absent(case, "explanation", how)
+    told = [*attribution_words.headlines(found), *(twin.sentence for twin in found.twins)]
+    text = listed([*told, *found.notes])
+    if found.attributed:
+        text += attribution_page.attribution_table(found)
+    return text, cause_charts.cause_figures(run, found)
+
+
+def _slow_steps(run: ReportedResult, case: Case) -> Made | str:
+    found = case.explanation
+    if found is None or not found.slow_steps:
+        how = "`moesim review SCENARIO` looks for what bound the slowest steps"
+        return _absent(case, "slow_steps", how)
+    return listed([each.sentence for each in found.slow_steps]), (
+        cause_charts.slow_steps(found.slow_steps),
+    )
+
+
+def _placement(run: ReportedResult, case: Case) -> Made | str:
+    found = case.placement
+    if found is None:
+        how = "`moesim place SCENARIO` compares placements and copies of experts"
+        return _absent(case, "placement", how)
+    text = paragraphs([found.headline], "") + listed(found.reasons)
+    text += place_page.candidate_tables(found)
+    return text, place_page.chief_figures(found)
+
+
+def _costs(run: ReportedResult, case: Case) -> Made | str:
+    found = case.costs
+    if found is None:
+        how = "`moesim cost SCENARIO --volume TOKENS/DAY` searches capacity and break-even"
+        return _absent(case, "costs", how)
+    drawn = cost_page.cost_figures(found)
+    return cost_page.cost_tables(found.summary), drawn
