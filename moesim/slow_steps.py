@@ -239,7 +239,7 @@ def _where(
             ranks=looked[0][0].expert_s_LR.shape[1],
             link="scale-out" if far else "scale-up",
         )
-    if bound_by in ("expert", "expert miss") and waiting_LR.size:
+    if bound_by == "expert" and waiting_LR.size:
         return _hot_experts([each for each, _ in looked], layers_L)
     return Where()
 

@@ -30,19 +30,20 @@ def slow_step_causes(groups: Sequence[SlowSteps]) -> Figure:
     figure = Figure(
         "slow-step-causes",
         _title(groups),
-        "Mean time by which the slowest 1 % of steps exceed typical ones (the middle tenth by "
+        "The time by which the slowest 1 % of steps exceed typical ones (the middle tenth by "
         "duration), by what it was spent on. Bars to the left of 0: less than in typical steps.",
         None,
     )
+    names = [f"{each.group}: {words.duration(each.excess_s)} beyond" for each in groups]
     rows = [
-        (found.group, cause.bound_by, cause.share * found.excess_s, cause.share, cause.where)
-        for found in groups
+        (name, cause.bound_by, cause.share * found.excess_s, cause.share, cause.where)
+        for name, found in zip(names, groups, strict=True)
         for cause in found.causes
     ]
     if not rows:
         return without(figure, "No step was slower than typical ones, or there were too few.")
     frame = pd.DataFrame(rows, columns=["group", "cause", "seconds", "share", "where"])
-    unit, size = words.time_unit(float(frame.groupby("group")["seconds"].sum().max()))
+    unit, size = words.time_unit(float(frame["seconds"].abs().max()))
     frame["time"] = frame["seconds"] / size
     frame["order"] = [BOUNDS.index(cause) for cause in frame["cause"]]
     present = [cause for cause in BOUNDS if (frame["cause"] == cause).any()]
@@ -50,8 +51,12 @@ def slow_step_causes(groups: Sequence[SlowSteps]) -> Figure:
         alt.Chart(data(frame.drop(columns="seconds")), width=WIDTH, height=alt.Step(38))
         .mark_bar()
         .encode(
-            x=alt.X("sum(time):Q", title=f"beyond typical steps ({unit})"),
-            y=alt.Y("group:N", title=None, sort=[found.group for found in groups]),
+            x=alt.X(
+                "sum(share):Q",
+                title="share of the time beyond typical steps",
+                axis=alt.Axis(format="%"),
+            ),
+            y=alt.Y("group:N", title=None, sort=names, axis=alt.Axis(labelLimit=320)),
             color=alt.Color(
                 "cause:N",
                 scale=alt.Scale(domain=present, range=[COLOURS[cause] for cause in present]),

@@ -22,7 +22,7 @@ LEAST_TOLD = 0.05
 
 def where_words(bound_by: str, where: Where) -> str:
     """'layer 36, rank 3, expert 112'; '' where nothing is known."""
-    if bound_by in ("expert", "expert miss") and where.layers:
+    if bound_by == "expert" and where.layers:
         return f"layer {where.layers[0]}, rank {where.rank}, expert {where.expert}"
     if bound_by == "link" and where.link:
         return where.link + (f", rank {where.rank}" if where.rank >= 0 else "")
@@ -58,7 +58,7 @@ def _details(bound_by: str, where: Where) -> str:
             on = f", mostly on attention rank {where.rank}" if where.mostly else ""
             on = on or f" on one of {where.ranks} attention ranks"
         return f"{on} (the longest {significant(where.tokens, 3)} tokens in the median step)"
-    if bound_by in ("expert", "expert miss") and where.layers:
+    if bound_by == "expert" and where.layers:
         layers = " and ".join(map(str, where.layers))
         plural = "s" if len(where.layers) > 1 else ""
         return (
