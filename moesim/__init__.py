@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moesim.hardware import GPU, Cluster, load_gpu, make_cluster
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
+    from moesim.planning import Plan, plan
     from moesim.results import Result
     from moesim.review import Review, review
     from moesim.routing.trace import RoutingTrace
@@ -33,6 +34,7 @@ _MODULES = {
     "MoEModel": "model",
     "Placement": "placement.placement",
     "PlacementStudy": "what_if",
+    "Plan": "planning",
     "Result": "results",
     "Review": "review",
     "RoutingTrace": "routing.trace",
@@ -44,6 +46,7 @@ _MODULES = {
     "load_scenario": "scenario",
     "make_cluster": "hardware",
     "place_study": "what_if",
+    "plan": "planning",
     "review": "review",
     "simulate": "simulation",
 }
@@ -57,6 +60,7 @@ __all__ = [
     "MoEModel",
     "Placement",
     "PlacementStudy",
+    "Plan",
     "Result",
     "Review",
     "RoutingTrace",
@@ -69,6 +73,7 @@ __all__ = [
     "load_scenario",
     "make_cluster",
     "place_study",
+    "plan",
     "review",
     "simulate",
 ]

@@ -27,6 +27,10 @@ DEFAULT_REQUESTS = 1000
 MOST_TRIALS = 40
 # Below this many requests in the system on average, each is served practically alone.
 ALONE = 0.02
+TOO_FEW = (
+    "must be more to fill a replica: all arrived within the time of one answer, and still kept the "
+    "SLO, of"
+)
 
 Simulate = Callable[[Scenario], Result]
 
@@ -189,12 +193,7 @@ def _refuse_too_few(result: Result, e2e_s: float) -> None:
     arrival_s = result.requests["arrival_s"]
     own = arrival_s[result.requests["turn"] == 0]
     if float(own.max() - own.min()) < e2e_s:
-        raise InputError(
-            "workload.requests",
-            "must be more to fill a replica: all arrived within the time of one answer, and still "
-            "kept the SLO, of",
-            len(arrival_s),
-        )
+        raise InputError("workload.requests", TOO_FEW, len(arrival_s))
 
 
 def requests_per_arrival(result: Result) -> float:

@@ -60,13 +60,21 @@ def hot(function: F) -> F:
 
 
 def inner(function: F) -> F:
-    """`hot`, for functions that only compiled code calls: no entry from Python is compiled."""
-    return compiled(_nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
+    """`hot`, for functions that only compiled code calls: part of its callers' code, with none of
+    its own (moesim.linked)."""
+    return compiled(_nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True, linked=True)(
+        function
+    )
 
 
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     import numba
 
+    if options.get("linked"):
+        from moesim.linked import LinkedCompiler
+
+        own = {name: value for name, value in options.items() if name != "linked"}
+        return numba.njit(pipeline_class=LinkedCompiler, **own)(plain)
     config: Any = numba.config
     source = Path(plain.__code__.co_filename)
     if not source.is_file():  # typed into an interpreter: nothing to key a cache on

@@ -17,6 +17,7 @@ from moesim.architecture import (
     linear_shapes,
 )
 from moesim.attention import Attention
+from moesim.dense_twin import TWIN_KINDS, TwinKind, dense_twin
 from moesim.errors import InputError
 from moesim.files import read_text
 from moesim.hf_config import (
@@ -68,10 +69,20 @@ def model_aliases() -> dict[str, str]:
 def load_model(name_or_path: str) -> MoEModel:
     """A shipped model by name or alias, or a config.json by its path or its folder's.
 
+    `dense-active:MODEL` and `dense-total:MODEL` are its dense twins (moesim.dense_twin).
+
     A file may also have the presets' own form, ``{"config": ..., "moesim": ...}``, which is how
     an assumed model is replaced by one's own figures. Raises InputError.
     """
     given = str(name_or_path).strip()
+    for kind in TWIN_KINDS:
+        if given.startswith(prefix := twin_name("", kind)):
+            return dense_twin(_load_model(given.removeprefix(prefix)), kind)
+    return _load_model(given)
+
+
+def _load_model(given: str) -> MoEModel:
+    """Of a name or path that is no twin's."""
     name = given.lower().replace("_", "-")
     names = model_names()
     if name in names:
@@ -97,6 +108,11 @@ def load_model(name_or_path: str) -> MoEModel:
     )
     hint = f"did you mean {known[close[0]]}?" if close else "`moesim models` lists them"
     raise InputError("model", "must be a shipped model or the path of a config.json", given, hint)
+
+
+def twin_name(model: str, kind: TwinKind) -> str:
+    """What `load_model` knows the dense twin of a model by."""
+    return f"dense-{kind}:{model}"
 
 
 def _exists(path: str) -> bool:

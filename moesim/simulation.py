@@ -22,6 +22,7 @@ from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.ideal import REAL, Ideal
+from moesim.looking import Looker
 from moesim.outages import (
     check_outages,
     outage_notes,
@@ -78,6 +79,7 @@ def simulate(
     timeline: Timeline | None = None,
     ideal: Ideal = REAL,
     draw: Draw | None = None,
+    looker: Looker | None = None,
 ) -> Result:
     """Run a scenario (an object, plain data, a file or the name of a shipped one).
 
@@ -93,14 +95,15 @@ def simulate(
     keep; one replica only, steps taken singly. `expert_uses` [S, L, P] tells a cache of policy
     belady which experts the steps to come use; unless given, a run with lru finds out first.
     `detailed` makes events of every layer of every GPU, far slower (docs/explanation/
-    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal). `draw`: what
-    a replication draws besides its demand (moesim.replications).
+    detailed-mode.md), and fills `timeline`. `ideal`: what takes no time (moesim.ideal). `draw`:
+    what a replication draws besides its demand (moesim.replications). `looker` keeps what it sees
+    of the steps that it was asked for (moesim.looking); not with on_step, nor in pools.
     Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
     if scenario.deployment.disaggregation is not None:
         own = (batching, load_balancing, placement, costs, on_step, expert_uses, rebalancing)
-        all_own = (*own, detailed or None)
+        all_own = (*own, looker, detailed or None)
         how = profile, demand, provenance, leap, progress, ideal, draw
         return _simulate_pools(scenario, all_own, *how)
     deployment = deploy(scenario, profile)
@@ -142,6 +145,8 @@ def simulate(
         notes.append("steps simulated layer by layer (the detailed mode)")
     if on_step is not None:
         run.fleet.on_turn = _watcher(on_step, run)
+    elif looker is not None:
+        looker.attach(env, run)
     elif progress is not None:
         run.fleet.on_turn = _teller(progress, run.state.requests)
     front, offload = let_in(env, scenario, deployment, demand, run, load_balancing)

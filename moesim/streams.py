@@ -24,6 +24,7 @@ STREAMS = (
     "faults",
     "decode replica choice",
     "decode rank choice",
+    "shifted popularity",
 )
 
 

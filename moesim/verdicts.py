@@ -181,8 +181,9 @@ def _relative(side: Side, paired: bool, ordered: bool) -> Bounds | None:
     parts = (side.first_J, side.other_J)
     if min(side.first, side.other) <= 0.0 or any((each <= 0.0).any() for each in parts):
         return None
-    logs = (math.log(side.first), math.log(side.other), *(np.log(each) for each in parts))
-    bounds = _bounds(*logs, paired, ordered)
+    first_J, other_J = (np.log(each_J) for each_J in parts)
+    wholes = math.log(side.first), math.log(side.other)
+    bounds = _bounds(*wholes, first_J, other_J, paired, ordered)
     return None if bounds is None else _unlogged(bounds)
 
 

@@ -23,6 +23,7 @@ from moesim.cli.compare import compare
 from moesim.cli.cost import cost, prices
 from moesim.cli.launch import launch
 from moesim.cli.place import place
+from moesim.cli.plan import plan
 from moesim.cli.review import review
 from moesim.cli.run import run
 from moesim.cli.trace import app as traces
@@ -46,6 +47,7 @@ COMMANDS = (  # in the order of the help
     review,
     attribute,
     place,
+    plan,
     cost,
     launch,
     validate,

@@ -15,6 +15,7 @@ from moesim.cli.replicating import (
     asked,
     plain_uncertainty,
 )
+from moesim.cli.twin_lines import DenseTwin
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,11 +30,19 @@ def compare(
         list[str],
         typer.Argument(
             metavar="SCENARIO SCENARIO...",
-            help="Two or more; the first is what the others are compared with.",
+            help="Two or more (with --dense one); the first is what the others are compared with.",
             show_default=False,
         ),
     ],
     changes: SetOption = None,
+    dense: Annotated[
+        list[DenseTwin] | None,
+        typer.Option(
+            help="Add a dense model with as many parameters as the first one's MoE has active, or "
+            "in total.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     report: ReportOption = None,
     seeds: SeedsOption = None,
@@ -45,6 +54,10 @@ def compare(
     from moesim.scenario import load_scenario
 
     chosen = [load_scenario(name, changes or ()) for name in scenarios]
+    if dense:
+        from moesim.twins import twin_scenario
+
+        chosen += [twin_scenario(chosen[0], kind.value) for kind in dict.fromkeys(dense)]
     if len(chosen) < 2:
         raise InputError("compare", "needs at least two scenarios", len(chosen))
     if report is not None and len(chosen) > MOST_REPORTED:
@@ -83,8 +96,10 @@ def compare(
         print_json(_plain(comparison, paired))
         return
     from moesim.cli.tables import print_comparison
+    from moesim.cli.twin_lines import print_twins
 
     print_comparison(comparison, comparison.verdicts if paired is None else paired.verdicts)
+    print_twins(results, dense or ())
     if report is not None:
         print(f"Wrote {report}")
 

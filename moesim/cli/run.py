@@ -30,9 +30,10 @@ from moesim.cli.replicating import (
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from moesim.explain import ExplainedStep
+    from moesim.findings.attribution import SlowSteps
     from moesim.results import Result
     from moesim.sim.detailed.timeline import Timeline
 
@@ -65,7 +66,9 @@ def run(
     explained: Annotated[
         bool,
         typer.Option(
-            "--explain", help="Split a typical step by operator, with where each time comes from."
+            "--explain",
+            help="Split a typical step by operator, and say what bound the slowest steps (which "
+            "takes a second run).",
         ),
     ] = False,
     detailed: Annotated[
@@ -138,16 +141,20 @@ def run(
         written.append(timeline)
         if kept.left_out:
             warn(f"{timeline} leaves out {kept.left_out} slices: choose fewer steps")
-    steps = _explain(result) if explained else ()
+    told = _explain(result, look=not detailed and kept is None) if explained else None
     if as_json:
-        summary = _summary(result, steps, explained)
+        summary = _summary(result, told)
         print_json({**found.plain(), **summary, **plain_uncertainty(uncertainty)})
         return
     from moesim.cli.tables import print_explanation, print_run
 
     print_reading(found)
     print_run(result, uncertainty)
-    print_explanation(steps)
+    if told is not None:
+        from moesim.cli.slow_step_tables import print_slow_steps
+
+        print_explanation(told[0])
+        print_slow_steps(told[1])
     for path in written:
         print(f"Wrote {path}")
 
@@ -167,19 +174,26 @@ def _timeline(path: Path | None, steps: str | None) -> Timeline | None:
     return Timeline(int(first), int(stop))
 
 
-def _explain(result: Result) -> tuple[ExplainedStep, ...]:
+Explained = tuple[tuple["ExplainedStep", ...], tuple["SlowSteps", ...]]
+
+
+def _explain(result: Result, look: bool) -> Explained:
+    """Typical steps, and the slowest ones; `look`: with ranks, layers and experts."""
     from moesim.explain import explain
+    from moesim.slow_steps import slow_steps
 
-    return explain(result)
+    return explain(result), slow_steps(result, look=look)
 
 
-def _summary(
-    result: Result, steps: Sequence[ExplainedStep], explained: bool
-) -> Mapping[str, object]:
-    """What --json prints: the summary, and under `explain` the typical steps."""
-    if not explained:
+def _summary(result: Result, told: Explained | None) -> Mapping[str, object]:
+    """What --json prints: the summary; under `explain` the typical steps, under `slow_steps` the
+    slowest."""
+    if told is None:
         return result.summary
-    return {**result.summary, "explain": [step.plain() for step in steps]}
+    from moesim.cli.slow_step_tables import plain_slow_steps
+
+    typical = [step.plain() for step in told[0]]
+    return {**result.summary, "explain": typical, "slow_steps": plain_slow_steps(told[1])}
 
 
 def _write(

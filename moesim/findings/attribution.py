@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.findings.estimates import Estimate
 
 STATISTICS = ("mean", "variance", "p99")
@@ -74,9 +77,9 @@ class Twin:
 class SlowStep:
     """Steps that lasted longest, by what bound them.
 
-    `bound_by`: "expert", "link", "prefill chunk", "kv-heavy rank", "host" or "batch"; `where` says
-    which ("layer 36, rank 3, expert 112"); `steps` so many of the slowest, `share` of the time by
-    which these exceed the median step.
+    `bound_by`: one of BOUNDS; `where` says which ("layer 36, rank 3, expert 112"); it was the
+    largest part of the excess in `steps` of the slowest, and is `share` of the time by which all of
+    these exceed typical steps (below 0 where it took less than in those).
     """
 
     bound_by: str
@@ -84,6 +87,62 @@ class SlowStep:
     steps: int
     share: float
     sentence: str
+
+
+BOUNDS = ("prefill chunk", "kv-heavy rank", "expert", "expert miss", "link", "host", "batch")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which rank, layers, expert and link had most of a cause; -1 and 0: not known.
+
+    `often`: the rank's share of the cause's time; `layer_share`: the first layer's share of waiting
+    for experts; `expert_share`: of that layer's tokens; `tokens`: of a chunk, a context or a batch.
+    """
+
+    rank: int = -1
+    often: float = 0.0
+    ranks: int = 0
+    layers: tuple[int, ...] = ()
+    layer_share: float = 0.0
+    expert: int = -1
+    expert_share: float = 0.0
+    link: str = ""
+    tokens: float = 0.0
+
+    @property
+    def mostly(self) -> bool:
+        """Whether one rank has so much more than its share that it is worth a name."""
+        return self.rank >= 0 and self.often > (1.0 + 1.0 / max(2, self.ranks)) / 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class SlowSteps:
+    """The slowest steps of a run and what each cause has of the time beyond typical steps.
+
+    `group`: "all steps" or "steps without prompts"; `steps` of `of` lasted `threshold_s` or longer;
+    `mean_s` is their mean, `typical_s` that of the middle tenth by duration. `causes`: largest
+    share first; shares sum to 1. `waiting_LR`: seconds that each rank of the expert-parallel group
+    computed beyond its layer's mean rank, mean of the slowest steps less that of typical ones, by
+    MoE layer (`layers_L`: the model's numbers); empty where nobody looked or experts are averaged.
+    """
+
+    group: str
+    of: int
+    steps: int
+    threshold_s: float
+    mean_s: float
+    typical_s: float
+    causes: tuple[SlowStep, ...]
+    waiting_LR: NDArray[np.float64]
+    layers_L: NDArray[np.int32]
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def excess_s(self) -> float:
+        """By which a slow step exceeds a typical one, on average."""
+        return self.mean_s - self.typical_s
 
 
 @dataclass(frozen=True)

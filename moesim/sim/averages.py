@@ -116,9 +116,7 @@ def _sample(
         for i in range(d * rows_n.size // ranks, (d + 1) * rows_n.size // ranks):
             count_rows(routes, rows_n[i], 1, w.source_LP)
             if exchange in (NORMAL, LAYERED, M_TO_N):
-                touch_rows(
-                    routes, rows_n[i], 1, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X
-                )
+                touch_rows(routes, rows_n[i], 1, w.touch, w.source_LX)
         add_traffic(c, w, d, exchange)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]

@@ -18,26 +18,16 @@ from moesim.placement.replica_choice import spread
 
 
 @inner
-def forget_rows(w: Any) -> None:
-    """Nothing has been noted yet."""
-    w.chosen.tokens_LE[:] = 0
-    w.chosen.first_D1[:] = 0
-
-
-@inner
-def note_rows(routes: Any, w: Any, d: int, row: int, rows: int) -> None:
-    """Tokens of rank d take these rows of the trace: count their experts. Ranks come in order."""
+def count_experts(routes: Any, w: Any) -> None:
+    """Count the experts of all ranks' tokens, which take the rows w.rows_S2."""
     of = w.chosen
-    at = of.first_D1[d + 1]
-    of.rows_S2[at, 0] = row
-    of.rows_S2[at, 1] = rows
-    for rank in range(d + 1, of.first_D1.size):
-        of.first_D1[rank] = at + 1
-    for t in range(row, row + rows):
-        for layer in range(routes.slots_TLK.shape[1]):
-            for j in range(routes.slots_TLK.shape[2]):
-                slot = routes.slots_TLK[t, layer, j]
-                of.tokens_LE[layer, w.condition.expert_of_slot_LP[layer, slot]] += 1
+    of.tokens_LE[:] = 0
+    for i in range(w.first_D1[w.first_D1.size - 1]):
+        for t in range(w.rows_S2[i, 0], w.rows_S2[i, 0] + w.rows_S2[i, 1]):
+            for layer in range(routes.slots_TLK.shape[1]):
+                for j in range(routes.slots_TLK.shape[2]):
+                    slot = routes.slots_TLK[t, layer, j]
+                    of.tokens_LE[layer, w.condition.expert_of_slot_LP[layer, slot]] += 1
 
 
 @inner
@@ -97,12 +87,11 @@ def _next_copy(w: Any, k: int, layer: int, expert: int) -> int:
 def deal(routes: Any, c: Any, w: Any, k: int, d: int, touch: bool) -> None:
     """Give the tokens of rank d their copies: counts into w.source_LP, and whom they touch into
     w.source_LX."""
-    of = w.chosen
     ranks = c.domain_of_rank.size
     w.mark_X[:] = -1
     stamp = 0
-    for i in range(of.first_D1[d], of.first_D1[d + 1]):
-        for t in range(of.rows_S2[i, 0], of.rows_S2[i, 0] + of.rows_S2[i, 1]):
+    for i in range(w.first_D1[d], w.first_D1[d + 1]):
+        for t in range(w.rows_S2[i, 0], w.rows_S2[i, 0] + w.rows_S2[i, 1]):
             for layer in range(routes.slots_TLK.shape[1]):
                 for j in range(routes.slots_TLK.shape[2]):
                     first = routes.slots_TLK[t, layer, j]

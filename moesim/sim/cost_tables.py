@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moesim.placement.layer_law import LayerLaw
 from moesim.placement.replica_choice import Scratch
+from moesim.sim.replay import Touch
 from moesim.sim.state import row_dtype
 
 # How tokens reach their experts (field `exchange` of COSTS; moesim.costs.exchanges.traffic_code):
@@ -137,6 +138,8 @@ class Costs(NamedTuple):
     generation_log_s: NDArray[np.float64]
     mixed_log_s: NDArray[np.float64]
     expert_tile_s: NDArray[np.float64]  # measured experts, as in StepCosts; else empty
+    # [n + 1] what n active experts add up to, one after the other, with one tile each; or empty
+    first_tiles_s: NDArray[np.float64]
     expert_ratio: NDArray[np.float64]
     exchange: NDArray[Any]  # EXCHANGE [2, 2]: PROMPT or DECODE, dispatch and combine
     exchange_ratio: NDArray[
@@ -176,8 +179,6 @@ class Chosen(NamedTuple):
     share_LP: NDArray[np.int32]  # of them, those of each copy
     given_LP: NDArray[np.int64]  # of its share, dealt out so far
     dealt_LE: NDArray[np.int64]
-    rows_S2: NDArray[np.int64]  # pieces of the trace that tokens take: first row, rows
-    first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last
 
 
 class Work(NamedTuple):
@@ -199,9 +200,12 @@ class Work(NamedTuple):
     dense_s: NDArray[np.float64]  # [J, 3]
     path: NDArray[np.float64]  # [4 + J, 5]
     counts_LP: NDArray[np.int32]
+    rows_S2: NDArray[np.int64]  # pieces of the trace that tokens take: first row, rows
+    first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last
     source_LP: NDArray[np.int32]  # counts of one attention rank
     source_LX: NDArray[np.int32]  # touches of one attention rank
     mark_X: NDArray[np.int64]
+    touch: Touch
     # Tokens over the links; where an exchange is LAYERED, copies in the first L rows and messages
     # in the last; where it is M_TO_N, those of a dense layer in a row behind, senders by GPU of
     # attention.

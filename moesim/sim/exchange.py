@@ -26,9 +26,11 @@ def add_low_latency(c: Any, w: Any, d: int) -> None:
         near = 0.0
         far = 0.0
         for r in range(ranks):
-            count = 0.0
-            for p in range(r * per_rank, (r + 1) * per_rank):
-                count += w.source_LP[layer, p]
+            sent_P = w.source_LP[layer, r * per_rank : (r + 1) * per_rank]
+            messages = 0  # whole numbers add up in any order, so several at once
+            for p in range(per_rank):
+                messages += sent_P[p]
+            count = 1.0 * messages
             if c.domain_of_rank[r] != home:
                 w.recv_out_LR[row, r] += count
                 w.pair_L[row] = max(w.pair_L[row], count / tp)

@@ -15,11 +15,18 @@ import numpy as np
 
 from moesim.compiled import inner
 from moesim.placement.replica_choice import NEAREST
-from moesim.sim.copy_choice import deal, forget_rows, note_rows, share_out, take_shares
+from moesim.sim.copy_choice import count_experts, deal, share_out, take_shares
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_m_to_n, add_normal, clear_traffic
 from moesim.sim.remap import count_remapped, touch_remapped
-from moesim.sim.replay import count_rows, next_rows, peek_row, touch_rows
+from moesim.sim.replay import (
+    ROWS_AHEAD,
+    count_rows,
+    next_rows,
+    peek_row,
+    read_ahead,
+    touch_rows,
+)
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
 
@@ -31,50 +38,26 @@ def part_of(w: Any, d: int, part: int) -> Any:
 
 
 @inner
-def _count(
-    s: Any, routes: Any, c: Any, w: Any, k: int, d: int, row: int, rows: int, touch: bool, into: Any
-) -> None:
-    """Count the slots of rank d's routing rows into `into`, and whom they touch into w.source_LX;
-    or note the rows, where copies are chosen from counts."""
-    choice = c.scalars[0].replica_choice
-    if choice > NEAREST:
-        note_rows(routes, w, d, row, rows)
-        return
-    if choice == NEAREST or s.replicas[k].remapped > 0:
-        ranks = s.rules[0].ranks
-        count_remapped(routes, c, w, k, d, ranks, row, rows, into)
-        if touch:
-            touch_remapped(routes, c, w, k, d, ranks, row, rows)
-        return
-    count_rows(routes, row, rows, into)
-    if touch:
-        touch_rows(routes, row, rows, c.rank_of_slot, c.domain_of_rank, w.source_LX, w.mark_X)
+def _note(w: Any, at: int, row: int, rows: int) -> int:
+    w.rows_S2[at, 0] = row
+    w.rows_S2[at, 1] = rows
+    return at + 1
 
 
 @inner
-def _walk(
-    s: Any,
-    routes: Any,
-    c: Any,
-    w: Any,
-    k: int,
-    b: int,
-    d: int,
-    part: Any,
-    touch: bool,
-    into: Any,
+def _take_rows(
+    s: Any, routes: Any, w: Any, k: int, b: int, d: int, first: int, last: int, at: int
 ) -> int:
-    """Take the routing rows of tokens [part[0], part[1]) of rank d's batch, count their slots into
-    `into`; ids counted."""
-    rows_taken = 0
-    at = 0
+    """Note the routing rows of tokens [first, last) of rank d's batch in w.rows_S2 from piece `at`
+    on; the piece behind the last."""
+    before = 0
     for i in range(s.batch_size[k, b, d]):
         r = s.batch_request[k, b, d, i]
         request = s.requests[r]
         whole = s.batch_tokens[k, b, d, i]
-        start = request.computed - whole + max(0, part[0] - at)
-        end = request.computed - whole + min(whole, part[1] - at)
-        at += whole
+        start = request.computed - whole + max(0, first - before)
+        end = request.computed - whole + min(whole, last - before)
+        before += whole
         # Drafts that will be accepted take their own rows; the rejected ones behind them the rows
         # that follow, which the tokens in their place will take as well.
         drafts = drafts_in_flight(s, r)
@@ -94,13 +77,47 @@ def _walk(
             row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
             if counted:
-                _count(s, routes, c, w, k, d, row, rows, touch, into)
-                rows_taken += rows
+                at = _note(w, at, row, rows)
         for ahead in range(max(start, stop), end):
             row = peek_row(request, ahead - max(start, request.computed - rejected))
-            _count(s, routes, c, w, k, d, row, 1, touch, into)
-            rows_taken += 1
-    return rows_taken * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
+            at = _note(w, at, row, 1)
+    return at
+
+
+@inner
+def _take_all_rows(s: Any, routes: Any, w: Any, k: int, b: int, half: int) -> int:
+    """The routing rows of all ranks' tokens of a part, those of rank d in pieces w.first_D1[d] to
+    w.first_D1[d + 1]; ids in them."""
+    at = 0
+    w.first_D1[0] = 0
+    for d in range(s.rules[0].ranks):
+        if w.part_tokens[d] > 0:
+            first, last = part_of(w, d, half)
+            at = _take_rows(s, routes, w, k, b, d, first, last, at)
+        w.first_D1[d + 1] = at
+    rows = 0
+    for i in range(at):
+        rows += w.rows_S2[i, 1]
+    return rows * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
+
+
+@inner
+def _count(s: Any, routes: Any, c: Any, w: Any, k: int, d: int, touch: bool, into: Any) -> None:
+    """Count the slots of rank d's rows into `into`, and whom they touch into w.source_LX."""
+    moved = c.scalars[0].replica_choice == NEAREST or s.replicas[k].remapped > 0
+    ranks = s.rules[0].ranks
+    last = w.first_D1[ranks] - 1
+    for i in range(w.first_D1[d], w.first_D1[d + 1]):
+        row, rows = w.rows_S2[i, 0], w.rows_S2[i, 1]
+        read_ahead(routes, w.rows_S2[min(i + ROWS_AHEAD, last), 0])
+        if moved:
+            count_remapped(routes, c, w, k, d, ranks, row, rows, into)
+            if touch:
+                touch_remapped(routes, c, w, k, d, ranks, row, rows)
+        else:
+            count_rows(routes, row, rows, into)
+            if touch:
+                touch_rows(routes, row, rows, w.touch, w.source_LX)
 
 
 @inner
@@ -115,55 +132,40 @@ def add_traffic(c: Any, w: Any, d: int, exchange: int) -> None:
 
 
 @inner
-def _choose_copies(
-    s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, half: int
-) -> None:
-    """Share the tokens of all ranks out over the copies of their experts."""
-    forget_rows(w)
-    for d in range(s.rules[0].ranks):
-        if w.part_tokens[d] > 0:
-            part = part_of(w, d, half)
-            ids = _walk(s, routes, c, w, k, b, d, part, False, w.counts_LP)
-            record.counters[ROUTED_IDS] += ids
-    share_out(c, w, k)
-
-
-@inner
 def route_tokens(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
     """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
+    record.counters[ROUTED_IDS] += _take_all_rows(s, routes, w, k, b, half)
     by_source = exchange >= NORMAL
     by_counts = c.scalars[0].replica_choice > NEAREST
+    if by_counts:
+        count_experts(routes, w)
+        share_out(c, w, k)
+    if by_counts and not by_source:
+        take_shares(w)
+        return
     w.counts_LP[:] = 0
     if by_source:
         clear_traffic(w)
-    if by_counts:
-        _choose_copies(s, routes, c, w, record, k, b, half)
-        if not by_source:
-            take_shares(w)
-            return
+    into = w.source_LP if by_source else w.counts_LP
+    touch = by_source and exchange != LOW_LATENCY
     for d in range(s.rules[0].ranks):
-        if w.part_tokens[d] == 0:
+        if w.first_D1[d] == w.first_D1[d + 1]:
             continue
-        part = part_of(w, d, half)
-        if not by_source:
-            ids = _walk(s, routes, c, w, k, b, d, part, False, w.counts_LP)
-            record.counters[ROUTED_IDS] += ids
-            continue
-        w.source_LP[:] = 0
-        w.source_LX[:] = 0
-        touch = exchange != LOW_LATENCY
+        if by_source:
+            w.source_LP[:] = 0
+            w.source_LX[:] = 0
         if by_counts:
             deal(routes, c, w, k, d, touch)
         else:
-            ids = _walk(s, routes, c, w, k, b, d, part, touch, w.source_LP)
-            record.counters[ROUTED_IDS] += ids
-        add_traffic(c, w, d, exchange)
-        for layer in range(w.counts_LP.shape[0]):
-            counts, source = w.counts_LP[layer], w.source_LP[layer]
-            for p in range(counts.size):
-                counts[p] += source[p]
+            _count(s, routes, c, w, k, d, touch, into)
+        if by_source:
+            add_traffic(c, w, d, exchange)
+            for layer in range(w.counts_LP.shape[0]):
+                counts_P, source_P = w.counts_LP[layer], w.source_LP[layer]
+                for p in range(counts_P.size):
+                    counts_P[p] += source_P[p]
 
 
 @inner
@@ -203,23 +205,21 @@ def expert_layer(
     most_pairs = 0
     all_pairs = 0
     for r in range(ranks):
-        counts = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
+        counts_P = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
         pairs = 0
         active = 0
         tiles = 0
+        for p in range(per_rank):
+            n = counts_P[p]
+            pairs += n
+            active += n > 0
+            tiles += (n + tile) >> cost.tile_shift
         tile_s = 0.0
-        if measured:
+        if tiles == active and active < c.first_tiles_s.size:
+            tile_s = c.first_tiles_s[active]
+        elif measured:
             for p in range(per_rank):
-                n = counts[p]
-                pairs += n
-                active += n > 0
-                tile_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
-        else:
-            for p in range(per_rank):
-                n = counts[p]
-                pairs += n
-                active += n > 0
-                tiles += (n + tile) >> cost.tile_shift
+                tile_s += c.expert_tile_s[(counts_P[p] + tile) >> cost.tile_shift]
         time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
         slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
         sound_s += time_s

@@ -71,7 +71,8 @@ class Balancer:
         n = here.size
         if n == 1:
             return int(here[0])
-        if self.policy.snapshot_interval_s == 0.0:
+        fresh = self.policy.snapshot_interval_s == 0.0
+        if fresh:
             self.refresh()
         row = self.fleet.state.requests[request]
         blocks = self.fleet.state.prefix_blocks[
@@ -80,14 +81,18 @@ class Balancer:
         matched = np.zeros(n, np.int64)
         if self.seen.size and blocks.size:
             matched = np.logical_and.accumulate(self.seen[here][:, blocks], axis=1).sum(axis=1)
-        ranks = self.fleet.state.ranks[self.ranks_nm[here]]
+        waiting, running = self.waiting[here], self.running[here]
+        in_flight = waiting + running
+        if not fresh:
+            ranks = self.fleet.state.ranks[self.ranks_nm[here]]
+            in_flight = _waiting(ranks) + ranks["running"].sum(axis=1)
         loads = Loads(
             number=self.number,
-            waiting=self.waiting[here],
-            running=self.running[here],
+            waiting=waiting,
+            running=running,
             kv_used_fraction=self.kv_used_fraction[here],
             sent=self.sent[here],
-            in_flight=_waiting(ranks) + ranks["running"].sum(axis=1),
+            in_flight=in_flight,
             prefix_blocks=matched,
             rng=self.rng,
         )
@@ -109,8 +114,8 @@ class Balancer:
 
 def _waiting(ranks: NDArray[Any]) -> NDArray[Any]:
     """Requests that have come to each row of ranks and do not run yet."""
-    places = ("waiting", "inbox", "coming", "landed")
-    return np.sum([ranks[name].sum(axis=1) for name in places], axis=0)
+    waiting = ranks["waiting"] + ranks["inbox"] + ranks["coming"] + ranks["landed"]
+    return waiting.sum(axis=1, dtype=np.int64)
 
 
 class FrontEnd:

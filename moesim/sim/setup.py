@@ -29,7 +29,14 @@ from moesim.sim.cost_tables import (
     Work,
 )
 from moesim.sim.expert_cache import ExpertCache, no_cache
-from moesim.sim.replay import PREFIX_ROWS, Routes, running_counts, running_touches
+from moesim.sim.replay import (
+    PREFIX_ROWS,
+    Routes,
+    Touch,
+    build_touch,
+    running_counts,
+    running_touches,
+)
 from moesim.sim.state import (
     COUNTERS,
     NEVER,
@@ -173,12 +180,21 @@ def build_costs(
         generation_log_s=np.ascontiguousarray(costs.generation_log_s),
         mixed_log_s=np.ascontiguousarray(costs.mixed_log_s),
         expert_tile_s=np.ascontiguousarray(costs.expert_tile_s),
+        first_tiles_s=_first_tiles_s(costs.expert_tile_s, slots // ranks),
         expert_ratio=np.ascontiguousarray(costs.expert_ratio),
         exchange=np.ascontiguousarray(costs.exchange),
         exchange_ratio=np.ascontiguousarray(costs.exchange_ratio),
         gather_s=np.ascontiguousarray(costs.gather_s),
         average=average,
     )
+
+
+def _first_tiles_s(tile_s: NDArray[np.float64], experts: int) -> NDArray[np.float64]:
+    """[experts + 1] seconds of so many experts of one tile each, summed as one by one; empty where
+    idle experts take time too."""
+    if tile_s.size < 2 or tile_s[0] != 0.0:
+        return np.zeros(0)
+    return np.cumsum(np.concatenate([[0.0], np.full(experts, tile_s[1])]))
 
 
 def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work:
@@ -207,9 +223,13 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         dense_s=np.zeros((parts, 3)),
         path=np.zeros((4 + parts, 5)),
         counts_LP=np.zeros((layers, slots), np.int32),
+        # A piece has a token at least. Memory that is never written is never taken.
+        rows_S2=np.zeros((ranks * costs.head_s.size * (layers > 0), 2), np.int64),
+        first_D1=np.zeros(ranks + 1, np.int64),
         source_LP=np.zeros((layers, slots), np.int32),
         source_LX=np.zeros((layers, width), np.int32),
         mark_X=np.zeros(width, np.int64),
+        touch=_touch(costs),
         recv_up_LR=np.zeros(per_rank),
         send_up_LR=np.zeros(per_rank),
         recv_out_LR=np.zeros(per_rank),
@@ -251,7 +271,6 @@ def _chosen(ranks: int, costs: Costs) -> Chosen:
     )
     layers = costs.stage_of_layer.size * by_counts
     slots = costs.rank_of_slot.size * by_counts
-    pieces = ranks * costs.head_s.size * by_counts  # of a token at least
     table_LP = np.zeros((layers, slots), np.int64)
     return Chosen(
         law=law,
@@ -260,8 +279,6 @@ def _chosen(ranks: int, costs: Costs) -> Chosen:
         share_LP=table_LP.astype(np.int32),
         given_LP=table_LP.copy(),
         dealt_LE=table_LP,
-        rows_S2=np.zeros((pieces, 2), np.int64),
-        first_D1=np.zeros(ranks + 1, np.int64),
     )
 
 
@@ -308,9 +325,7 @@ def build_routes(
         _exchanges(costs) & {NORMAL, LAYERED, M_TO_N}
         and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES
     ):
-        touches = running_touches(
-            slots_TLK, costs.rank_of_slot, costs.domain_of_rank, _domains(costs)
-        )
+        touches = running_touches(slots_TLK, _touch(costs), width)
     first = trace.sequence_start_S1[:-1].astype(np.int64)
     rows = np.diff(trace.sequence_start_S1).astype(np.int64)
     prompt = trace.prompt_tokens_S.astype(np.int64)
@@ -380,6 +395,11 @@ def _by_domain(
         pieces.append(found)
     starts = np.concatenate([[0], np.cumsum([piece.size for piece in pieces])])
     return np.concatenate(pieces), starts.astype(np.int32)
+
+
+def _touch(costs: Costs) -> Touch:
+    layers = costs.stage_of_layer.size
+    return build_touch(costs.rank_of_slot, costs.domain_of_rank, _domains(costs), layers)
 
 
 def _domains(costs: Costs) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.placement.placement import Placement
 from moesim.sim.cost_tables import NORMAL
-from moesim.sim.replay import PREFIX_ROWS, Routes, count_rows, touch_rows
+from moesim.sim.replay import PREFIX_ROWS, Routes, build_touch, count_rows, touch_rows
 from moesim.sim.setup import build_costs, build_routes
 from tests.fixtures.engine import (
     Harness,
@@ -141,13 +141,11 @@ def test_running_sums_count_like_counting(rows: int) -> None:
     counts = numpy_counts(routes.slots_TLK, 12)
     touches = numpy_touches(routes.slots_TLK, 3, domain_of_rank)
     counted, touched = np.zeros((2, 12), np.int32), np.zeros((2, 6), np.int32)
-    mark = np.zeros(6, np.int64)
+    touch = build_touch(costs.rank_of_slot, costs.domain_of_rank, 2, 2)
     for start, stop in every_range(rows):
         counted[:], touched[:] = 0, 0
         count_rows(routes, start, stop - start, counted)
-        touch_rows(
-            routes, start, stop - start, costs.rank_of_slot, costs.domain_of_rank, touched, mark
-        )
+        touch_rows(routes, start, stop - start, touch, touched)
         assert (counted == counts[stop] - counts[start]).all(), (start, stop)
         assert (touched == touches[stop] - touches[start]).all(), (start, stop)
 

@@ -109,21 +109,15 @@ FAULTS = (
     Fault(
         "first-choice-counted-only",
         "moesim/sim/replay.py",
-        """    for t in range(start, stop):
-        for layer in range(layers):
-            for j in range(top_k):
-""",
-        """    for t in range(start, stop):
-        for layer in range(layers):
-            for j in range(1):
-""",
+        "            else:\n                for j in range(top_k):\n",
+        "            else:\n                for j in range(1):\n",
         "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
     ),
     Fault(
         "running-sums-keep-the-rows-before",
         "moesim/sim/replay.py",
-        "a * PREFIX_ROWS, row, -1, layers, top_k, counts_LP",
-        "a * PREFIX_ROWS, a * PREFIX_ROWS, -1, layers, top_k, counts_LP",
+        "        return stop, first, -1\n",
+        "        return stop, stop, -1\n",
         "tests/oracles/test_experts.py::test_running_sums_count_like_counting",
     ),
     Fault(

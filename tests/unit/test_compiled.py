@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from moesim import compiled as module
-from moesim.compiled import cache_root, compiled, source_key
+from moesim.compiled import cache_root, compiled, hot, inner, source_key
 
 CALLEE = """
 from moesim.compiled import compiled
@@ -139,6 +142,32 @@ def test_decorating_leaves_numba_as_it_was(tmp_path: Path) -> None:
     assert before == config.CACHE_DIR
     assert double(3.0) == 6.0
     assert double.py_func(3.0) == 6.0  # type: ignore[attr-defined]
+
+
+def test_inner_functions_are_part_of_their_callers_code_alone() -> None:
+    @inner
+    def scaled(numbers: NDArray[np.float64], i: int) -> float:
+        return 2.0 * float(numbers[i])
+
+    @inner
+    def summed(numbers: NDArray[np.float64], stop: int) -> float:
+        total = 0.0
+        for i in range(stop):
+            total += scaled(numbers, i)
+        return total
+
+    @hot
+    def all_of(numbers: NDArray[np.float64]) -> float:
+        return summed(numbers, numbers.size)
+
+    numbers = np.array([1.0, 2.0, 4.0])
+    assert all_of(numbers) == 14.0
+    functions: list[Any] = [scaled, summed]
+    for function in functions:
+        made = list(function.overloads.values())
+        assert made
+        for one in made:
+            assert one.library.get_pointer_to_function(one.fndesc.llvm_func_name) == 0
 
 
 def test_a_function_without_a_file_is_compiled_uncached() -> None:

@@ -1,0 +1,321 @@
+"""What gives first as the load grows: KV memory, the prefill queue, the batch, an expert, a link.
+
+The load of one replica is raised until a run misses the objective or no longer settles
+(moesim.capacity: the same requests at every rate), and the first run that does is compared with
+today's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.capacity import (
+    LEAST_REQUESTS,
+    TOO_FEW,
+    Simulate,
+    at_rate,
+    capacity,
+    judge,
+    one_replica,
+    rate_of,
+)
+from moesim.deployment import Deployment, deploy, step_costs
+from moesim.errors import InputError
+from moesim.findings.strain import LoadPoint, Strain
+from moesim.over_seeds import figure
+from moesim.results import Result
+from moesim.scenario import Scenario, SLOSpec
+from moesim.simulation import simulate
+from moesim.traffic import limits
+
+# Requests of every run; as many times more where these do not fill a replica, up to the most.
+REQUESTS = 600
+MORE = 4
+MOST_REQUESTS = 10_000
+TOLERANCE = 0.1
+# Where no objective is given, the only one: the backlog must not grow.
+ANY_LATENCY_S = 1e9
+# Steps of which a share this large leaves requests waiting are held up by a queue.
+QUEUED = 0.1
+NEARLY_FULL = 0.95
+# Parts of a step by what grows in it with the load; the rest is the batch's own work.
+BINDS = {
+    "expert": ("expert_imbalance_s", "expert_miss_s"),
+    "attention rank": ("attention_imbalance_s",),
+    "link": ("dispatch_s", "combine_s", "all_reduce_s", "pipeline_s"),
+    "host": ("overhead_s",),
+}
+SAYS = {
+    "kv memory": "prompts wait for KV memory",
+    "prefill queue": "prompts wait for a place in the token budget of steps",
+    "batch limit": "requests wait because as many run as the engine allows",
+    "prefill chunks": "steps that compute prompts hold up those that decode",
+    "batch size": "steps grow with the requests that they decode for",
+    "expert": "steps grow by waiting for the busiest expert rank",
+    "attention rank": "steps grow by waiting for the slowest attention rank",
+    "link": "steps grow by exchanges between GPUs",
+    "host": "steps grow by the engine's own time",
+    "overload": "requests come faster than they are served",
+}
+
+
+def breaking_point(
+    scenario: Scenario,
+    slo: SLOSpec | None = None,
+    *,
+    percentile: float = 99.0,
+    requests: int = REQUESTS,
+    run: Simulate | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Strain:
+    """The load at which a scenario's deployment breaks its objective, and why.
+
+    Today's load is the scenario's rate of arrivals, its replicas with equal shares of it. Without
+    limits in the scenario and `slo`, only a backlog that grows breaks the deployment. About eight
+    runs of `requests` requests. Raises InputError as `moesim.capacity.capacity` does:
+    without a rate of arrivals, for example. Where so few requests do not fill a replica, MORE times
+    as many are tried, up to MOST_REQUESTS.
+    """
+    one, objective = _prepared(scenario, slo, percentile)
+    today = rate_of(scenario) / scenario.deployment.replicas
+    while True:
+        one = _of_requests(one, requests)
+        recorder = _Recorder(run or _runner(one))
+        recorder(at_rate(one, today))
+        try:
+            capacity(
+                at_rate(one, today),
+                percentile=percentile,
+                tolerance=TOLERANCE,
+                run=recorder,
+                progress=progress,
+            )
+            break
+        except InputError as error:
+            if error.rule != TOO_FEW or MORE * requests > MOST_REQUESTS:
+                raise
+            requests *= MORE
+    points = tuple(
+        _point(result, rate, today, percentile) for rate, result in sorted(recorder.runs.items())
+    )
+    kept = max((point.factor for point in points if not point.missed), default=0.0)
+    first = next(point for point in points if point.missed and point.factor > kept)
+    result = recorder.runs[first.rate_per_s]
+    lighter = recorder.runs[min(min(recorder.runs), today)]
+    deployment = deploy(one.pools()[-1][1])
+    strain = Strain(
+        binds=binds_at(result, lighter, deployment),
+        factor=first.factor,
+        kept_factor=kept,
+        objective=objective,
+        points=points,
+        sentence="",
+        failure=failure_words(scenario),
+        notes=_notes(one, scenario),
+    )
+    return replace(strain, sentence=_sentence(strain, result, deployment))
+
+
+@dataclass
+class _Recorder:
+    """Runs each rate once and keeps what came of it."""
+
+    run: Simulate
+    runs: dict[float, Result] = field(default_factory=dict)
+
+    def __call__(self, scenario: Scenario) -> Result:
+        rate = rate_of(scenario)
+        if rate not in self.runs:
+            self.runs[rate] = self.run(scenario)
+        return self.runs[rate]
+
+
+def _prepared(scenario: Scenario, slo: SLOSpec | None, percentile: float) -> tuple[Scenario, str]:
+    """One replica with an objective, and the objective in words."""
+    from moesim.report.words import duration
+
+    one = one_replica(scenario, slo)
+    words = []
+    for name, of_class in limits(one).items():
+        for column, limit in of_class.items():
+            if limit is not None:
+                of = f" of {name}" if name else ""
+                metric = column.removesuffix("_s").upper()
+                words.append(f"{metric}{of} at most {duration(limit)} for {percentile:g} %")
+    if words:
+        return one, "; ".join(words)
+    slo = SLOSpec(e2e_s=ANY_LATENCY_S)
+    return one.model_copy(update={"slo": slo}), "the backlog must not grow"
+
+
+def _of_requests(one: Scenario, requests: int) -> Scenario:
+    workload = one.workload.model_copy(update={"requests": max(LEAST_REQUESTS, requests)})
+    return one.model_copy(update={"workload": workload})
+
+
+def _runner(one: Scenario) -> Simulate:
+    if one.deployment.disaggregation is not None:
+        return lambda scenario: simulate(scenario, provenance=False)
+    costs = step_costs(one, deploy(one))
+    return lambda scenario: simulate(scenario, costs=costs, provenance=False)
+
+
+def _point(result: Result, rate: float, today: float, percentile: float) -> LoadPoint:
+    steps, summary = _steps(result), result.summary
+    decoding = steps[steps["decode_tokens"] > 0]["decode_tokens"]
+    return LoadPoint(
+        factor=rate / today,
+        rate_per_s=rate,
+        ttft_p99_s=figure(summary, "ttft_s.p99"),
+        tpot_p99_s=figure(summary, "tpot_s.p99"),
+        kv_used=float(np.percentile(steps["kv_used_fraction"], 99)) if steps.size else 0.0,
+        waiting=float((steps["waiting"] > 0).mean()) if steps.size else 0.0,
+        preemptions=int(result.raw.requests["preemptions"].sum()),
+        decode_batch=float(decoding.mean()) if decoding.size else 0.0,
+        missed=judge(result, percentile),
+    )
+
+
+def _steps(result: Result) -> NDArray[Any]:
+    """Steps with work that begin while requests still come, the first half of them left out."""
+    steps = result.raw.steps
+    steps = steps[steps["dummy"] == 0]
+    arrival_s = np.sort(result.raw.requests["arrival_s"])
+    arrival_s = arrival_s[~np.isnan(arrival_s)]
+    first, last = arrival_s[arrival_s.size // 2], arrival_s[-1]
+    within = steps[(steps["start_s"] >= first) & (steps["start_s"] <= last)]
+    return np.asarray(within if within.size else steps)
+
+
+def binds_at(result: Result, lighter: Result, deployment: Deployment) -> str:
+    """What holds a loaded run up, one of STRAINS: a queue where steps leave requests waiting, else
+    the parts of steps that grew most over a lighter run's."""
+    steps = _steps(result)
+    queued = steps[steps["waiting"] > 0]
+    if steps.size and queued.size > QUEUED * steps.size:
+        most = deployment.max_requests * result.raw.ranks_per_replica
+        if (queued["kv_used_fraction"] >= NEARLY_FULL).mean() > 0.5:
+            return "kv memory"
+        if result.raw.requests["preemptions"].sum() > QUEUED * result.raw.requests.size:
+            return "kv memory"
+        if (queued["running"] >= NEARLY_FULL * most).mean() > 0.5:
+            return "batch limit"
+        return "prefill queue"
+    loaded, light = _growing_s(result), _growing_s(lighter)
+    grown = {name: loaded[name] - light[name] for name in loaded}
+    binds = max(grown, key=lambda name: grown[name])
+    return binds if grown[binds] > 0.0 else "overload"
+
+
+def _growing_s(result: Result) -> dict[str, float]:
+    """What gaps between tokens wait for, on average: prompts beside them, and the parts of steps
+    without prompts. Steps are weighed by the tokens that they decode."""
+    steps = _steps(result)
+    steps = steps[steps["decode_tokens"] > 0]
+    plain = steps[steps["prefill_tokens"] == 0]
+    plain = plain if plain.size else steps
+    parts = {name: sum(_mean_s(plain, part) for part in of) for name, of in BINDS.items()}
+    plain_s = _mean_s(plain, "duration_s")
+    beside_s = _mean_s(steps, "duration_s") - plain_s
+    return {
+        **parts,
+        "batch size": plain_s - sum(parts.values()),
+        "prefill chunks": beside_s,
+    }
+
+
+def _mean_s(steps: NDArray[Any], column: str) -> float:
+    if not steps.size:
+        return 0.0
+    return float(np.average(steps[column], weights=steps["decode_tokens"]))
+
+
+def _of_what(binds: str, result: Result, deployment: Deployment) -> str:
+    """Which expert rank or link it is."""
+    from moesim.report.words import significant
+
+    if binds == "expert" and result.raw.rank_tokens_LR.size:
+        tokens_LR = result.raw.rank_tokens_LR
+        mean_L1 = np.maximum(tokens_LR.mean(axis=1, keepdims=True), 1e-300)
+        layer, rank = np.unravel_index(int((tokens_LR / mean_L1).argmax()), tokens_LR.shape)
+        times = significant(float((tokens_LR / mean_L1).max()))
+        of = deployment.model.moe_layers[layer]
+        return f" (most in layer {of}: rank {rank} has {times} times the mean rank's tokens)"
+    if binds == "link":
+        far = result.raw.steps["scale_out_bytes"].sum() > 0.0
+        return f" ({(deployment.cluster.scale_out if far else deployment.cluster.scale_up).name})"
+    return ""
+
+
+def _sentence(strain: Strain, result: Result, deployment: Deployment) -> str:
+    from moesim.report.words import duration, significant
+
+    first = next(point for point in strain.points if point.factor == strain.factor)
+    how = SAYS[strain.binds] + _of_what(strain.binds, result, deployment)
+    latency = ""
+    for name, value in (("TTFT", first.ttft_p99_s), ("TPOT", first.tpot_p99_s)):
+        if value is not None and any(name in each for each in first.missed):
+            latency += f"; {name} p99 is {duration(value)}"
+    missed = f"{first.missed[0]}{latency}"
+    if strain.kept_factor == 0.0:
+        return (
+            f"No load keeps the objective: at {significant(first.factor)} times today's, where "
+            f"requests are served alone, {missed}."
+        )
+    at = significant(first.factor, 3)
+    kept = f"at {significant(strain.kept_factor, 3)} times it is kept"
+    if strain.factor < 1.0:
+        today = next(point for point in strain.points if point.factor == 1.0)
+        return (
+            f"Today's load already breaks the objective ({'; '.join(today.missed)}). It breaks "
+            f"from {at} times today's: {how} ({missed}); {kept}."
+        )
+    return (
+        f"At {at} times today's load ({significant(first.rate_per_s)} arrivals a second and "
+        f"replica) {how}: {missed}; {kept}."
+    )
+
+
+def failure_words(scenario: Scenario) -> str:
+    """What losing one GPU takes away, from the deployment's shape."""
+    said = []
+    elastic = scenario.faults is not None and scenario.faults.recovery == "elastic"
+    for name, of in scenario.pools():
+        gpus, replicas = deploy(of).sharding.gpus, of.deployment.replicas
+        where = f" of the {name} pool" if name else ""
+        if elastic and gpus > 1:
+            said.append(
+                f"One lost GPU{where}: its replica of {gpus} goes on without its rank "
+                "(faults.recovery is elastic), more slowly and with less KV memory"
+            )
+        elif replicas == 1:
+            all_of = f"stops all {gpus} GPUs{where}" if gpus > 1 else f"stops all{where}"
+            said.append(
+                f"One lost GPU {all_of}: there is one replica, and nothing is served until it "
+                "has restarted"
+            )
+        else:
+            together = f", {gpus} GPUs that work in step," if gpus > 1 else ""
+            said.append(
+                f"One lost GPU{where} stops its replica{together} and takes "
+                f"{1.0 / replicas:.0%} of the capacity until that has restarted"
+            )
+    return "; ".join(said) + "."
+
+
+def _notes(one: Scenario, scenario: Scenario) -> tuple[str, ...]:
+    replicas = scenario.deployment.replicas
+    shared = f", its share of {replicas} taken as equal" if replicas > 1 else ""
+    said = [
+        f"one replica{shared}; {one.workload.requests} requests a run, the same at every load; "
+        f"loads are told apart to {TOLERANCE:.0%}",
+        "the front end takes a fixed time for a request, so that it never gives first",
+    ]
+    if scenario.faults is not None:
+        said.append("faults of the scenario are left out")
+    return tuple(said)

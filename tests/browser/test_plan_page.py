@@ -1,0 +1,98 @@
+"""The page of a plan in a real browser, off the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesim.findings.estimates import Estimate
+from moesim.findings.planning import Option, PlanFindings
+from moesim.report.plan_page import write_plan_report
+from tests.browser.test_report_page import (
+    CHROMIUM,
+    CUT,
+    FLAGS,
+    HOSTILE,
+    OVERLAPS,
+    SHAPES,
+    opened,
+    playwright,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Chromium at /usr/bin/chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield running
+        running.close()
+
+
+def option(name: str, gpus: int, slowness: float, missed: tuple[str, ...] = ()) -> Option:
+    figures = {
+        "ttft_s.p99": 0.4 * slowness,
+        "tpot_s.p50": 0.012 * slowness,
+        "tpot_s.p99": 0.02 * slowness,
+        "e2e_s.p99": 3.0 * slowness,
+        "throughput.output_tokens_per_s_per_gpu": 900.0 / gpus,
+        "cost.usd_per_million_total_tokens": 0.1 * gpus,
+    }
+    return Option(
+        name=name,
+        choices={"cluster.gpu": "h100-sxm", "deployment.parallelism.attention_tp": gpus},
+        scenario={},
+        gpus=gpus,
+        usd_per_hour=2.95 * gpus,
+        figures={
+            path: Estimate(value, 0.9 * value, 1.1 * value) for path, value in figures.items()
+        },
+        missed=missed,
+        simulations=3,
+        launch={"vllm": f"# {name}\nvllm serve model \\\n    --tensor-parallel-size {gpus}\n"},
+    )
+
+
+def findings(name: str, options: int) -> PlanFindings:
+    found = [option(f"{i} x {name}", i, 4.0 / i, ("late",) if i < 3 else ())
+             for i in range(1, options + 1)]  # fmt: skip
+    kept = [each for each in found if each.meets]
+    return PlanFindings(
+        recommended=kept[0] if kept else None,
+        runner_up=kept[1] if len(kept) > 1 else None,
+        runner_up_loses=f"{kept[1].name}: 33% dearer." if len(kept) > 1 else "",
+        options=tuple(found),
+        candidates=300,
+        pruned={"weights and caches do not fit its GPUs": 120, HOSTILE: 3},
+        simulations=3 * options,
+        sentences=("A sentence.", "300 combinations were looked at."),
+        notes=("a note",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("h100-sxm TP4 DP2 EP8", 8), ("one that misses", 1), (HOSTILE, 4), ("long name " * 12, 14)],
+    ids=["many", "none meets", "hostile", "long names"],
+)
+def test_charts_are_drawn_and_legible(
+    chromium: Any, tmp_path: Path, name: str, options: int
+) -> None:
+    path = write_plan_report(findings(name, options), name, tmp_path / "plan.html")
+    tab, troubles = opened(chromium, path)
+    assert troubles == []
+    shapes = tab.evaluate(SHAPES)
+    assert set(shapes) == {"cost-against-latency", "throughput-against-speed"}
+    assert all(shapes.values()), shapes
+    assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(CUT) == []
+    wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, "nothing makes the page scroll sideways"
+    tab.context.close()
