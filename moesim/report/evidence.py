@@ -15,17 +15,20 @@ from moesim.findings.estimates import Verdicts
 from moesim.report import (
     attribution_page,
     attribution_words,
-    cause_charts,
     cost_page,
+    load_charts,
     place_page,
     sure_tables,
     tables,
+    twin_charts,
     words,
 )
+from moesim.report.attribution_charts import attribution_figures
 from moesim.report.charts import figures
 from moesim.report.document import figures_html, listed, paragraphs
 from moesim.report.figure import Figure
 from moesim.report.network import network_section
+from moesim.report.slow_step_charts import slow_step_figures
 from moesim.report.source import ReportedResult, labels
 from moesim.report.traffic_tables import traffic_tables
 
@@ -75,13 +78,16 @@ def sections(
         of_runs["gaps"],
         _of_each("sure", "How sure the figures are", runs, cases, _sure),
         _of_each("causes", "Why latency varies", runs, cases, _causes),
+        _of_each("twins", "Against dense models of equal size", runs, cases, _twins),
         of_runs["steps"],
         _of_each("slow-steps", "The slowest steps", runs, cases, _slow_steps),
         of_runs["history"],
         of_runs["experts"],
         _of_each("placement", "Where the experts should live", runs, cases, _placement),
+        _of_each("shifts", "If the workload shifts", runs, cases, _shifts),
         of_runs["memory"],
         Section("network", "Network", network_section(runs)),
+        _of_each("loads", "What gives first", runs, cases, _loads),
         _of_each("costs", "Cost at our volume, and break-even", runs, cases, _costs),
     ]
     return [each for each in found if each.body]
@@ -159,24 +165,42 @@ def _sure(run: ReportedResult, case: Case) -> Made | str:
 
 def _causes(run: ReportedResult, case: Case) -> Made | str:
     found = case.explanation
-    if found is None or not (found.attributed or found.twins):
+    if found is None or not found.attributed:
         how = "`moesim attribute SCENARIO` splits mean, variance and p99 by cause"
         return _absent(case, "explanation", how)
-    told = [*attribution_words.headlines(found), *(twin.sentence for twin in found.twins)]
-    text = listed([*told, *found.notes])
-    if found.attributed:
-        text += attribution_page.attribution_table(found)
-    return text, cause_charts.cause_figures(run, found)
+    text = listed([*attribution_words.headlines(found), *found.notes])
+    return text + attribution_page.attribution_table(found), attribution_figures(found)
+
+
+def _twins(run: ReportedResult, case: Case) -> Made | str:
+    if not case.twins:
+        how = "`moesim compare SCENARIO --dense active --dense total` runs dense models of its size"
+        return _absent(case, "twins", how)
+    return listed([twin.sentence for twin in case.twins]), (twin_charts.twins(run, case.twins),)
 
 
 def _slow_steps(run: ReportedResult, case: Case) -> Made | str:
-    found = case.explanation
-    if found is None or not found.slow_steps:
-        how = "`moesim review SCENARIO` looks for what bound the slowest steps"
+    if not case.slow_steps:
+        how = "`moesim run SCENARIO --explain` finds what bound the slowest steps"
         return _absent(case, "slow_steps", how)
-    return listed([each.sentence for each in found.slow_steps]), (
-        cause_charts.slow_steps(found.slow_steps),
-    )
+    told = [note for each in case.slow_steps for note in (each.sentence, *each.notes)]
+    return listed(told), slow_step_figures(case.slow_steps)
+
+
+def _loads(run: ReportedResult, case: Case) -> Made | str:
+    found = case.strain
+    if found is None:
+        how = "`moesim review SCENARIO` raises the load until the objective breaks"
+        return _absent(case, "strain", how)
+    text = listed([found.sentence, found.failure, *found.notes])
+    return text, (load_charts.loads(found),)
+
+
+def _shifts(run: ReportedResult, case: Case) -> Made | str:
+    if not case.shifts:
+        how = "`moesim review SCENARIO` tries other topics, longer prompts and bursts"
+        return _absent(case, "shifts", how)
+    return listed([each.sentence for each in case.shifts]), (load_charts.shifts(case.shifts),)
 
 
 def _placement(run: ReportedResult, case: Case) -> Made | str:

@@ -23,6 +23,7 @@ def router(run: ReportedResult, case: Case) -> Answered:
         *_uneven(run),
         *[note.capitalize() + "." for note in run.notes if "routing:" in note][:1],
     ]
+    told += [_first(each.sentence) for each in case.shifts[:1]]
     if case.placement is None:
         return told, case.absent.get("placement", ROUTER_HOW)
     found = case.placement
@@ -59,12 +60,16 @@ def _uneven(run: ReportedResult) -> list[str]:
 def variance(run: ReportedResult, case: Case) -> Answered:
     """Spread of this run's latency, of dense twins, and the causes."""
     told = _spread(run)
+    told += [_first(twin.sentence) for twin in case.twins]
     found = case.explanation
-    if found is None:
+    if found is None or not found.attributed:
         return told, case.absent.get("explanation", VARIANCE_HOW)
-    told += [twin.sentence for twin in found.twins]
-    told += attribution_words.headlines(found)[:2]
-    return told, "" if found.attributed else VARIANCE_HOW
+    return told + attribution_words.headlines(found)[:1], ""
+
+
+def _first(text: str) -> str:
+    """The first sentence of several; the evidence has them all."""
+    return text.partition(". ")[0].rstrip(".") + "."
 
 
 def _spread(run: ReportedResult) -> list[str]:
@@ -79,6 +84,8 @@ def _spread(run: ReportedResult) -> list[str]:
 
 def fails_first(run: ReportedResult, case: Case) -> Answered:
     """What gives way as demand grows; else what is nearest to its limit in this run."""
+    if case.strain is not None:
+        return [case.strain.sentence, case.strain.failure], ""
     if case.costs is not None:
         offer = case.costs.summary["offers"][0]
         carried, fails = (

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from moesim.attribution import attribute
+from moesim.breaking_point import breaking_point
 from moesim.economics.day import DayProfile
 from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
@@ -20,10 +21,13 @@ from moesim.results import Result
 from moesim.review.depth import Depth
 from moesim.self_hosted import SAME_ACTIVE
 from moesim.serving_cost import cost_study
+from moesim.slow_steps import slow_steps
+from moesim.twins import study_twins
 from moesim.what_if import place_study
+from moesim.workload_shift import study_shifts
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-TYPICAL_TRIALS = 24
+TYPICAL_TRIALS, TYPICAL_LOADS = 24, 8
 AROUND = (0.01, 0.1, 1.0, 10.0)  # volumes to price, over the one that is spoken of
 
 
@@ -86,8 +90,51 @@ def of_causes(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
     return replace(case, explanation=found.findings)
 
 
+def of_slow_steps(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
+    """What bound the slowest steps; the run is made once more to see ranks and experts."""
+    tell("looking at slow steps", 0, 1)
+    return replace(case, slow_steps=slow_steps(result))
+
+
+def of_twins(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
+    """The same demand on dense models of equal active and equal total size."""
+    tell("running dense twins", 0, 1)
+    cut = asked.depth.cut(result.scenario, asked.depth.study_requests)
+    found = study_twins(cut, seeds=_seeds(result, asked))
+    if not found:
+        raise InputError("model", "must have experts, and a dense twin must fit the cluster")
+    return replace(case, twins=found)
+
+
+def of_strain(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
+    """The load at which the objective breaks, and why."""
+    found = breaking_point(
+        result.scenario,
+        requests=asked.depth.study_requests,
+        progress=lambda trials: tell("raising the load", trials, TYPICAL_LOADS),
+    )
+    return replace(case, strain=found)
+
+
+def of_shifts(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
+    """Other topics, longer prompts, bursts: each against today's workload."""
+    tell("shifting the workload", 0, 1)
+    found = study_shifts(
+        result.scenario, seeds=_seeds(result, asked), requests=asked.depth.study_requests
+    )
+    return replace(case, shifts=found)
+
+
+def _seeds(result: Result, asked: Asked) -> list[int]:
+    return [result.scenario.seed + n for n in range(asked.depth.cause_seeds)]
+
+
 STUDIES: Mapping[str, Study] = {
     "explanation": of_causes,
+    "slow_steps": of_slow_steps,
+    "twins": of_twins,
+    "strain": of_strain,
+    "shifts": of_shifts,
     "costs": of_costs,
     "placement": of_placement,
 }

@@ -51,8 +51,12 @@ def test_every_study_is_made_and_told(one: Review, told: list[str]) -> None:
     assert case.explanation is not None
     assert case.costs is not None
     assert case.placement is not None
+    assert case.strain is not None
+    assert case.slow_steps
+    assert case.twins
+    assert case.shifts
     said = " ".join(told)
-    for stage in ("the run", "repeating", "switching causes off", "searching capacity"):
+    for stage in ("the run", "repeating", "switching causes off", "raising the load", "capacity"):
         assert stage in said
 
 

@@ -1,4 +1,4 @@
-"""Why latency varies, drawn: causes, dense twins, and what bound the slowest steps."""
+"""A run beside dense models of equal size, drawn."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from moesim.findings.attribution import Explanation, SlowStep
+from moesim.findings.attribution import Twin
 from moesim.report import theme, words
-from moesim.report.attribution_charts import attribution_figures
 from moesim.report.figure import Figure, data
 from moesim.report.source import ReportedResult
 
 TWIN_WIDTH = 268
-
-
-def cause_figures(run: ReportedResult, found: Explanation) -> tuple[Figure, ...]:
-    """Causes, then dense twins; those that were studied."""
-    split = attribution_figures(found) if found.attributed else ()
-    return (*split, twins(run, found)) if found.twins else split
 
 
 FIGURES = (
@@ -29,7 +22,7 @@ FIGURES = (
 )
 
 
-def twins(run: ReportedResult, found: Explanation) -> Figure:
+def twins(run: ReportedResult, found: Sequence[Twin]) -> Figure:
     """Latency of the model and of dense ones of equal active and equal total size."""
     rows = []
     for path, name in FIGURES:
@@ -37,7 +30,7 @@ def twins(run: ReportedResult, found: Explanation) -> Figure:
         if own is not None:
             rows.append({"model": "this model", "figure": name, "seconds": own,
                          "low": own, "high": own})  # fmt: skip
-        for twin in found.twins:
+        for twin in found:
             if (estimate := twin.figures.get(path)) is None:
                 continue
             rows.append(
@@ -61,7 +54,7 @@ def twins(run: ReportedResult, found: Explanation) -> Figure:
         panels.append(_twin_panel(of, f"{name} ({unit})", names, first=not panels))
     return Figure(
         "twins",
-        found.twins[0].sentence.rstrip("."),
+        found[0].sentence.rstrip("."),
         "The same requests served by dense models on the same GPUs and engine. Bars from zero; "
         "lines are 95 % intervals where they are known.",
         alt.hconcat(*panels).resolve_scale(color="shared"),
@@ -92,41 +85,3 @@ def _twin_panel(frame: pd.DataFrame, title: str, names: list[str], first: bool) 
     )
     lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     return alt.LayerChart(layer=[bars, lines])
-
-
-def slow_steps(found: Sequence[SlowStep]) -> Figure:
-    """Share of the time beyond the median step, by what bound it."""
-    ranked = sorted(found, key=lambda step: -step.share)[:12]
-    frame = pd.DataFrame(
-        [
-            {"where": f"{step.bound_by}: {step.where}" if step.where else step.bound_by,
-             "bound by": step.bound_by, "share": step.share, "steps": step.steps}
-            for step in ranked
-        ]
-    )  # fmt: skip
-    kinds = list(dict.fromkeys(frame["bound by"]))
-    chart = (
-        alt.Chart(data(frame), width=640, height=alt.Step(28))
-        .mark_bar(stroke=theme.INK, strokeOpacity=0.35, strokeWidth=0.5)
-        .encode(
-            x=alt.X("share:Q", title="share of the time beyond the median step",
-                    axis=alt.Axis(format="%", tickCount=6)),
-            y=alt.Y("where:N", sort=list(frame["where"]), title=None,
-                    axis=alt.Axis(ticks=False, domain=False, labelLimit=320)),
-            color=alt.Color(
-                "bound by:N",
-                scale=alt.Scale(domain=kinds, range=list(theme.DEPLOYMENT_COLOURS[: len(kinds)])),
-                legend=alt.Legend(title=None, orient="top", symbolType="square",
-                                  symbolStrokeWidth=0),
-            ),
-            tooltip=[alt.Tooltip("where:N"), alt.Tooltip("steps:Q", format=","),
-                     alt.Tooltip("share:Q", format=".1%")],
-        )
-    )  # fmt: skip
-    return Figure(
-        "slow-steps",
-        ranked[0].sentence.rstrip("."),
-        "Of the slowest steps: the time by which they exceed the median step, by what the others "
-        "waited for.",
-        chart,
-    )
