@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import moesim
 from moesim.errors import InputError
+from moesim.file_stamps import file_stamps
 from moesim.findings.planning import PlanFindings
 from moesim.hardware import load_gpu
 from moesim.metrics import plain
@@ -126,6 +127,7 @@ def plan(
         "space": {of.path: of.labels for of in space.dimensions},
         "most_gpus": space.most_gpus,
         "prices": prices,
+        "files": file_stamps(asked, [text for of in space.dimensions for text in of.labels]),
         "percentile": percentile,
         "version": moesim.__version__,
     }
