@@ -25,6 +25,7 @@ DAY = 24
 MOST_HOURS = 366 * DAY
 # Times over less than this say nothing about a day.
 LEAST_TRACE_HOURS = 23.0
+MOST_TRACE_HOURS = 100 * MOST_HOURS
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,9 @@ def profile_from_times(name: str, arrival_s: ArrayLike) -> DayProfile:
     if not np.isfinite(span_h) or span_h < LEAST_TRACE_HOURS:
         rule = f"must have arrivals over {LEAST_TRACE_HOURS:g} hours or more to show a day"
         raise InputError(name, rule, f"{span_h:.1f} hours")
+    if span_h > MOST_TRACE_HOURS:
+        rule = f"must have arrivals over at most {MOST_TRACE_HOURS:,} hours"
+        raise InputError(name, rule, f"{span_h:.3g} hours")
     hours = max(DAY, int(span_h + 0.5))  # an hour that has hardly begun is left out
     place_T = ((times_T - times_T[0]) / HOUR).astype(np.int64)
     counts = np.bincount(place_T[place_T < hours], minlength=hours).astype(np.float64)

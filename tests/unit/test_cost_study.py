@@ -266,7 +266,7 @@ def scenario_file(tmp_path: Path) -> str:
         (["--dense", "mixtral-8x7b"], "--dense must be a dense model"),
         (["--dense", "no-such"], "model must be a shipped model"),
         (["--spare", "-1"], "--spare must be from 0"),
-        (["--headroom", "0"], "--headroom must be from 0.01"),
+        (["--headroom", "0.9"], "--headroom must be from 1.0"),
         (["--percentile", "100"], "--percentile must be from 50"),
         (["--seeds", "0"], "--seeds must be 1 to 30"),
         (["--cached-share", "1.5"], "--cached-share must be from 0 to 1"),

@@ -211,3 +211,10 @@ def test_somebody_elses_database_is_left_as_it_is(scenario: Scenario, tmp_path: 
             Ledger(space, "one", 0, name)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("pools", ["²:1", "0:1", "1:1:1", "1:9999999"])
+def test_pools_that_say_nothing_are_refused(scenario: Scenario, pools: str) -> None:
+    space = plan_space(scenario, None, 8, {**OVER, "pools": [pools]})
+    with pytest.raises(InputError, match="--over pools must be"):
+        prune(scenario, space, demand_facts(scenario, 99.0), {})
