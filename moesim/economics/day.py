@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -61,7 +62,7 @@ class DayProfile:
         return self.relative_H * (per_day / HOURS_PER_DAY)
 
 
-def day_profile(name: str, weights: ArrayLike, **about: object) -> DayProfile:
+def day_profile(name: str, weights: ArrayLike, **about: Any) -> DayProfile:
     """A profile from weights of any scale, one an hour, over one day or several.
 
     InputError unless they are 24, 48, ... finite numbers of at least 0, not all 0.
@@ -75,7 +76,7 @@ def day_profile(name: str, weights: ArrayLike, **about: object) -> DayProfile:
     if rule:
         raise InputError("profile", rule, int(weights_H.size))
     relative_H = weights_H / weights_H.mean()
-    return DayProfile(name, relative_H, **about)  # type: ignore[arg-type]
+    return DayProfile(name, relative_H, **about)
 
 
 @functools.cache

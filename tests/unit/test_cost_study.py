@@ -210,9 +210,7 @@ def test_intervals_are_of_the_study_at_the_bounds() -> None:
     said = "\n".join(cost_words.headlines(sure.summary))
     assert "over 5 seeds, 95 % interval 9.09 to 11.0" in said
     assert any(" to " in cells[0] for _, cells in cost_rows.break_even_rows(sure.summary))
-    (figure, _) = cost_figures(
-        sure.summary, sure.curves, [], (sure.day(sure.own, 1e9),) * 2, sure.bounds
-    )
+    (figure, _) = cost_figures(sure.findings())
     assert "95 % interval" in figure.caption
     assert svg(figure).startswith("<svg")
 
