@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from moesim.findings.planning import Option
 from moesim.planning.pruning import SAME, Pruned
 from moesim.planning.search import Search
-from moesim.report.words import time_unit
 from moesim.scenario import Scenario
 from moesim.traffic import limits
 
@@ -16,6 +15,8 @@ COLUMNS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 
 def duration(seconds: float) -> str:
     """'14 ms', '1.2 s', '20 min': limits as they were written, without digits that say nothing."""
+    from moesim.report.words import time_unit
+
     unit, size = time_unit(seconds)
     return f"{float(f'{seconds / size:.3g}'):g} {unit}"
 
