@@ -17,6 +17,7 @@ from moesim.comparison import Comparison, compare, same_demand
 from moesim.errors import InputError
 from moesim.results import Result
 from moesim.simulation import simulate
+from moesim.verdicts import worded
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -179,3 +180,12 @@ def test_the_front_door_opens_one_room_at_a_time() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_what_cannot_be_told_apart_is_said_with_the_ends_of_its_interval() -> None:
+    """A relative interval beside 0, of a difference whose own holds it, has both ends on one
+    side."""
+    beside = worded("ttft_s.p99", 1.0, 1.1, (-0.1, 0.3), (0.01, 0.2), "requests").sentence
+    assert beside.startswith("p99 TTFT cannot be told apart (1.0 % higher to 20 % higher; ")
+    around = worded("ttft_s.p99", 1.0, 1.1, (-0.1, 0.3), (-0.1, 0.3), "requests").sentence
+    assert around.startswith("p99 TTFT cannot be told apart (10 % lower to 30 % higher; ")
