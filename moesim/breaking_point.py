@@ -106,6 +106,7 @@ def breaking_point(
         sentence="",
         failure=failure_words(scenario),
         notes=_notes(one, scenario),
+        requests=one.workload.requests or 0,
     )
     return replace(strain, sentence=_sentence(strain, result, deployment))
 

@@ -101,6 +101,8 @@ def compare_twin(own: Sequence[Result], twins: Sequence[Result], kind: TwinKind)
         gpus=first.gpus,
         figures={path: over_seeds(each) for path, each in values.items()},
         sentence=_sentence(own, twins, kind),
+        requests=len(own[0].requests),
+        seeds=len(own),
     )
 
 

@@ -201,21 +201,26 @@ def _sentence(
     from moesim.report.words import duration, significant
 
     said = [
-        f"{shown} goes from {duration(today[path].value)} to {duration(figures[path].value)} "
-        f"({_times(ratios[path])})"
+        _moved(shown, duration(today[path].value), duration(figures[path].value), ratios[path])
         for path, shown in SHOWN.items()
         if path in ratios
     ]
     if IMBALANCE in ratios:
         before, after = (significant(of[IMBALANCE].value, 3) for of in (today, figures))
-        said.append(
-            f"the busiest expert rank's tokens over the mean rank's from {before} to {after}"
-        )
+        moved = f"from {before} to {after}" if before != after else f"stay at {after}"
+        said.append(f"the busiest expert rank's tokens over the mean rank's {moved}")
     if not said:
         return f"With {name} no request completes."
     if not settled:
         said.append("and the backlog grows: longer runs would be slower still")
     return f"With {name} {', '.join(said)}."
+
+
+def _moved(shown: str, before: str, after: str, ratio: Estimate) -> str:
+    """A change too small to show is none."""
+    if before == after:
+        return f"{shown} does not change ({after})"
+    return f"{shown} goes from {before} to {after} ({_times(ratio)})"
 
 
 def _times(ratio: Estimate) -> str:

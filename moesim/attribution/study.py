@@ -36,6 +36,7 @@ from moesim.workload.demand import Demand
 
 REQUESTS, SEEDS, RESAMPLES = 400, 3, 400
 LEAST_REQUESTS, MOST_REQUESTS = 20, 20_000
+SHORT = "short runs"  # how the note on them begins
 STILL = 1e-9  # of the mean: smaller spreads are rounding
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -69,7 +70,10 @@ def attribute(
     worth, summed = study.figures(progress or (lambda done, total: None))
     notes = (*extent.notes, *study.notes, *left_out)
     split = _split(switches, worth)
-    explanation = Explanation(split, (), (), notes, tuple(study.seeds))
+    short = any(note.startswith(SHORT) for note in study.notes)
+    explanation = Explanation(
+        split, (), (), notes, tuple(study.seeds), requests=extent.measured, short=short
+    )
     return Attribution(
         scenario=scenario,
         findings=explanation,
@@ -184,7 +188,7 @@ def _short(extent: Extent, e2e: Sequence[Sample]) -> list[str]:
     if rate_per_s * mean_s <= extent.warmup:
         return []
     return [
-        f"short runs: about {rate_per_s * mean_s:.0f} requests are under way at once, more than "
+        f"{SHORT}: about {rate_per_s * mean_s:.0f} requests are under way at once, more than "
         f"the warm-up of {extent.warmup}; raise --requests"
     ]
 
@@ -214,8 +218,10 @@ def _split(switches: Sequence[Switch], worth: Floats) -> tuple[Attributed, ...]:
                 for i, switch in enumerate(switches)
             )
             rest, total = _estimate(rest_B), _estimate(total_B)
-            said = sentence(metric, statistic, shares, rest, total)
-            found.append(Attributed(metric, statistic, total, shares, rest, said))
+            said, plain = (
+                sentence(metric, statistic, shares, rest, total, spans) for spans in (True, False)
+            )
+            found.append(Attributed(metric, statistic, total, shares, rest, said, plain))
     return tuple(found)
 
 

@@ -13,21 +13,32 @@ TOGETHER = 0.15  # of the total: how far removing alone and share differ before 
 
 
 def sentence(
-    metric: str, statistic: str, shares: Sequence[Share], rest: Estimate, total: Estimate
+    metric: str,
+    statistic: str,
+    shares: Sequence[Share],
+    rest: Estimate,
+    total: Estimate,
+    spans: bool = True,
 ) -> str:
-    """What makes up a figure, the largest part first; parts whose interval holds 0 are unclear."""
+    """What makes up a figure, the largest part first; parts whose interval holds 0 are unclear.
+
+    `spans`: whether intervals are told.
+    """
     what = f"{STATISTIC_WORDS[statistic]} of {METRIC_WORDS[metric]}"
     clear = [each for each in shares if _is_clear(each)]
     adding = sorted((s for s in clear if s.fraction.value > 0), key=lambda s: -s.fraction.value)
     taking = sorted((s for s in clear if s.fraction.value < 0), key=lambda s: s.fraction.value)
     parts = []
     if adding:
-        first, *others = [f"{_percent(s.fraction)} {_from(s, i)}" for i, s in enumerate(adding)]
+        first, *others = [
+            f"{_percent(s.fraction)} {_from(s, i, spans)}" for i, s in enumerate(adding)
+        ]
         head = first.replace(" %", f" % of {what}", 1)
         parts.append(", ".join([head, *others]))
     for share in taking:
+        span = _span(share, True) if spans else ""
         made = f"{share.cause.phrase} {_makes(share)} {'it' if parts else what} smaller"
-        parts.append(f"{made}, by {_percent(share.fraction, negate=True)}{_span(share, True)}")
+        parts.append(f"{made}, by {_percent(share.fraction, negate=True)}{span}")
     if not parts:
         return f"No cause moves {what} clearly: every interval holds 0."
     if rest.value / total.value >= REST:
@@ -42,8 +53,9 @@ def _is_clear(share: Share) -> bool:
     return of.low is None or of.high is None or of.low > 0 or of.high < 0
 
 
-def _from(share: Share, place: int) -> str:
-    return f"{'comes ' if place == 0 else ''}from {share.cause.phrase}{_span(share, False)}"
+def _from(share: Share, place: int, spans: bool) -> str:
+    span = _span(share, False) if spans else ""
+    return f"{'comes ' if place == 0 else ''}from {share.cause.phrase}{span}"
 
 
 def _makes(share: Share) -> str:

@@ -48,7 +48,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Attributed:
-    """One figure split: `total` = sum of the shares' amounts + `rest`, but for rounding."""
+    """One figure split: `total` = sum of the shares' amounts + `rest`, but for rounding.
+
+    `plain`: the sentence without intervals, for runs too short or too few to have any.
+    """
 
     metric: str
     statistic: str
@@ -56,13 +59,15 @@ class Attributed:
     shares: tuple[Share, ...]
     rest: Estimate
     sentence: str
+    plain: str = ""
 
 
 @dataclass(frozen=True)
 class Twin:
     """The same demand on a dense model: `kind` is "active" or "total", what is equal to the MoE's.
 
-    `figures` are those of HEADLINES, of the twin; `gpus` what it was run on.
+    `figures` are those of HEADLINES, of the twin; `gpus` what it was run on; `requests` of each run
+    (0: not known), of so many `seeds`.
     """
 
     kind: str
@@ -71,6 +76,8 @@ class Twin:
     gpus: int
     figures: dict[str, Estimate]
     sentence: str
+    requests: int = 0
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,13 +154,25 @@ class SlowSteps:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why latency varies: splits of METRICS x STATISTICS, twins, slow steps, notes."""
+    """Why latency varies: splits of METRICS x STATISTICS, twins, slow steps, notes.
+
+    `requests`: measured of each seed (0: not known); `short`: fewer than are under way at once.
+    """
 
     attributed: tuple[Attributed, ...]
     twins: tuple[Twin, ...]
     slow_steps: tuple[SlowStep, ...]
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
+    requests: int = 0
+    short: bool = False
+
+    @property
+    def caution(self) -> str:
+        """Why intervals of its shares are not to be leant on; empty where they are."""
+        if len(self.seeds) == 1:
+            return "one short run" if self.short else "one run"
+        return "short runs" if self.short else ""
 
     def of(self, metric: str, statistic: str) -> Attributed | None:
         """The split of one figure; None where the run has no such latency."""

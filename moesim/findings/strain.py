@@ -42,8 +42,8 @@ class Strain:
 
     `binds`: one of STRAINS; `factor`: the least load tried that breaks the objective beyond
     `kept_factor`, the largest that keeps it (0: none does); both over today's. `objective`: in
-    words; `points`: all loads tried, ascending; `failure`: what losing one GPU takes away, from the
-    deployment's shape alone.
+    words; `points`: all loads tried, ascending, each of `requests` (0: not known); `failure`: what
+    losing one GPU takes away, from the deployment's shape alone.
     """
 
     binds: str
@@ -54,3 +54,4 @@ class Strain:
     sentence: str
     failure: str
     notes: tuple[str, ...] = ()
+    requests: int = 0

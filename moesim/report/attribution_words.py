@@ -32,6 +32,16 @@ def headlines(found: Explanation) -> list[str]:
     return [each.sentence for each in splits if each is not None]
 
 
+def first_sentence(found: Explanation, split: Attributed) -> str:
+    """What makes up a figure, in one sentence; without intervals and with the warning where runs
+    were too few or too short for them."""
+    careful = found.caution
+    text = (split.plain or split.sentence) if careful else split.sentence
+    of = f" of {found.requests} measured requests" if found.requests else ""
+    note = f" ({careful}{of})" if careful else ""
+    return f"{text.partition('. ')[0].rstrip('.')}{note}."
+
+
 def causes_of(found: Explanation) -> tuple[Cause, ...]:
     """The causes that were switched off, in the order of the catalogue."""
     if not found.attributed:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moesim.findings.case import Case
 from moesim.findings.costs import CostFindings
-from moesim.report import facts, words
+from moesim.report import facts, sure_words, words
 from moesim.report.cost_words import (
     billions,
     break_even_sentences,
@@ -38,16 +38,16 @@ def parameters(run: ReportedResult, case: Case) -> Answered:
                 "the bill is idle capacity, which total parameters set."
             )
         return told, ""
-    return _parameters_of_run(run), COST_HOW
+    return _parameters_of_run(run, case), COST_HOW
 
 
-def _parameters_of_run(run: ReportedResult) -> list[str]:
+def _parameters_of_run(run: ReportedResult, case: Case) -> list[str]:
     model, gpus = facts.model_of(run), words.pick(run.summary, "gpus")
     weights = words.pick(run.memory, "weights_bytes_per_gpu")
     if gpus is None or weights is None:
         return []
     held = f"{words.gigabytes(weights)} of weights on each of {words.count(gpus, 'GPU')}"
-    total = words.pick(run.summary, "cost", "usd_per_million_total_tokens")
+    total = sure_words.value_of(run, case, "cost.usd_per_million_total_tokens")
     price = f"; in this run a million tokens cost {words.money(total)}" if total else ""
     if model is None:
         return [f"Hosting takes {held}{price}."]
@@ -65,18 +65,24 @@ def nodes(run: ReportedResult, case: Case) -> Answered:
     if case.costs is None:
         return [*told, *_met(run, case)], COST_HOW
     offer = case.costs.summary["offers"][0]
-    rate = facts.demand_per_s(run)
-    carried = offer["requests_per_s"]
-    if rate is not None:
-        needed = math.ceil(rate / carried)
-        spare = case.costs.summary["rules"]["spare"]
-        gpus = (needed + spare) * offer["gpus"]
+    carried = (
+        f"One replica carries {words.significant(offer['requests_per_s'], 3)} requests a second "
+        f"with {case.costs.summary['slo']['percentile']:g} % of them within the objective"
+    )
+    at, spare = case.costs.at_volume(), case.costs.summary["rules"]["spare"]
+    if at is not None:
+        most = at["self_hosted"][offer["name"]]["always on"]["most_replicas"]
         told.append(
-            f"One replica carries {words.significant(carried, 3)} requests a second with "
-            f"{case.costs.summary['slo']['percentile']:g} % of them within the objective; the "
-            f"scenario brings {words.significant(rate, 3)}, so {needed} "
+            f"{carried}; {volume_words(at['tokens_per_day'])} tokens a day need "
+            f"{most - spare} in the busiest hour, and {most} with the spare: "
+            f"{_machines(run, most * offer['gpus'])}."
+        )
+    elif (rate := facts.demand_per_s(run)) is not None:
+        needed = math.ceil(rate / offer["requests_per_s"])
+        told.append(
+            f"{carried}; the scenario brings {words.significant(rate, 3)}, so {needed} "
             f"{'does' if needed == 1 else 'do'}, and {needed + spare} with the spare: "
-            f"{_machines(run, gpus)}."
+            f"{_machines(run, (needed + spare) * offer['gpus'])}."
         )
     return told, ""
 
@@ -95,7 +101,7 @@ def _fits(run: ReportedResult) -> str:
 
 
 def _met(run: ReportedResult, case: Case) -> list[str]:
-    note, met = facts.overloaded(run, case), words.pick(run.summary, "slo_attainment")
+    note, met = facts.overloaded(run, case), sure_words.value_of(run, case, "slo_attainment")
     if note:
         return [f"By speed they do not, at this demand: {note}."]
     if met is None:

@@ -16,9 +16,11 @@ from moesim.report import (
     attribution_page,
     attribution_words,
     cost_page,
+    facts,
     load_charts,
     place_page,
     sure_tables,
+    sure_words,
     tables,
     twin_charts,
     words,
@@ -71,7 +73,7 @@ def sections(
         for name, heading, keys in OF_RUNS
     }
     found = [
-        _numbers(runs),
+        _numbers(runs, cases),
         Section("apart", "What sets them apart", sure_tables.verdicts_html(verdicts)),
         of_runs["cost-throughput"],
         of_runs["latency"],
@@ -93,14 +95,19 @@ def sections(
     return [each for each in found if each.body]
 
 
-def _numbers(runs: Sequence[ReportedResult]) -> Section:
-    """What was served, and every figure of the summary."""
+def _numbers(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> Section:
+    """What was served, and every figure of the summary; where page one has means over seeds, beside
+    them."""
+    several = sure_words.over_seeds(cases[0]) if cases else ""
+    of = f" of the run with seed {runs[0].summary.get('seed', '?')}" if several else ""
     if len(runs) == 1:
+        sure = cases[0].uncertainty if several else None
+        means = {} if sure is None else {path: e.value for path, e in sure.estimates.items()}
         body = (
             paragraphs(words.headline(runs[0])[:1], "lead")
             + '<div class="tables">'
-            + tables.latency_table(runs[0])
-            + tables.other_table(runs[0])
+            + tables.latency_table(runs[0], of)
+            + tables.other_table(runs[0], of, means)
             + traffic_tables(runs[0])
             + "</div>"
         )
@@ -176,7 +183,11 @@ def _twins(run: ReportedResult, case: Case) -> Made | str:
     if not case.twins:
         how = "`moesim compare SCENARIO --dense active --dense total` runs dense models of its size"
         return _absent(case, "twins", how)
-    return listed([twin.sentence for twin in case.twins]), (twin_charts.twins(run, case.twins),)
+    return listed(_told_of_twins(run, case)), (twin_charts.twins(run, case.twins),)
+
+
+def _told_of_twins(run: ReportedResult, case: Case) -> list[str]:
+    return [facts.in_runs(run, twin.sentence, twin.requests, twin.seeds) for twin in case.twins]
 
 
 def _slow_steps(run: ReportedResult, case: Case) -> Made | str:
@@ -192,7 +203,7 @@ def _loads(run: ReportedResult, case: Case) -> Made | str:
     if found is None:
         how = "`moesim review SCENARIO` raises the load until the objective breaks"
         return _absent(case, "strain", how)
-    text = listed([found.sentence, found.failure, *found.notes])
+    text = listed([facts.in_runs(run, found.sentence, found.requests), found.failure, *found.notes])
     return text, (load_charts.loads(found),)
 
 
@@ -200,7 +211,10 @@ def _shifts(run: ReportedResult, case: Case) -> Made | str:
     if not case.shifts:
         how = "`moesim review SCENARIO` tries other topics, longer prompts and bursts"
         return _absent(case, "shifts", how)
-    return listed([each.sentence for each in case.shifts]), (load_charts.shifts(case.shifts),)
+    told = [
+        facts.in_runs(run, each.sentence, each.requests, len(each.seeds)) for each in case.shifts
+    ]
+    return listed(told), (load_charts.shifts(case.shifts),)
 
 
 def _placement(run: ReportedResult, case: Case) -> Made | str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moesim.findings.case import Case
 from moesim.findings.estimates import Verdicts
-from moesim.report import front_words, sure_words, words
+from moesim.report import facts, front_words, sure_words, words
 from moesim.report.document import colour_key
 from moesim.report.front import HEADLINES, blocks_html
 from moesim.report.source import ReportedResult, chart_labels, labels
@@ -21,8 +21,9 @@ def front_of_many(
 ) -> str:
     """Deployments side by side, what sets them apart, and which of them to choose."""
     told = [
-        ("What it costs", [words.cost_spread(runs)]),
-        ("How fast it is", [words.speed_spread(runs)]),
+        ("Overload", _overload(runs, cases)),
+        ("What it costs", [_cost_spread(runs, cases)]),
+        ("How fast it is", [_speed_spread(runs, cases)]),
         ("How sure that is", [_sure(runs, cases)]),
         ("What sets them apart", verdict_words(runs, verdicts)),
         ("What binds", _binds(runs, cases)),
@@ -30,6 +31,36 @@ def front_of_many(
     ]
     key = colour_key(labels(runs), chart_labels(runs))
     return key + side_by_side(runs, cases) + blocks_html([each for each in told if any(each[1])])
+
+
+def _overload(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> list[str]:
+    named = zip(chart_labels(runs), runs, cases, strict=True)
+    warned = [(name, facts.overload_words(run, case)) for name, run, case in named]
+    return [f"{name}: {text.removeprefix('overload: ')}." for name, text in warned if text]
+
+
+def _cost_spread(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
+    """What a million tokens cost, from the cheapest to the dearest deployment."""
+    known = _each(runs, cases, "cost.usd_per_million_total_tokens")
+    return words.spread("The cost of a million tokens, in and out,", known, words.money) + "."
+
+
+def _speed_spread(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
+    """The tails of the first token and of gaps, from the fastest to the slowest deployment."""
+    parts = [
+        words.spread(what, _each(runs, cases, path), words.duration)
+        for what, path in (
+            ("TTFT at p99", "ttft_s.p99"),
+            ("the gap between tokens at p99", "itl_s.p99"),
+        )
+    ]
+    return f"{'; '.join(parts)}."
+
+
+def _each(runs: Sequence[ReportedResult], cases: Sequence[Case], path: str) -> words.Known:
+    """A headline figure of every deployment, with its label."""
+    named = zip(labels(runs), runs, cases, strict=True)
+    return [(name, sure_words.value_of(run, case, path)) for name, run, case in named]
 
 
 def verdict_words(runs: Sequence[ReportedResult], verdicts: Sequence[Verdicts]) -> list[str]:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesim.findings.case import Case
-from moesim.report import facts, sure_words, words
+from moesim.report import attribution_words, facts, sure_words, words
 from moesim.report.cost_words import HOURS_PER_MONTH, offer_labels, volume_words
 from moesim.report.source import ReportedResult, has_expert_ranks
 from moesim.report.step_charts import part_table
 
 FULL_KV = 0.97
+ITS_OWN = 0.1  # of the rate: requests of other runs differ as much in length
 QUEUED = 0.05  # of the busy time; less is no queue to speak of
 LEVERS = {
     "queueing": "more replicas, or admission that turns requests away at the peak",
@@ -28,8 +29,10 @@ LEVERS = {
 
 
 def blocks(run: ReportedResult, case: Case) -> list[tuple[str, list[str]]]:
-    """(heading, sentences) of page one."""
+    """(heading, sentences) of page one; overload first."""
+    warned = facts.overload_words(run, case)
     return [
+        *([("Overload", [_sentence(warned.removeprefix("overload: "))])] if warned else []),
         ("What it costs", costs(run, case)),
         ("How fast it is", speed(run, case)),
         ("How sure that is", sure_words.sureness(run, case)),
@@ -39,31 +42,29 @@ def blocks(run: ReportedResult, case: Case) -> list[tuple[str, list[str]]]:
 
 
 def costs(run: ReportedResult, case: Case) -> list[str]:
-    """Per million tokens in this run, then at the volume that was asked about."""
-    told = []
+    """At the volume that was asked about, then per million tokens in this run."""
+    at = None if case.costs is None else case.costs.at_volume()
+    told = [] if case.costs is None or at is None else _at_volume(run, case.costs.summary, at)
     total = sure_words.estimate_of(run, case, "cost.usd_per_million_total_tokens")
-    output = words.pick(run.summary, "cost", "usd_per_million_output_tokens")
+    output = sure_words.value_of(run, case, "cost.usd_per_million_output_tokens")
     hourly, gpus = words.pick(run.summary, "cost", "usd_per_hour"), run.summary.get("gpus")
     if total is not None and output is not None and hourly and gpus:
         told.append(
-            f"A million tokens, in and out, cost "
+            f"{'As simulated a' if told else 'A'} million tokens, in and out, cost "
             f"{sure_words.with_interval(total, words.money)}, a million output tokens alone "
             f"{words.money(output)}: {words.count(gpus, 'GPU')} at {words.money(hourly / gpus)} an "
             f"hour, {words.money(hourly * HOURS_PER_MONTH)} a month."
         )
-    elif not told and hourly is None:
+    elif hourly is None:
         told.append("The scenario names no price of a GPU-hour, so there is no cost.")
-    at = None if case.costs is None else case.costs.at_volume()
-    if case.costs is not None and at is not None:
-        told.append(_at_volume(case.costs.summary, at))
     return told or ["No request completed, so no token can be priced."]
 
 
-def _at_volume(summary: Mapping[str, Any], at: Mapping[str, Any]) -> str:
+def _at_volume(run: ReportedResult, summary: Mapping[str, Any], at: Mapping[str, Any]) -> list[str]:
     own = at["self_hosted"][summary["offers"][0]["name"]]["always on"]
     profile = summary["profile"]
     replicas = words.count(own["most_replicas"], "replica")
-    return (
+    told = (
         f"At {volume_words(at['tokens_per_day'])} tokens a day that come as profile "
         f"{profile['name']} does (busiest hour {words.significant(profile['peak_over_mean'], 2)} "
         f"times the mean), with {summary['rules']['spare']} to spare, {replicas} cost "
@@ -71,6 +72,23 @@ def _at_volume(summary: Mapping[str, Any], at: Mapping[str, Any]) -> str:
         f"{words.money(own['usd_per_million']['total'])} per million tokens, for "
         f"{words.percent(own['utilisation'])} of what runs is used."
     )
+    return [told, *_rate_at_volume(run, at)]
+
+
+def _rate_at_volume(run: ReportedResult, at: Mapping[str, Any]) -> list[str]:
+    """How the rate that was simulated relates to the volume that is priced."""
+    rate = facts.demand_per_s(run)
+    if rate is None or not at["requests_per_day"]:
+        return []
+    mean = at["requests_per_day"] / facts.DAY_S
+    said = f"{words.significant(rate, 3)} requests a second"
+    if abs(rate / mean - 1.0) < ITS_OWN:
+        return [f"That volume is the scenario's own rate, {said}, all day."]
+    return [
+        f"The scenario's {said}, at which latencies here are simulated, are "
+        f"{words.significant(rate / mean)} times this volume's mean rate "
+        f"({words.significant(mean, 3)})."
+    ]
 
 
 def speed(run: ReportedResult, case: Case) -> list[str]:
@@ -104,7 +122,7 @@ def bounds(run: ReportedResult, case: Case) -> list[str]:
     if found is not None:
         split = found.of("itl_s", "variance") or found.of("ttft_s", "variance")
         if split is not None:
-            told.append(f"{split.sentence.partition('. ')[0].rstrip('.')}.")
+            told.append(attribution_words.first_sentence(found, split))
     return [each for each in told if each]
 
 
@@ -175,7 +193,7 @@ def changes(run: ReportedResult, case: Case) -> list[str]:
     told = [each for each in told if each]
     if told:
         return told
-    met = words.pick(run.summary, "slo_attainment")
+    met = sure_words.value_of(run, case, "slo_attainment")
     if facts.overloaded(run, case):
         said = "the run is overloaded"
     elif met is not None and met < 0.99:
@@ -191,20 +209,28 @@ def changes(run: ReportedResult, case: Case) -> list[str]:
 def _capacity_change(run: ReportedResult, case: Case) -> str:
     if case.costs is None:
         return ""
-    offer = case.costs.summary["offers"][0]
-    rate, carried = facts.demand_per_s(run), offer["requests_per_s"]
-    if rate is None:
-        return ""
-    replicas = math.ceil(rate / carried)
-    served = (
-        f"One replica ({offer['gpus']} {offer['gpu']}) carries {words.significant(carried, 3)} "
-        f"requests a second within the objective; this run asks "
-        f"{words.significant(rate, 3)}"
+    offer, at = case.costs.summary["offers"][0], case.costs.at_volume()
+    carried = (
+        f"One replica ({offer['gpus']} {offer['gpu']}) carries "
+        f"{words.significant(offer['requests_per_s'], 3)} requests a second within the objective"
     )
-    has = (run.summary.get("gpus") or offer["gpus"]) / offer["gpus"]
-    if replicas > has:
-        return f"{served}: run {replicas} replicas, not {has:.0f}, and one to spare."
-    return f"{served}: {words.count(replicas, 'replica')} and one to spare for failures will do."
+    if at is None:
+        rate = facts.demand_per_s(run)
+        if rate is None:
+            return ""
+        needed = math.ceil(rate / offer["requests_per_s"])
+        return (
+            f"{carried}; this run asks {words.significant(rate, 3)}: "
+            f"{words.count(needed, 'replica')} and one to spare for failures will do."
+        )
+    most = at["self_hosted"][offer["name"]]["always on"]["most_replicas"]
+    has = facts.replicas_of(run, offer["gpus"])
+    than = f", not the {has:.0f} simulated" if most != has else ""
+    return (
+        f"{carried}: for {volume_words(at['tokens_per_day'])} tokens a day run "
+        f"{words.count(most, 'replica')}{than}, {case.costs.summary['rules']['spare']} of them to "
+        "spare."
+    )
 
 
 def _buy_change(case: Case) -> str:
@@ -241,9 +267,19 @@ def _cause_change(case: Case) -> str:
         top = max(split.shares, key=lambda share: share.fraction.value)
         lever = LEVERS.get(top.cause.name)
         if lever and top.fraction.value > 0:
-            share = sure_words.with_interval(top.fraction, words.percent)
-            return f"The variance of the {name} is {share} {top.cause.phrase}: {lever}."
+            careful = case.explanation.caution
+            share = (
+                words.percent(top.fraction.value)
+                if careful
+                else sure_words.with_interval(top.fraction, words.percent)
+            )
+            note = f" ({careful})" if careful else ""
+            return f"The variance of the {name} is {share} {top.cause.phrase}{note}: {lever}."
     return ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _time(seconds: float) -> str:

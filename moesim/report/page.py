@@ -11,7 +11,7 @@ from pathlib import Path
 from moesim.files import replace_atomically
 from moesim.findings.case import Case
 from moesim.findings.estimates import Verdicts
-from moesim.report import front, words
+from moesim.report import facts, front, sure_words, words
 from moesim.report.charts import Figure
 from moesim.report.document import contents, document, listed, warning_box
 from moesim.report.evidence import Section, sections
@@ -23,7 +23,7 @@ from moesim.report.source import ReportedResult, checked, labels
 TITLE_LENGTH = 160
 NOTES_ON_TOP = 4
 # What makes figures void or weak goes first.
-GRAVE = ("not calibrated", "overload", "short run", "assumed", "rumour", "not asked the same",
+GRAVE = ("overload", "not calibrated", "short run", "assumed", "rumour", "not asked the same",
          "beyond", "synthetic", "routing:")  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def page(
     of = material(runs, cases, asked_the_same, verdicts, command)
     evidence = sections(of.runs, of.cases, of.asked_the_same, of.verdicts)
     title = _title(of.runs)
-    on_top, more = _notes(of.runs)
+    on_top, more = _notes(of.runs, of.cases)
     last = [
         *([Section("notes", "More notes", listed(more))] if more else []),
         Section("assumptions", "Assumptions, and what is not modelled", _assumptions()),
@@ -94,7 +94,7 @@ def page(
     ]
     body = [
         '<div class="front">',
-        f"<header><h1>{escape(title)}</h1>{_about(of.runs)}"
+        f"<header><h1>{escape(title)}</h1>{_about(of.runs, of.cases)}"
         f"{warning_box('How far to trust this', on_top)}</header>",
         f'<section id="summary"><h2>In short</h2>{_front(of)}</section></div>',
         _contents([*evidence, *last]),
@@ -136,11 +136,18 @@ def _title(runs: Sequence[ReportedResult]) -> str:
     )
 
 
-def _about(runs: Sequence[ReportedResult]) -> str:
+def _about(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> str:
     asked = {str(getattr(run.scenario, "question", "")) for run in runs}
     shared = asked.pop() if len(asked) == 1 else ""
     question = f'<p class="question">{escape(shared)}</p>' if shared else ""
     what = "One simulated run" if len(runs) == 1 else f"{len(runs)} simulated runs"
+    over = {sure_words.over_seeds(case) for case in cases}
+    if over != {""} and len(over) == 1:
+        seeds = sorted({str(run.summary.get("seed", "?")) for run in runs})
+        what = (
+            f"Page one: {over.pop()}; tables and distributions below are of seed "
+            f"{escape(', '.join(seeds))}"
+        )
     return f'{question}<p class="about">{what}. {_made_by(runs)}</p>'
 
 
@@ -150,18 +157,21 @@ def _made_by(runs: Sequence[ReportedResult]) -> str:
     return f"moesim {escape(', '.join(versions))}, seed {escape(', '.join(seeds))}."
 
 
-def _notes(runs: Sequence[ReportedResult]) -> tuple[list[str], list[str]]:
+def _notes(runs: Sequence[ReportedResult], cases: Sequence[Case]) -> tuple[list[str], list[str]]:
     """What every reader must see first, and the rest; a note that not all runs share names its
-    run."""
+    run. Overload that studies found comes before all."""
     shown: list[str] = []
+    for name, run, case in zip(labels(runs), runs, cases, strict=True):
+        if warned := facts.overload_words(run, case):
+            shown.append(warned if len(runs) == 1 else f"{name}: {warned}")
     for name, run in zip(labels(runs), runs, strict=True):
         for note in run.notes:
             shared = all(note in other.notes for other in runs)
             text = str(note) if shared else f"{name}: {note}"
-            if text not in shown:
+            if not any(text == told or told.startswith(f"{text}: ") for told in shown):
                 shown.append(text)
     ranked = sorted(shown, key=_gravity)
-    top = max(NOTES_ON_TOP, sum(GRAVE[0] in note for note in ranked))
+    top = max(NOTES_ON_TOP, sum(any(word in note for word in GRAVE[:2]) for note in ranked))
     return ranked[:top], ranked[top:]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.findings.case import Case
-from moesim.report import attribution_words, facts, words
+from moesim.report import attribution_words, facts, sure_words, words
 from moesim.report.series import relative_load, usable
 from moesim.report.source import ReportedResult, has_expert_ranks, is_moe
 
@@ -20,10 +20,13 @@ def router(run: ReportedResult, case: Case) -> Answered:
     if not is_moe(run):
         return ["No router decides anything: the model has 0 routed experts."], ""
     told = [
-        *_uneven(run),
+        *_uneven(run, case),
         *[note.capitalize() + "." for note in run.notes if "routing:" in note][:1],
     ]
-    told += [_first(each.sentence) for each in case.shifts[:1]]
+    told += [
+        facts.in_runs(run, _first(each.sentence), each.requests, len(each.seeds))
+        for each in case.shifts[:1]
+    ]
     if case.placement is None:
         return told, case.absent.get("placement", ROUTER_HOW)
     found = case.placement
@@ -34,10 +37,10 @@ def router(run: ReportedResult, case: Case) -> Answered:
     return told, ""
 
 
-def _uneven(run: ReportedResult) -> list[str]:
+def _uneven(run: ReportedResult, case: Case) -> list[str]:
     if not has_expert_ranks(run):
         return ["Each expert-parallel group has 1 rank, so none waits for another's experts."]
-    mean = words.pick(run.summary, "expert_imbalance", "max_over_mean", "mean")
+    mean = sure_words.value_of(run, case, "expert_imbalance.max_over_mean.mean")
     worst = words.pick(run.summary, "expert_imbalance", "max_over_mean", "p99")
     load = usable(relative_load(run.rank_tokens_LR))
     waited = facts.waiting_share(run)
@@ -59,12 +62,18 @@ def _uneven(run: ReportedResult) -> list[str]:
 
 def variance(run: ReportedResult, case: Case) -> Answered:
     """Spread of this run's latency, of dense twins, and the causes."""
-    told = _spread(run)
-    told += [_first(twin.sentence) for twin in case.twins]
+    told = _spread(run, case)
+    told += [
+        facts.in_runs(run, _first(twin.sentence), twin.requests, twin.seeds) for twin in case.twins
+    ]
     found = case.explanation
     if found is None or not found.attributed:
         return told, case.absent.get("explanation", VARIANCE_HOW)
-    return told + attribution_words.headlines(found)[:1], ""
+    split = next((each for path in attribution_words.ORDER if (each := found.of(*path))), None)
+    if split is None:
+        return told, ""
+    first = attribution_words.first_sentence(found, split)
+    return [*told, first if found.caution else facts.in_runs(run, first, found.requests)], ""
 
 
 def _first(text: str) -> str:
@@ -72,11 +81,11 @@ def _first(text: str) -> str:
     return text.partition(". ")[0].rstrip(".") + "."
 
 
-def _spread(run: ReportedResult) -> list[str]:
+def _spread(run: ReportedResult, case: Case) -> list[str]:
     parts = []
     for metric, name in (("ttft_s", "TTFT"), ("itl_s", "gaps between tokens")):
-        half = words.pick(run.summary, metric, "p50")
-        most = words.pick(run.summary, metric, "p99")
+        half = sure_words.value_of(run, case, f"{metric}.p50")
+        most = sure_words.value_of(run, case, f"{metric}.p99")
         if half and most:
             parts.append(f"{name} {words.significant(most / half)} times")
     return [f"Here p99 is of the median: {', '.join(parts)}."] if parts else []
@@ -85,7 +94,8 @@ def _spread(run: ReportedResult) -> list[str]:
 def fails_first(run: ReportedResult, case: Case) -> Answered:
     """What gives way as demand grows; else what is nearest to its limit in this run."""
     if case.strain is not None:
-        return [case.strain.sentence, case.strain.failure], ""
+        told = facts.in_runs(run, case.strain.sentence, case.strain.requests)
+        return [told, case.strain.failure], ""
     if case.costs is not None:
         offer = case.costs.summary["offers"][0]
         carried, fails = (
@@ -112,7 +122,7 @@ def _nearest(run: ReportedResult, case: Case) -> list[str]:
         limits.append((busy, f"GPUs in a step {words.percent(busy)} of the time"))
     for metric, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
         limit = getattr(getattr(run.scenario, "slo", None), metric, None)
-        most = words.pick(run.summary, metric, "p99")
+        most = sure_words.value_of(run, case, f"{metric}.p99")
         if limit and most is not None:
             share = most / limit
             limits.append((share, f"{name} p99 at {words.percent(share)} of its limit"))

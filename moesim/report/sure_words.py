@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from moesim.findings.case import Case
 from moesim.findings.estimates import Estimate
+from moesim.report import facts
 from moesim.report.source import ReportedResult
 from moesim.report.words import count, percent, pick
 
@@ -15,11 +16,28 @@ ASK_FOR_INTERVALS = "`moesim review` repeats it over seeds and gives intervals"
 
 
 def estimate_of(run: ReportedResult, case: Case, path: str) -> Estimate | None:
-    """A headline figure with its interval where replications gave one; None where it has none."""
+    """A headline figure with its interval where replications gave one; None where it has none.
+
+    Every figure of page one comes from here. Where requests pile up, what replications of this
+    length agree on is no long-run value: no interval.
+    """
     if case.uncertainty is not None and path in case.uncertainty.estimates:
-        return case.uncertainty.estimates[path]
+        found = case.uncertainty.estimates[path]
+        return Estimate(found.value) if facts.overloaded(run, case) else found
     value = pick(run.summary, *path.split("."))
     return None if value is None else Estimate(value)
+
+
+def value_of(run: ReportedResult, case: Case, path: str) -> float | None:
+    """The same figure without its interval."""
+    found = estimate_of(run, case, path)
+    return None if found is None else found.value
+
+
+def over_seeds(case: Case) -> str:
+    """'means over 5 seeds'; empty where figures are those of one run."""
+    found = case.uncertainty
+    return "" if found is None or len(found.seeds) < 2 else f"means over {len(found.seeds)} seeds"
 
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -58,7 +76,14 @@ def _sample(run: ReportedResult, case: Case) -> str:
     if not found.settled:
         return (
             f"{runs} {'does' if len(found.seeds) == 1 else 'do'} not settle: demand outruns the "
-            "deployment, so latencies have no long-run value and grow with the length of the run."
+            "deployment, so latencies have no long-run value and grow with the length of the run; "
+            "no intervals are given."
+        )
+    if why := facts.overloaded(run, case):
+        what = f"Figures are {over_seeds(case)}" if over_seeds(case) else "One run"
+        return (
+            f"{what}, without intervals: latencies have no long-run value at this demand, where "
+            f"requests pile up ({why.removeprefix('overload: ')})."
         )
     widths = [
         (each.half_width / abs(each.value), path)

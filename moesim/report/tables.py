@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -37,8 +37,9 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Row]) -> str:
     )
 
 
-def latency_table(result: ReportedResult) -> str:
-    """TTFT, TPOT, ITL and end to end; each row in the unit that suits its p99."""
+def latency_table(result: ReportedResult, of: str = "") -> str:
+    """TTFT, TPOT, ITL and end to end; each row in the unit that suits its p99. `of`: what the
+    caption says of the run."""
     rows: list[Row] = []
     for name, key in LATENCIES:
         values = [words.pick(result.summary, key, statistic) for statistic in STATISTICS]
@@ -49,21 +50,27 @@ def latency_table(result: ReportedResult) -> str:
         unit, size = words.time_unit(max(known))
         cells = [_number(value / size) if value is not None else NOT_APPLICABLE for value in values]
         rows.append((f"{name}, {unit}", cells))
-    return table("Latency", ["", *STATISTICS], rows)
+    return table(f"Latency{of}", ["", *STATISTICS], rows)
 
 
 def _number(value: float) -> str:
     return words.significant(value, 3)
 
 
-def other_table(result: ReportedResult) -> str:
-    """Throughput, cost, balance, use and memory: one number a row."""
+def other_table(
+    result: ReportedResult, of: str = "", means: Mapping[str, float] | None = None
+) -> str:
+    """Throughput, cost, balance, use and memory: one number a row; beside the run's the means over
+    its replications, by path, where there are any."""
     rows: list[Row] = []
     for name, path, show in OTHER_NUMBERS:
         value = words.pick(result.summary, *path)
         if value is not None:
-            rows.append((name, [show(value)]))
-    return table("Throughput, cost and use", ["", "value"], rows)
+            mean = (means or {}).get(".".join(path))
+            beside = [show(mean) if mean is not None else NOT_APPLICABLE] if means else []
+            rows.append((name, [*beside, show(value)]))
+    header = ["", "mean over seeds", "this run"] if means else ["", "value"]
+    return table(f"Throughput, cost and use{of}", header, rows)
 
 
 def _whole(value: float) -> str:

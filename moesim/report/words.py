@@ -237,19 +237,6 @@ def marked(text: str) -> str:
     return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
 
 
-def cost_spread(results: Sequence[ReportedResult]) -> str:
-    """What a million tokens cost, from the cheapest to the dearest deployment."""
-    known = each(results, "cost", "usd_per_million_total_tokens")
-    return spread("The cost of a million tokens, in and out,", known, money) + "."
-
-
-def speed_spread(results: Sequence[ReportedResult]) -> str:
-    """The tails of the first token and of gaps, from the fastest to the slowest deployment."""
-    first = spread("TTFT at p99", each(results, "ttft_s", "p99"), duration)
-    gaps = spread("the gap between tokens at p99", each(results, "itl_s", "p99"), duration)
-    return f"{first}; {gaps}."
-
-
 COMPARED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("median TTFT", ("ttft_s", "p50")),
     ("p99 TTFT", ("ttft_s", "p99")),

@@ -6,21 +6,40 @@ import re
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moesim.findings.case import Case
 from moesim.findings.estimates import Estimate
-from moesim.report import front_words, notebook, numbers, page, paired_charts, sure_words, words
+from moesim.report import (
+    cost_answers,
+    facts,
+    front_words,
+    notebook,
+    numbers,
+    page,
+    paired_charts,
+    router_answers,
+    sure_words,
+    words,
+)
 from moesim.report.questions import QUESTIONS
 from moesim.report.source import counted
 from moesim.scenario import load_scenario
 from tests.fixtures.fake_case import CAUSES, VOLUME, fake_case, fake_uncertainty
-from tests.fixtures.fake_result import FakeResult, fake_result
+from tests.fixtures.fake_result import FakeObjective, FakeResult, fake_result
 from tests.unit.test_report import HOSTILE, Tags, parsed
 
 SHOWN = re.compile(r"\d|not |because|so |no ", re.IGNORECASE)
+
+
+def asking(rate_per_s: float) -> Any:
+    """A scenario of such a rate."""
+    arrivals = SimpleNamespace(rate_per_s=rate_per_s)
+    return SimpleNamespace(workload=SimpleNamespace(arrivals=arrivals), slo=FakeObjective())
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +134,112 @@ def test_a_run_that_does_not_settle_is_said_to(run: FakeResult) -> None:
     assert "no long-run value" in told
 
 
+def test_figures_of_page_one_are_the_means_and_said_to_be(run: FakeResult, case: Case) -> None:
+    """The replications' means stand everywhere; the run's own only where it says so."""
+    assert case.uncertainty is not None
+    moved = {
+        path: Estimate(0.5 * of.value, 0.4 * of.value, 0.6 * of.value)
+        for path, of in case.uncertainty.estimates.items()
+    }
+    other = replace(case, uncertainty=replace(case.uncertainty, estimates=moved))
+    html = page.page([run], [other])
+    front = text_of(section(html, "summary"))
+    own = run.summary["cost"]["usd_per_million_output_tokens"]
+    assert words.money(0.5 * own) in front
+    assert words.money(own) not in front
+    assert "means over 3 seeds; tables and distributions below are of seed 7" in text_of(html)
+    table = text_of(section(html, "numbers"))
+    assert "Latency of the run with seed 7" in table
+    assert f"output tokens {words.money(0.5 * own)} {words.money(own)}" in table
+    tail, half = (run.summary["itl_s"][each] for each in ("p99", "p50"))
+    assert words.significant(tail / half) in text_of(section(html, "questions"))
+
+
+OVER = ("91 % keep TTFT", "overload: 90 under way")
+
+
+@pytest.mark.parametrize(
+    ("kept", "missed", "said"),
+    [
+        (0.25, OVER, "4.0 times what one replica keeps within the SLO: latencies below grow"),
+        (0.25, OVER[:1], "4.0 times what one replica keeps within the SLO: latencies below miss"),
+        (0.0, OVER, "so does every load that was tried"),
+    ],
+)
+def test_overload_comes_first_and_takes_the_intervals(
+    run: FakeResult, case: Case, kept: float, missed: tuple[str, ...], said: str
+) -> None:
+    assert case.strain is not None
+    today = replace(case.strain.points[0], missed=missed)
+    strain = replace(case.strain, points=(today,), kept_factor=kept, factor=1.0)
+    beyond = replace(case, strain=strain, costs=None)
+    html = page.page([run], [beyond])
+    box = text_of(html[html.index("<aside") : html.index("</aside>")])
+    assert box.startswith("How far to trust this overload: ")
+    front = section(html, "summary")
+    assert re.findall(r"<dt>(.*?)</dt>", front)[0] == "Overload"
+    assert said in box
+    assert said in text_of(front)
+    piles_up = len(missed) == 2
+    assert ("95 %:" in text_of(front).split("What binds")[0]) is not piles_up
+    assert ("without intervals" in text_of(front)) is piles_up
+    assert "overload" not in text_of(page.page([run], [case])).lower().split("questions")[0][:900]
+
+
+def test_demand_above_the_capacity_searched_is_overload(run: FakeResult, case: Case) -> None:
+    """The study's replica of 8 GPUs carries 10 requests a second."""
+    rate = asking(39.0)
+    asked = FakeResult(**{**vars(run), "scenario": rate})
+    assert facts.times_too_much(asked, case) == pytest.approx(3.9)
+    assert facts.times_too_much(FakeResult(**{**vars(run), "scenario": asking(9.9)}), case) is None
+    assert "3.9 times what one replica keeps" in str(facts.overload_words(asked, case))
+
+
+def test_one_fleet_and_how_the_rate_relates_to_the_volume(run: FakeResult, case: Case) -> None:
+    asked = FakeResult(**{**vars(run), "scenario": asking(8.0)})
+    assert case.costs is not None
+    at = case.costs.at_volume()
+    assert at is not None
+    most = at["self_hosted"]["a large model"]["always on"]["most_replicas"]
+    told = " ".join(front_words.costs(asked, case))
+    times = words.significant(8.0 / (at["requests_per_day"] / 86400))
+    assert (
+        f"8.00 requests a second, at which latencies here are simulated, are {times} times" in told
+    )
+    assert f"{most} replicas cost" in told
+    assert f"run {most} replicas" in " ".join(front_words.changes(asked, case))
+    assert f"and {most} with the spare" in " ".join(cost_answers.nodes(asked, case)[0])
+
+
+def test_studies_of_other_runs_say_how_long_these_were(run: FakeResult, case: Case) -> None:
+    assert case.strain is not None
+    twins = tuple(replace(twin, requests=150) for twin in case.twins)
+    short = replace(case, strain=replace(case.strain, requests=150), twins=twins)
+    html = text_of(section(page.page([run], [short]), "questions"))
+    assert html.count("In runs of 150 requests: a") == 3
+    assert "In runs of 100 requests, 2 seeds: with prompts" in html
+    same = replace(case, strain=replace(case.strain, requests=len(run.requests)))
+    assert router_answers.fails_first(run, same)[0][0] == case.strain.sentence
+
+
+def test_causes_of_one_short_run_have_no_interval_but_a_warning(
+    run: FakeResult, case: Case
+) -> None:
+    assert case.explanation is not None
+    assert "% (95 %: " in " ".join(front_words.changes(run, case)).replace("50 %", "")
+    split = tuple(
+        replace(each, sentence="55 % (50 to 60 %) is it.", plain="55 % is it.")
+        for each in case.explanation.attributed
+    )
+    one = replace(case.explanation, attributed=split, seeds=(7,), short=True, requests=60)
+    weak = replace(case, explanation=one)
+    told = " ".join([*front_words.bounds(run, weak), *front_words.changes(run, weak)])
+    assert "55 % is it (one short run of 60 measured requests)." in told
+    assert "50 to 60" not in told
+    assert "95 %:" not in told
+    assert "(one short run):" in told
+
+
 def test_the_largest_cause_names_its_lever(run: FakeResult, case: Case) -> None:
     told = " ".join(front_words.changes(run, case))
     assert CAUSES[1].phrase in told
@@ -135,7 +260,7 @@ def test_notes_that_void_figures_stay_on_top(run: FakeResult) -> None:
     )
     html = page.page([noted])
     top = html[html.index("<aside") : html.index("</aside>")]
-    assert top.index("not calibrated") < top.index("overload")
+    assert top.index("overload") < top.index("not calibrated")
     assert top.count("<li>") == 4
     assert section(html, "notes").count("<li>") == 4
 
