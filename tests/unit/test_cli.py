@@ -481,3 +481,24 @@ def test_a_terminal_s_width_is_kept(
     assert any("gb200-nvl72" in line for line in lines)
     tables = [line for line in lines if not line.startswith("Note: ")]
     assert max(map(len, tables)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("launch demo --engine tgi", "--engine must be vllm, sglang or trtllm; got 'tgi'"),
+        ("compare demo --dense nosuch", "--dense must be active or total; got 'nosuch'"),
+        ("review a b c d e f g", "review takes 1 to 6 scenarios; got 7"),
+        ("attribute demo --causes weather", "--causes must be among routing"),
+        ("attribute demo --requests 1", "--requests must be a whole number from 20"),
+        ("plan demo --over nosuch=1,2 --set slo.ttft_s=1", "--over nosuch is not a known field"),
+        ("plan demo --set slo={}", "plan needs slo"),
+    ],
+)
+def test_what_an_option_cannot_be_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, told: str
+) -> None:
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"moesim: error: {told}")
+    assert error.count("\n") == 1
