@@ -257,7 +257,8 @@ def _print_verdicts(out: Console, verdicts: Verdicts) -> None:
     header = ["", "difference", "95 % from", "to", "relative, %", "from", "to"]
     print_table(out, header, rows)
     out.print(one_line(verdicts.overall), style="bold", soft_wrap=True)
-    for each in verdicts.each:
+    silent = all(each.difference.low is None and not each.exact for each in verdicts.each)
+    for each in () if silent else verdicts.each:  # why is said above
         if any(each.path == path for path, _ in (*shown, *others)):
             out.print(one_line(f"  {each.sentence}"), soft_wrap=True)
     out.print(one_line(verdicts.method), soft_wrap=True)

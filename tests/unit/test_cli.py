@@ -264,6 +264,23 @@ def test_compare_prints_a_list_of_runs(small: str, capsys: pytest.CaptureFixture
     assert "slow, less a [bold]small[/bold] run (30 requests, paired):" in text
     assert "Wrote both.html" in text
     assert "slow" in Path("both.html").read_text()
+    assert "slow, against a [bold]small[/bold] run:" in text
+
+
+def test_with_replications_compare_says_what_they_say(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = {**SMALL, "name": "slow", "cluster": {"gpu": "a100-80g", "gpus_per_node": 8}}
+    Path("slow.yaml").write_text(yaml.safe_dump(slow), encoding="utf-8")
+    options = ["--seeds", "2", "--vary", "demand", "--report", "both.html"]
+    text = printed(["compare", small, "slow.yaml", *options], capsys)
+    assert text.splitlines()[1].startswith("seed 0 ")
+    assert "slow, less a [bold]small[/bold] run (replications, paired):" in text
+    assert "2 replications that draw demand anew" in text
+    assert "slow, against a [bold]small[/bold] run:" not in text  # of one seed
+    page = Path("both.html").read_text()
+    assert "2 replications that draw demand anew" in page
+    assert "neighbouring requests" not in page
 
 
 def test_replications_are_asked_for_by_options(
