@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.findings.estimates import HEADLINES, Verdict, Verdicts
+from moesim.findings.estimates import HEADLINES, Uncertainty, Verdict, Verdicts
 from moesim.metrics import counted_rows
 from moesim.observations import Parts, part_of_request
 from moesim.pools import check
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
-from moesim.verdicts import overall, verdict
+from moesim.verdicts import overall, told_exactly, verdict
 from moesim.within_run import BATCHES, value_at
 
 if TYPE_CHECKING:
@@ -110,8 +110,16 @@ class Comparison:
             summary["against_first"] = against | plain_verdicts(verdicts_of)
         return listed
 
-    def report(self, path: str | Path) -> None:
-        """Write the self-contained HTML report; it holds at most six deployments."""
+    def report(
+        self,
+        path: str | Path,
+        verdicts: Sequence[Verdicts] | None = None,
+        uncertainties: Sequence[Uncertainty] | None = None,
+    ) -> None:
+        """Write the self-contained HTML report; it holds at most six deployments.
+
+        `verdicts`, `uncertainties`: those of replications, instead of what single runs tell.
+        """
         from moesim.findings.case import Case
         from moesim.report.page import write_report
 
@@ -125,9 +133,12 @@ class Comparison:
                 for result in self.results
             ],
             path,
-            [Case(uncertainty=result.uncertainty) for result in self.results],
+            [
+                Case(uncertainty=each)
+                for each in uncertainties or [result.uncertainty for result in self.results]
+            ],
             [result not in self.unpaired for result in self.results[1:]],
-            self.verdicts,
+            self.verdicts if verdicts is None else verdicts,
         )
 
     def charts(self) -> dict[str, Any]:
@@ -202,7 +213,7 @@ def verdicts(first: Result, other: Result) -> Verdicts:
         values = [value_at(run.summary, path) for run in (first, other)]
         each = verdict(path, one, two, paired, silent=bool(why))
         if each is not None and None not in values:
-            told.append(each)
+            told.append(told_exactly(each, not _closed_loop(first)))
     said = overall(other.name, first.name, tuple(told), why)
     method = (
         f"95 % intervals of differences from {BATCHES} batches of neighbouring requests, "
@@ -235,6 +246,7 @@ def _plain_verdict(each: Verdict) -> dict[str, Any]:
         for name, estimate in (("difference", each.difference), ("relative", each.relative))
     }
     rest = {"told_apart": each.told_apart, "better": each.better, "more": each.more}
+    rest["exact"] = each.exact
     return {str(k): v for k, v in {**found, **rest, "sentence": each.sentence}.items()}
 
 

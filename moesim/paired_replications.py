@@ -32,8 +32,9 @@ from moesim.replications import (
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario
-from moesim.verdicts import overall, verdict, verdict_of_draws
+from moesim.verdicts import overall, told_exactly, verdict, verdict_of_draws
 from moesim.within_run import value_at
+from moesim.workload.arrivals import ClosedLoop
 
 Progress = Callable[[int, int], None]
 
@@ -113,7 +114,7 @@ def _verdicts(first: Replications, other: Replications) -> Verdicts:
         if each is not None and None not in (
             value_at(of.runs[0].summary, path) for of in (first, other)
         ):
-            told.append(each)
+            told.append(told_exactly(each, not isinstance(one.workload.arrivals, ClosedLoop)))
     said = overall(two.name, one.name, tuple(told), why)
     drawn = " and ".join(first.sources)
     method = (

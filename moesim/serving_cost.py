@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import moesim
 from moesim.cost_json import offer_json, profile_json
-from moesim.economics.api_prices import ApiPrice, prices_of_model
+from moesim.economics.api_prices import ApiPrice, check_all_day, prices_of_model
 from moesim.economics.curves import CostCurve, api_curve, break_even
 from moesim.economics.day import DayProfile, day_presets
 from moesim.economics.replicas import FleetDay, Replica, Rules, fleet_day
@@ -141,6 +141,11 @@ class CostStudy:
             )
         if not self.apis:
             notes.append("no managed API to compare with: name one with --api (`moesim prices`)")
+        notes += [
+            f"{price.name} sells another product of the model's shape: {price.product}"
+            for price in self.apis
+            if price.product
+        ]
         notes.append("replicas are taken one by one: a fleet carries a little more than they do")
         if len(self.offers) > 1:
             notes.append(
@@ -287,6 +292,8 @@ def cost_study(
         raise InputError("--volume", rule, list(volumes)[:5])
     if cached_share is not None and not 0.0 <= cached_share <= 1.0:
         raise InputError("--cached-share", "must be from 0 to 1", cached_share)
+    for price in apis or ():
+        check_all_day(price)
     if dense is not None:
         dense_scenario(scenario, dense, 1.0)  # refuses before anything runs
     found = [_measured(scenario, percentile, seeds, progress)]

@@ -7,7 +7,7 @@ Relative differences are those of logarithms, and so are their intervals.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,7 @@ EARNING = (
 )
 SPEED, MONEY = ("faster", "slower"), ("cheaper to run", "dearer to run")
 ALIKE = 0.01  # differences below are not worth a longer run
+NO_WIDTH = 1e-6  # relative: the same to rounding in every part
 LEAST_MORE, MOST_MORE = 1.5, 100.0
 
 
@@ -89,6 +90,43 @@ def verdict_of_draws(path: str, first_J: Floats, other_J: Floats) -> Verdict | N
         relative = None if of_logs is None else _unlogged(of_logs[1])
     first, other = float(first_J.mean()), float(other_J.mean())
     return worded(path, first, other, spread[1] if spread else None, relative, "")
+
+
+def told_exactly(each: Verdict, open_loop: bool) -> Verdict:
+    """Throughput and cost whose interval has no width, in words and without bounds.
+
+    `open_loop`: arrivals do not follow from the service, so that equal throughput is all of them.
+    """
+    of = each.relative
+    if each.metric not in ("throughput", "cost") or of.low is None or of.high is None:
+        return each
+    if of.high - of.low > NO_WIDTH * (1.0 + abs(of.value)):
+        return each
+    served = "both serve all that arrives" if open_loop else "both serve the same"
+    ratio, why = 1.0 + of.low, served
+    if abs(ratio - 1.0) > NO_WIDTH:
+        if each.statistic.endswith("per_gpu"):
+            why = f"{served}, with {_factor(1.0 / ratio)} the GPUs"
+        elif each.metric == "cost":
+            why = f"{served}, at {_factor(ratio)} the cost per hour"
+        else:
+            why = "in every part"
+    word = "the same" if abs(ratio - 1.0) <= NO_WIDTH else f"{_factor(ratio)} as much"
+    return replace(
+        each,
+        difference=Estimate(each.difference.value),
+        relative=Estimate(of.value),
+        sentence=f"{phrase(each.path)} {word}: {why}",
+        exact=True,
+    )
+
+
+def _factor(ratio: float) -> str:
+    """'half', 'twice', '1.5 times'."""
+    for value, word in ((0.5, "half"), (2.0, "twice")):
+        if abs(ratio / value - 1.0) <= NO_WIDTH:
+            return word
+    return f"{ratio:.3g} times"
 
 
 def enough(path: str, parts: Parts) -> bool:

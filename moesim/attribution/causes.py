@@ -231,7 +231,7 @@ def present_causes(
     known = [each.name for each in CAUSES]
     for name in names:
         if name not in known:
-            raise InputError("causes", f"must be among {', '.join(known)}", name)
+            raise InputError("--causes", f"must be among {', '.join(known)}", name)
     found, left_out = [], []
     for each in CAUSES:
         if names and each.name not in names:
@@ -242,5 +242,5 @@ def present_causes(
         else:
             left_out.append(f"left out: {each.cause.phrase} ({reason})")
     if not found:
-        raise InputError("causes", "must leave one that the scenario has", list(names) or None)
+        raise InputError("--causes", "must leave one that the scenario has", list(names) or None)
     return tuple(found), tuple(left_out)

@@ -60,8 +60,8 @@ def attribute(
     in all). Raises InputError, with one line, for anything that cannot run.
     """
     scenario = as_scenario(scenario)
-    _check_size("seeds", seeds, 1, MOST_SEEDS)
-    _check_size("requests", requests, LEAST_REQUESTS, MOST_REQUESTS)
+    _check_size("--seeds", seeds, 1, MOST_SEEDS)
+    _check_size("--requests", requests, LEAST_REQUESTS, MOST_REQUESTS)
     check(scenario)
     extent = extent_of(scenario, requests)
     scenario = extent.scenario

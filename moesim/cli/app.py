@@ -7,6 +7,7 @@ of moesim or a failing disk; 130 interrupted. `--debug` adds the traceback.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -31,6 +32,12 @@ from moesim.cli.validate import validate
 from moesim.errors import InputError, one_line
 
 DONE, DEFECT, REFUSED, INTERRUPTED = 0, 1, 2, 130
+# What typer says of a value that an option does not know.
+CHOICE = re.compile(
+    r"Invalid value for '(?P<option>--[\w-]+)'.*?: (?:Value error, )?'(?P<given>.*)' is not one of "
+    r"(?P<named>'[^']*'(?:, '[^']*')*)\.?$",
+    re.DOTALL,
+)
 
 app = typer.Typer(
     name="moesim",
@@ -113,6 +120,11 @@ def _explain(error: Exception) -> tuple[int, str]:
     # Usage errors are click's, which typer takes from elsewhere depending on its version.
     format_message = getattr(error, "format_message", None)
     if callable(format_message):
+        choice = CHOICE.search(str(format_message()))
+        if choice is not None:
+            *others, last = choice["named"].replace("'", "").split(", ")
+            rule = f"must be {', '.join(others)} or {last}" if others else f"must be {last}"
+            return REFUSED, str(InputError(choice["option"], rule, choice["given"]))
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "moesim"
         return REFUSED, f"{str(format_message()).rstrip('.')} (see: {command} --help)"

@@ -91,14 +91,18 @@ def compare(
         with progress("replications") as tell:
             paired = replicate_paired(chosen, **replications.given(), progress=tell, firsts=results)
     if report is not None:
-        comparison.report(report)
+        if paired is None:
+            comparison.report(report)
+        else:
+            sure = [each.uncertainty for each in paired.deployments]
+            comparison.report(report, paired.verdicts, sure)
     if as_json:
         print_json(_plain(comparison, paired))
         return
     from moesim.cli.tables import print_comparison
     from moesim.cli.twin_lines import print_twins
 
-    print_comparison(comparison, comparison.verdicts if paired is None else paired.verdicts)
+    print_comparison(comparison, None if paired is None else paired.verdicts)
     print_twins(results, dense or ())
     if report is not None:
         print(f"Wrote {report}")

@@ -185,10 +185,10 @@ def prices(as_json: JsonOption = False) -> None:
     shown = [
         [each.name, each.model or "-", money(each.input),
          "-" if each.cached_input is None else money(each.cached_input), money(each.output),
-         each.date, each.trust]
+         each.date, each.trust, each.about]
         for each in api_prices()
     ]  # fmt: skip
-    header = ["managed API", "model", "input", "cached", "output", "date", "trust"]
+    header = ["managed API", "model", "input", "cached", "output", "date", "trust", ""]
     print_table(out, header, shown)
     rows = [
         [name, significant(day.peak_over_mean, 3), significant(day.night_over_mean, 2), day.date,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moesim.review import Review
 
 MOST_SEEDS = 100
+MOST_SCENARIOS = 6
 SEED = re.compile(r", seed \d+$|: [^:]*: .*$")
 
 
@@ -83,6 +84,8 @@ def review(
     if quick and thorough:
         raise InputError("--quick", "cannot go with --thorough")
     depth = DEPTHS["quick" if quick else "thorough" if thorough else "usual"]
+    if len(scenarios) > MOST_SCENARIOS:
+        raise InputError("review", f"takes 1 to {MOST_SCENARIOS} scenarios", len(scenarios))
     if seeds is not None:
         if not 2 <= seeds <= MOST_SEEDS:
             raise InputError("--seeds", f"must be 2 to {MOST_SEEDS}", seeds)

@@ -214,7 +214,7 @@ def _figures() -> tuple[tuple[str, Path, Show], ...]:
 def print_comparison(comparison: Comparison, told: Sequence[Verdicts] | None = None) -> None:
     """Deployments side by side, then what differs from the first, with its interval.
 
-    `told`: verdicts to show; those from within the runs unless given.
+    `told`: verdicts of replications, which then say all that is said; the table is of the first.
     """
     from moesim.report.source import labels
     from moesim.report.words import comparison as sentences
@@ -226,13 +226,15 @@ def print_comparison(comparison: Comparison, told: Sequence[Verdicts] | None = N
     for name, path, show in _figures():
         values = [pick(result.summary, *path) for result in comparison.results]
         rows.append([name, *(NOTHING if value is None else show(value) for value in values)])
-    print_table(out, ["", *names], rows)
+    seed = "" if told is None else f"seed {comparison.results[0].scenario.seed}"
+    print_table(out, [seed, *names], rows)
     counted = [max((each.requests for each in of), default=0) for of in comparison.differences]
     for name, number, verdicts in zip(names[1:], counted, told or comparison.verdicts, strict=True):
-        how = f"{number:,} requests, {'paired' if verdicts.paired else 'not paired'}"
+        how = "replications" if told is not None else f"{number:,} requests"
+        how += ", paired" if verdicts.paired else ", not paired"
         out.print(one_line(f"{name}, less {names[0]} ({how}):"), soft_wrap=True)
         _print_verdicts(out, verdicts)
-    for sentence in sentences(comparison.results):
+    for sentence in sentences(comparison.results) if told is None else ():
         out.print(one_line(sentence), soft_wrap=out.width == WIDE)
     _print_shared_notes(out, names, comparison.results)
 
@@ -255,7 +257,8 @@ def _print_verdicts(out: Console, verdicts: Verdicts) -> None:
     header = ["", "difference", "95 % from", "to", "relative, %", "from", "to"]
     print_table(out, header, rows)
     out.print(one_line(verdicts.overall), style="bold", soft_wrap=True)
-    for each in verdicts.each:
+    silent = all(each.difference.low is None and not each.exact for each in verdicts.each)
+    for each in () if silent else verdicts.each:  # why is said above
         if any(each.path == path for path, _ in (*shown, *others)):
             out.print(one_line(f"  {each.sentence}"), soft_wrap=True)
     out.print(one_line(verdicts.method), soft_wrap=True)

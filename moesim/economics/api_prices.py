@@ -18,7 +18,9 @@ MILLION = 1e6
 class ApiPrice:
     """USD per million tokens; `cached_input` None: prompt tokens found in a cache cost as others.
 
-    `model` is the shipped model that it serves, empty where none is known.
+    `model` is the shipped model that it serves, empty where none is known; `product`: what is sold,
+    where that is not the model itself but another of its shape. `hours`: those in which the price
+    holds, empty for all day.
     """
 
     name: str
@@ -30,6 +32,14 @@ class ApiPrice:
     trust: str = ""
     note: str = ""
     source: str = "as given"
+    product: str = ""
+    hours: str = ""
+
+    @property
+    def about(self) -> str:
+        """What to know of it in a list: another product, hours in which it holds, its note."""
+        hours = f"off-peak hours only: {self.hours}" if self.hours else ""
+        return "; ".join(part for part in (self.product, hours, self.note) if part)
 
     def usd_per_token(self, input_share: float, cached_share: float = 0.0) -> float:
         """Mean price of a token, where `input_share` of all tokens are prompts and `cached_share`
@@ -57,6 +67,8 @@ def api_prices() -> tuple[ApiPrice, ...]:
             trust=row["trust"],
             note=row["note"],
             source=row["source"],
+            product=row["product"],
+            hours=row["hours"],
         )
         for row in csv.DictReader(lines)
     )
@@ -67,9 +79,23 @@ def _optional(text: str) -> float | None:
 
 
 def prices_of_model(model: str) -> tuple[ApiPrice, ...]:
-    """What APIs charge for a shipped model, by the price of equal input and output."""
-    found = (price for price in api_prices() if price.model == model)
-    return tuple(sorted(found, key=lambda price: price.usd_per_token(0.5)))
+    """What APIs charge all day for a shipped model, by the price of equal input and output.
+
+    Other products of the model's shape (a reasoning model, a later release) only where none sells
+    the model itself.
+    """
+    found = [price for price in api_prices() if price.model == model and not price.hours]
+    own = [price for price in found if not price.product]
+    return tuple(sorted(own or found, key=lambda price: price.usd_per_token(0.5)))
+
+
+def check_all_day(price: ApiPrice) -> ApiPrice:
+    """The price; InputError where it holds some hours only, which says nothing of a day's bill."""
+    if price.hours:
+        rule = f"must hold all day; this price holds {price.hours}"
+        hint = "`moesim prices` lists those of all day"
+        raise InputError("--api", rule, price.name, hint)
+    return price
 
 
 def find_api_price(text: str) -> ApiPrice:
@@ -81,7 +107,7 @@ def find_api_price(text: str) -> ApiPrice:
         return _own(text)
     known = {price.name: price for price in api_prices()}
     if text in known:
-        return known[text]
+        return check_all_day(known[text])
     close = [name for name in known if text.lower() in name] or difflib.get_close_matches(
         text.lower(), known, n=3, cutoff=0.4
     )

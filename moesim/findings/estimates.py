@@ -70,7 +70,8 @@ class Verdict:
     the interval excludes 0. `better`: whether the other's figure is then the better one, None where
     they cannot be told apart or neither is better. `more`: with about so many times as many
     requests (or replications) a difference of this size would be told apart; None where it is, or
-    where more would not do.
+    where more would not do. `exact`: the figure differs by the same factor in every part, so there
+    are no bounds: throughput is what arrives, and costs go with prices and numbers of GPUs.
     """
 
     metric: str
@@ -81,6 +82,7 @@ class Verdict:
     sentence: str
     better: bool | None = None
     more: float | None = None
+    exact: bool = False
 
     @property
     def path(self) -> str:

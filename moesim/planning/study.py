@@ -19,6 +19,7 @@ from moesim.planning.demand_facts import demand_facts
 from moesim.planning.ledger import Ledger, fingerprint
 from moesim.planning.options import option_of, options_of
 from moesim.planning.outcomes import Outcome, Simulate, runner
+from moesim.planning.over_check import check_over
 from moesim.planning.pruning import UNTRIED, Pruned, prune
 from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.space import GPU, Space, plan_space
@@ -119,6 +120,7 @@ def plan(
     """
     asked = as_scenario(scenario)
     asked = _ready(asked, seed)
+    check_over(asked, over or {})
     space = plan_space(asked, gpus, max_gpus, over)
     prices = dict(prices or {})
     _check(asked, space, prices, percentile, trials, seeds)
@@ -221,13 +223,16 @@ def _check(
         raise InputError("--seeds", "must be from 0 to 100", seeds)
     if not any(value for each in limits(scenario).values() for value in each.values()):
         hint = "--set 'slo={ttft_s: 2, tpot_s: 0.05}'"
-        raise InputError("slo", "must limit ttft_s, tpot_s or e2e_s for a plan", None, hint)
+        raise InputError("plan", "needs slo: a limit of ttft_s, tpot_s or e2e_s", None, hint)
     if (scenario.workload.requests or 0) < LEAST_REQUESTS:
         rule = f"must be at least {LEAST_REQUESTS} to speak of percentiles"
         raise InputError("workload.requests", rule, scenario.workload.requests)
     gpus = [str(name) for of in space.dimensions if of.path == GPU for name in of.values]
     for name, usd in prices.items():
-        load_gpu(name)
+        try:
+            load_gpu(name)
+        except InputError as error:
+            raise InputError("--price", error.rule, name, error.hint) from None
         if not 0.0 <= usd <= 1000.0:
             raise InputError("--price", "must be from 0 to 1000 USD per GPU-hour", usd)
     own = scenario.economics.usd_per_gpu_hour is not None or scenario.economics.owned is not None

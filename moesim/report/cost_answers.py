@@ -139,8 +139,10 @@ def _self_host_of_run(run: ReportedResult) -> list[str]:
 
 
 def _break_even(found: CostFindings) -> list[str]:
-    """The scenario, always on, against the dense model, else the dearest API."""
-    return break_even_sentences(found.summary)[-1:]
+    """The scenario, always on, against the cheapest API and the dense model."""
+    told = break_even_sentences(found.summary)
+    dense = len(found.summary["offers"]) - 1
+    return [*told[: 1 if found.summary["apis"] else 0], *told[len(told) - dense :]]
 
 
 def _irregular(found: CostFindings) -> list[str]:

@@ -152,10 +152,10 @@ def _line(curve: CostCurve, name: str, how: str, upto: float) -> pd.DataFrame:
 
 
 def _cost_title(name: str, found: Sequence[tuple[CostCurve, Mapping[str, BreakEven]]]) -> str:
-    """The dearest API that is shown decides most: below it self-hosting has no case at all."""
+    """Against the cheapest API: it is what self-hosting has to beat."""
     if not found:
         return f"What a million tokens of {name} cost falls with the volume, in steps of replicas"
-    line, evens = found[-1]
+    line, evens = found[0]
     each = {how: from_volume(even) for how, even in evens.items()}
     if len(set(each.values())) == 1:
         return f"{name} against {line.name}: {each[WAYS[False]]}"

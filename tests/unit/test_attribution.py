@@ -418,11 +418,11 @@ def test_table_json_page_and_notebook(study: tuple[Attribution, Path], tmp_path:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"seeds": 0}, "seeds"),
-        ({"seeds": 11}, "seeds"),
-        ({"requests": 5}, "requests"),
-        ({"causes": ("weather",)}, "causes"),
-        ({"causes": ("routing",)}, "causes"),
+        ({"seeds": 0}, "--seeds"),
+        ({"seeds": 11}, "--seeds"),
+        ({"requests": 5}, "--requests"),
+        ({"causes": ("weather",)}, "--causes"),
+        ({"causes": ("routing",)}, "--causes"),
         ({"store": "/dev/null/runs.jsonl"}, "store"),
     ],
 )

@@ -264,6 +264,23 @@ def test_compare_prints_a_list_of_runs(small: str, capsys: pytest.CaptureFixture
     assert "slow, less a [bold]small[/bold] run (30 requests, paired):" in text
     assert "Wrote both.html" in text
     assert "slow" in Path("both.html").read_text()
+    assert "slow, against a [bold]small[/bold] run:" in text
+
+
+def test_with_replications_compare_says_what_they_say(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = {**SMALL, "name": "slow", "cluster": {"gpu": "a100-80g", "gpus_per_node": 8}}
+    Path("slow.yaml").write_text(yaml.safe_dump(slow), encoding="utf-8")
+    options = ["--seeds", "2", "--vary", "demand", "--report", "both.html"]
+    text = printed(["compare", small, "slow.yaml", *options], capsys)
+    assert text.splitlines()[1].startswith("seed 0 ")
+    assert "slow, less a [bold]small[/bold] run (replications, paired):" in text
+    assert "2 replications that draw demand anew" in text
+    assert "slow, against a [bold]small[/bold] run:" not in text  # of one seed
+    page = Path("both.html").read_text()
+    assert "2 replications that draw demand anew" in page
+    assert "neighbouring requests" not in page
 
 
 def test_replications_are_asked_for_by_options(
@@ -481,3 +498,24 @@ def test_a_terminal_s_width_is_kept(
     assert any("gb200-nvl72" in line for line in lines)
     tables = [line for line in lines if not line.startswith("Note: ")]
     assert max(map(len, tables)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("launch demo --engine tgi", "--engine must be vllm, sglang or trtllm; got 'tgi'"),
+        ("compare demo --dense nosuch", "--dense must be active or total; got 'nosuch'"),
+        ("review a b c d e f g", "review takes 1 to 6 scenarios; got 7"),
+        ("attribute demo --causes weather", "--causes must be among routing"),
+        ("attribute demo --requests 1", "--requests must be a whole number from 20"),
+        ("plan demo --over nosuch=1,2 --set slo.ttft_s=1", "--over nosuch is not a known field"),
+        ("plan demo --set slo={}", "plan needs slo"),
+    ],
+)
+def test_what_an_option_cannot_be_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, told: str
+) -> None:
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"moesim: error: {told}")
+    assert error.count("\n") == 1

@@ -15,9 +15,10 @@ import moesim
 import moesim.simulation
 from moesim.comparison import Comparison, compare, same_demand
 from moesim.errors import InputError
+from moesim.findings.estimates import Verdict
 from moesim.results import Result
 from moesim.simulation import simulate
-from moesim.verdicts import worded
+from moesim.verdicts import overall, told_exactly, verdict_of_draws, worded
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -189,3 +190,49 @@ def test_what_cannot_be_told_apart_is_said_with_the_ends_of_its_interval() -> No
     assert beside.startswith("p99 TTFT cannot be told apart (1.0 % higher to 20 % higher; ")
     around = worded("ttft_s.p99", 1.0, 1.1, (-0.1, 0.3), (-0.1, 0.3), "requests").sentence
     assert around.startswith("p99 TTFT cannot be told apart (10 % lower to 30 % higher; ")
+
+
+def exact_told(path: str, first: float, other: float, open_loop: bool = True) -> Verdict:
+    """From three replications whose figures differ by one factor."""
+    level_J = np.array([0.9, 1.0, 1.2])
+    each = verdict_of_draws(path, first * level_J, other * level_J)
+    assert each is not None
+    return told_exactly(each, open_loop)
+
+
+def test_what_follows_from_arrivals_has_no_interval() -> None:
+    rate, per_gpu, cost = (
+        exact_told(path, 1.0, other)
+        for path, other in (
+            ("throughput.output_tokens_per_s", 1.0),
+            ("throughput.output_tokens_per_s_per_gpu", 0.5),
+            ("cost.usd_per_million_output_tokens", 2.0),
+        )
+    )
+    assert rate.sentence == "output tokens per second the same: both serve all that arrives"
+    assert per_gpu.sentence == (
+        "output tokens per second and GPU half as much: both serve all that arrives, with twice "
+        "the GPUs"
+    )
+    assert cost.sentence == (
+        "cost per million output tokens twice as much: both serve all that arrives, at twice the "
+        "cost per hour"
+    )
+    for each in (rate, per_gpu, cost):
+        assert each.exact
+        assert each.difference.low is each.relative.high is None
+    assert (rate.told_apart, per_gpu.better, cost.better) == (False, False, False)
+    assert "95 %" not in overall("two", "one", (rate, per_gpu, cost), "")
+    closed = exact_told("throughput.requests_per_s", 1.0, 1.0, open_loop=False)
+    assert closed.sentence.endswith("both serve the same")
+
+
+def test_what_was_measured_keeps_its_interval() -> None:
+    latency = exact_told("e2e_s.mean", 1.0, 2.0)
+    assert not latency.exact
+    assert latency.relative.low is not None
+    noisy = verdict_of_draws(
+        "throughput.requests_per_s", np.array([1.0, 1.1, 0.9]), np.array([1.0, 1.1001, 0.9])
+    )
+    assert noisy is not None
+    assert not told_exactly(noisy, True).exact

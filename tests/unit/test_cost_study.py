@@ -15,7 +15,8 @@ from moesim import serving_cost as module
 from moesim.capacity import at_rate, judge
 from moesim.cli.app import main
 from moesim.cli.cost import tokens
-from moesim.economics.api_prices import ApiPrice
+from moesim.economics import api_prices as prices_module
+from moesim.economics.api_prices import ApiPrice, api_prices, prices_of_model
 from moesim.economics.curves import BreakEven
 from moesim.economics.day import find_profile
 from moesim.economics.replicas import Rules
@@ -261,6 +262,7 @@ def scenario_file(tmp_path: Path) -> str:
         (["--profile", "absent.csv"], "absent.csv must be an existing file"),
         (["--api", "nobody/nothing"], "--api must be a shipped price or INPUT,CACHED,OUTPUT"),
         (["--api", "1,-2"], "--api must be INPUT,OUTPUT"),
+        (["--api", "deepseek/deepseek-chat-off-peak"], "--api must hold all day; this price holds"),
         (["--dense", "mixtral-8x7b"], "--dense must be a dense model"),
         (["--dense", "no-such"], "model must be a shipped model"),
         (["--spare", "-1"], "--spare must be from 0"),
@@ -307,7 +309,34 @@ def test_prices_are_listed_with_sources(capsys: pytest.CaptureFixture[str]) -> N
     for table in (found["gpu_hours"], found["apis"], found["energy"].values()):
         assert all(row["date"] and row["source"] for row in table)
     assert main(["prices"]) == 0
-    assert "deepseek/deepseek-chat" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "deepseek/deepseek-chat" in told
+    assert told.count("off-peak hours only: 16:30 to 00:30 UTC") == 2
+
+
+def test_prices_of_a_model_are_its_own_and_hold_all_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [price.name for price in prices_of_model("deepseek-v3")]
+    assert "deepseek/deepseek-chat" in names
+    assert not [name for name in names if "off-peak" in name]
+    assert not [name for name in names if "r1" in name or "reasoner" in name or "v3.1" in name]
+    for price in api_prices():
+        assert bool(price.hours) == ("off-peak" in price.name)
+    reasoning = replace(CHEAP, name="thinking", model="m", product="M Thinking")
+    night = replace(CHEAP, name="night", model="m", hours="0:00 to 6:00 UTC")
+    own = replace(CHEAP, name="own", model="m")
+    monkeypatch.setattr(prices_module, "api_prices", lambda: (reasoning, night, own))
+    assert prices_of_model("m") == (own,)
+    monkeypatch.setattr(prices_module, "api_prices", lambda: (reasoning, night))
+    assert prices_of_model("m") == (reasoning,)
+    said = "thinking sells another product of the model's shape: M Thinking"
+    assert said in fake_study([reasoning]).summary["notes"]
+    with pytest.raises(InputError, match="--api must hold all day"):
+        cost_study(Scenario.parse(SMALL), apis=(night,))
+
+
+def test_the_chart_speaks_of_the_cheapest_api() -> None:
+    title = cost_figures(fake_study((DEAR, CHEAP, NEAR)).findings())[0].title
+    assert "against cheap: " in title
 
 
 def test_volumes_and_shares_are_checked_by_the_function_too() -> None:

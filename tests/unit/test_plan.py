@@ -13,8 +13,10 @@ import yaml
 from moesim.cli.app import main
 from moesim.cli.plan import gpu_price, values
 from moesim.errors import InputError
-from moesim.planning import Plan, plan
+from moesim.planning import Plan, plan, study
 from moesim.planning.outcomes import runner
+from moesim.planning.over_check import check_over
+from moesim.planning.space import EP, TP
 from moesim.report.plan_charts import frontier
 from moesim.report.plan_page import plan_page
 from moesim.results import Result
@@ -159,19 +161,34 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
         ({"seeds": -1}, "--seeds"),
         ({"prices": {"h100-sxm": -1.0}}, "--price"),
         ({"max_gpus": 10**6}, "--max-gpus"),
-        ({"over": {"deployment.nothing": (1,)}}, None),
+        ({"prices": {"h200": 3.0}}, "--price"),
+        ({"over": {"nosuch": (1, 2)}}, "--over nosuch"),
+        ({"over": {"deployment.nothing": (1,)}}, "--over deployment.nothing"),
+        ({"over": {f"{TP}.x": (1,)}}, f"--over {TP}.x"),
+        ({"over": {TP: (1, "two")}}, f"--over {TP}"),
+        ({"over": {TP: (1, "all")}}, f"--over {TP}"),
+        ({"over": {"deployment.engine": ("tgi",)}}, "--over deployment.engine"),
+        ({"over": {"pools": ("together", "sideways")}}, "--over pools"),
+        ({"over": {"placement": ("nosuch",)}}, "--over placement"),
+        ({"over": {"placement": ("eplb+x",)}}, "--over placement"),
+        ({"over": {"cluster.gpu": ("h2",)}}, "--over cluster.gpu"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(
-    given: dict[str, Any], field: str | None
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], field: str
 ) -> None:
-    if field is None:  # no candidate can be made; the plan says why
-        found = plan(case(), max_gpus=1, **given)
-        assert any("deployment.nothing" in text for text in found.findings.sentences)
-        return
+    monkeypatch.setattr(study, "demand_facts", pytest.fail)
     with pytest.raises(InputError) as refused:
         plan(case(), **given)
     assert refused.value.field == field
+
+
+def test_a_value_that_fits_no_shape_is_left_to_pruning() -> None:
+    check_over(
+        Scenario.parse(case()),
+        {TP: (3, 512), EP: ("all", 7), "pools": ("own", "1:2"), "placement": ("eplb+1",),
+         "deployment.disaggregation.prefill.parallelism.attention_tp": (2,)},
+    )  # fmt: skip
 
 
 def test_prices_must_cover_the_gpus_where_the_scenario_gives_one() -> None:
