@@ -21,16 +21,16 @@ from moesim.capacity import (
     judge,
     one_replica,
     rate_of,
+    runner,
 )
-from moesim.deployment import Deployment, deploy, step_costs
+from moesim.deployment import Deployment, deploy
 from moesim.errors import InputError
 from moesim.findings.strain import LoadPoint, Strain
-from moesim.over_seeds import figure
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
-from moesim.simulation import simulate
 from moesim.strain_causes import binds_at, loaded_steps
 from moesim.traffic import limits
+from moesim.within_run import value_at
 
 # Requests of every run; as many times more where these do not fill a replica, up to the most.
 REQUESTS = 600
@@ -74,7 +74,7 @@ def breaking_point(
     today = rate_of(scenario) / scenario.deployment.replicas
     while True:
         one = _of_requests(one, requests)
-        recorder = _Recorder(run or _runner(one))
+        recorder = _Recorder(run or runner(one))
         recorder(at_rate(one, today))
         try:
             capacity(
@@ -147,21 +147,14 @@ def _of_requests(one: Scenario, requests: int) -> Scenario:
     return one.model_copy(update={"workload": workload})
 
 
-def _runner(one: Scenario) -> Simulate:
-    if one.deployment.disaggregation is not None:
-        return lambda scenario: simulate(scenario, provenance=False)
-    costs = step_costs(one, deploy(one))
-    return lambda scenario: simulate(scenario, costs=costs, provenance=False)
-
-
 def _point(result: Result, rate: float, today: float, percentile: float) -> LoadPoint:
     steps, summary = loaded_steps(result), result.summary
     decoding = steps[steps["decode_tokens"] > 0]["decode_tokens"]
     return LoadPoint(
         factor=rate / today,
         rate_per_s=rate,
-        ttft_p99_s=figure(summary, "ttft_s.p99"),
-        tpot_p99_s=figure(summary, "tpot_s.p99"),
+        ttft_p99_s=value_at(summary, "ttft_s.p99"),
+        tpot_p99_s=value_at(summary, "tpot_s.p99"),
         kv_used=float(np.percentile(steps["kv_used_fraction"], 99)) if steps.size else 0.0,
         waiting=float((steps["waiting"] > 0).mean()) if steps.size else 0.0,
         preemptions=int(result.raw.requests["preemptions"].sum()),

@@ -83,7 +83,7 @@ def capacity(
     """
     one = one_replica(scenario, slo)
     _check(one, percentile, tolerance)
-    search = _Search(one, percentile, run or _runner(one), progress)
+    search = _Search(one, percentile, run or runner(one), progress)
     low = high = rate_of(one)
     served = search.try_rate(low)
     if served is not None:
@@ -220,8 +220,8 @@ def _check(one: Scenario, percentile: float, tolerance: float) -> None:
         raise InputError("workload.requests", rule, requests)
 
 
-def _runner(one: Scenario) -> Simulate:
-    """Simulations that share the tables of step times."""
+def runner(one: Scenario) -> Simulate:
+    """Simulations of one deployment, which share its tables of step times."""
     if one.deployment.disaggregation is not None:
         return lambda scenario: simulate(scenario, provenance=False)
     costs = step_costs(one, deploy(one))

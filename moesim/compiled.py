@@ -71,9 +71,11 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     import numba
 
     if options.get("linked"):
-        from moesim.linked import LinkedCompiler
-
         own = {name: value for name, value in options.items() if name != "linked"}
+        try:
+            from moesim.linked import LinkedCompiler
+        except ImportError:  # a Numba whose inner modules are others
+            return numba.njit(**own)(plain)
         return numba.njit(pipeline_class=LinkedCompiler, **own)(plain)
     config: Any = numba.config
     source = Path(plain.__code__.co_filename)

@@ -6,17 +6,25 @@ nobody. A function compiled here keeps its plain LLVM code; only those that Pyth
 optimised, with all that was linked into them, and written to the cache.
 
 This is a pipeline of Numba's own kind (its manual, "Customizing the compiler pipeline") with a code
-library of another class.
+library of another class, which is no part of Numba's public interface. Where a Numba has it no
+longer, or otherwise, functions are compiled the usual way: more slowly, to the same results.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from numba import njit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.typed_passes import NopythonTypeInference
+
+# Numba has no types: mypy is to know nothing of these, rather than that they are untyped.
+_register: Any = register_pass
+_usual: Any = DefaultPassBuilder
+_njit: Any = njit
 
 
 class _NoEnvironment:
@@ -44,24 +52,27 @@ class LinkedLibrary(JITCodeLibrary):
         pass
 
     def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
-        self._verify_declare_only_symbols()  # type: ignore[no-untyped-call]
-        self._finalized = True
+        own: Any = self
+        own._finalize_dynamic_globals()
+        own._verify_declare_only_symbols()
+        own._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
         """0: no machine code."""
-        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        own: Any = self
+        own._ensure_finalized()
         return 0
 
 
-@register_pass(mutates_CFG=False, analysis_only=True)  # type: ignore[no-untyped-call]
+@_register(mutates_CFG=False, analysis_only=True)
 class _LinkOnly(FunctionPass):
     """Lower into a LinkedLibrary."""
 
     _name = "moesim_link_only"
 
     def __init__(self) -> None:
-        FunctionPass.__init__(self)  # type: ignore[no-untyped-call]
+        base: Any = FunctionPass
+        base.__init__(self)
 
     def run_pass(self, state: Any) -> bool:
         """As the base class."""
@@ -70,13 +81,38 @@ class _LinkOnly(FunctionPass):
         return False
 
 
-class LinkedCompiler(CompilerBase):
+class _Linking(CompilerBase):
     """Numba's pipeline with `_LinkOnly` ahead of lowering."""
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
-        usual: Any = DefaultPassBuilder
-        passes = usual.define_nopython_pipeline(self.state)
+        passes = _usual.define_nopython_pipeline(self.state)
         passes.add_pass_after(_LinkOnly, NopythonTypeInference)
         passes.finalize()
         return [passes]
+
+
+class LinkedCompiler(_Linking):
+    """`_Linking` where this Numba can link so, else the usual pipeline."""
+
+    def define_pipelines(self) -> list[Any]:
+        """As the base class."""
+        if can_link():
+            return super().define_pipelines()
+        return [_usual.define_nopython_pipeline(self.state)]
+
+
+@functools.cache
+def can_link() -> bool:
+    """Whether one function that is only linked can be called by another. Tried once in a process,
+    and only where something has to be compiled."""
+
+    def doubled(x: int) -> int:
+        return 2 * x
+
+    linked = _njit(pipeline_class=_Linking, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    try:
+        part = linked(doubled)
+        return bool(_njit(lambda x: part(x) + 1)(3) == 7)
+    except Exception:  # a changed interface may raise anything
+        return False

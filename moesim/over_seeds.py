@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.findings.estimates import LEVEL, Estimate
 from moesim.scenario import Scenario
+from moesim.within_run import value_at
 
 
 def with_seed(scenario: Scenario, seed: int) -> Scenario:
@@ -47,18 +48,8 @@ def figures_of(
     """The figures of each run by path into its summary; those that every run has."""
     found = {}
     for path in paths:
-        values = [figure(summary, path) for summary in summaries]
+        values = [value_at(summary, path) for summary in summaries]
         known = [value for value in values if value is not None]
         if known and len(known) == len(values):
             found[path] = tuple(known)
     return found
-
-
-def figure(summary: Mapping[str, Any], path: str) -> float | None:
-    """The number at a dotted path of a summary; None where there is none."""
-    value: Any = summary
-    for key in path.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return float(value) if isinstance(value, int | float) else None

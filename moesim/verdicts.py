@@ -274,9 +274,13 @@ def _sentence(
         way = "higher" if low > 0.0 else "lower"
         shown = " to ".join(dict.fromkeys(_percent(end) for end in ends))
         return f"{name} {shown} % {way} (95 % interval)"
-    ends_text = f"{_percent(-low)} % lower to {_percent(high)} % higher"
+    ends_text = f"{_signed(low)} to {_signed(high)}"
     longer = f"; about {_times(more)} as many {what} would do" if more is not None else ""
     return f"{name} cannot be told apart ({ends_text}{longer})"
+
+
+def _signed(share: float) -> str:
+    return f"{_percent(abs(share))} % {'lower' if share < 0.0 else 'higher'}"
 
 
 def _percent(share: float) -> str:

@@ -25,6 +25,7 @@ TAIL_SHARE = 0.1
 MOST_SEEDS = 10
 LEAST_TAIL = 1_000
 TAIL = 0.01  # behind p99
+MOST_VALUES = 10_000_000  # of one request, where a file says so
 AT_ONCE = 4e6  # values of a resample that are looked at together
 
 
@@ -118,7 +119,7 @@ class Sample:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` made; ValueError, KeyError or TypeError for anything else."""
+        """What `to_json` made; ValueError, KeyError, TypeError or OverflowError for all else."""
         made: dict[str, Any] = {name: np.asarray(data[name], of) for name, of in FIELDS.items()}
         shapes = {name: array.shape for name, array in made.items()}
         if any(len(shape) != 1 for shape in shapes.values()):
@@ -129,6 +130,10 @@ class Sample:
         inside = ((owner_T >= 0) & (owner_T < made["count_N"].size)).all()
         if owner_T.shape != shapes["tail_T"] or not inside:
             raise ValueError("each of a sample's largest values has an owner")
+        if (made["count_N"] < 0).any() or (made["count_N"] > MOST_VALUES).any():
+            raise ValueError("a request has some number of values")
+        if not all(np.isfinite(array).all() for array in made.values()):
+            raise ValueError("a sample's values are finite")
         return cls(
             owner_T=owner_T,
             count_N=made["count_N"],

@@ -1,7 +1,8 @@
 """Finished runs of a study in a file of JSON lines, so that an interrupted one goes on.
 
 A line has the key of what was run (scenario, version, seed, what was switched off) and its samples.
-Lines that are not understood, as the half one of an interruption, are passed over.
+Lines that are not understood, as the half one of an interruption, are passed over; a file that does
+not begin as such a line does is refused, so that nothing is written into somebody's other file.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import moesim
 from moesim.attribution.samples import Sample, Samples
 from moesim.attribution.setting import Setting
 from moesim.errors import InputError
+from moesim.file_stamps import file_stamps
 from moesim.files import existing_file
 from moesim.findings.attribution import METRICS
-from moesim.scenario import Scenario
 
 MOST_BYTES = 4e9
 FORMAT = 1
+BEGINS = b'{"key": "'
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
 Pair = tuple[Samples, Samples]
 
 
@@ -33,7 +36,7 @@ class Store:
         self._known: dict[str, Pair] = {}
         if self.path is not None:
             self._append("")  # refuse before anything runs
-            self._read(existing_file(self.path, MOST_BYTES, "store"))
+            self._read(self.path)
 
     def find(self, key: str) -> Pair | None:
         """What `add` was given with this key; None where nothing was."""
@@ -60,14 +63,18 @@ class Store:
             raise InputError("store", f"cannot be written: {reason}", str(self.path)) from None
 
     def _read(self, path: Path) -> None:
-        with path.open("rb") as file:
+        with existing_file(path, MOST_BYTES, "store").open("rb") as file:
+            if not BEGINS.startswith(file.read(len(BEGINS))):
+                hint = "name a file that does not exist yet"
+                raise InputError("store", "must be a file of a study of causes", str(path), hint)
+            file.seek(0)
             whole = True
             for line in file:
                 whole = line.endswith(b"\n")
                 try:
                     entry = json.loads(line)
                     self._known[str(entry["key"])] = _pair(entry["samples"])
-                except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+                except UNREADABLE:
                     continue
         if not whole:  # what follows must not continue a half line
             self._append("\n")
@@ -77,6 +84,8 @@ def _pair(data: Any) -> Pair:
     first, second = data
     real = {metric: Sample.from_json(first[metric]) for metric in METRICS}
     told = {metric: Sample.from_json(second[metric]) for metric in METRICS if metric != "itl_s"}
+    if len({each.count_N.size for each in (*real.values(), *told.values())}) > 1:
+        raise ValueError("all samples of a run have its requests")
     return real, {metric: told.get(metric, real["itl_s"]) for metric in METRICS}
 
 
@@ -86,31 +95,10 @@ def key_of(setting: Setting, seed: int, warmup: int) -> str:
         "format": FORMAT,
         "version": moesim.__version__,
         "scenario": setting.scenario.model_dump(mode="json", exclude={"name", "question", "seed"}),
-        "files": _stamps(setting.scenario),
+        "files": file_stamps(setting.scenario),
         "ideal": vars(setting.ideal),
         "equal_lengths": setting.equal_lengths,
         "seed": seed,
         "warmup": warmup,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _stamps(scenario: Scenario) -> list[tuple[str, int, int]]:
-    trace = scenario.workload.trace
-    deployment = scenario.deployment
-    named = (
-        scenario.model,
-        scenario.routing.trace,
-        None if trace is None else trace.file,
-        getattr(deployment.placement, "file", None),
-        deployment.profile,
-        deployment.kernels,
-    )
-    found = []
-    for name in named:
-        try:
-            status = os.stat(name or "")
-        except (OSError, ValueError):
-            continue
-        found.append((str(name), status.st_size, status.st_mtime_ns))
-    return found

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,6 +26,7 @@ DAY = 24
 MOST_HOURS = 366 * DAY
 # Times over less than this say nothing about a day.
 LEAST_TRACE_HOURS = 23.0
+MOST_TRACE_HOURS = 100 * MOST_HOURS
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class DayProfile:
         return self.relative_H * (per_day / HOURS_PER_DAY)
 
 
-def day_profile(name: str, weights: ArrayLike, **about: object) -> DayProfile:
+def day_profile(name: str, weights: ArrayLike, **about: Any) -> DayProfile:
     """A profile from weights of any scale, one an hour, over one day or several.
 
     InputError unless they are 24, 48, ... finite numbers of at least 0, not all 0.
@@ -74,7 +76,7 @@ def day_profile(name: str, weights: ArrayLike, **about: object) -> DayProfile:
     if rule:
         raise InputError("profile", rule, int(weights_H.size))
     relative_H = weights_H / weights_H.mean()
-    return DayProfile(name, relative_H, **about)  # type: ignore[arg-type]
+    return DayProfile(name, relative_H, **about)
 
 
 @functools.cache
@@ -99,6 +101,9 @@ def profile_from_times(name: str, arrival_s: ArrayLike) -> DayProfile:
     if not np.isfinite(span_h) or span_h < LEAST_TRACE_HOURS:
         rule = f"must have arrivals over {LEAST_TRACE_HOURS:g} hours or more to show a day"
         raise InputError(name, rule, f"{span_h:.1f} hours")
+    if span_h > MOST_TRACE_HOURS:
+        rule = f"must have arrivals over at most {MOST_TRACE_HOURS:,} hours"
+        raise InputError(name, rule, f"{span_h:.3g} hours")
     hours = max(DAY, int(span_h + 0.5))  # an hour that has hardly begun is left out
     place_T = ((times_T - times_T[0]) / HOUR).astype(np.int64)
     counts = np.bincount(place_T[place_T < hours], minlength=hours).astype(np.float64)

@@ -46,7 +46,8 @@ class Replica:
 class Rules:
     """`spare`: replicas above what the demand needs (N+1: 1). `least`: serving at any time.
 
-    `headroom`: demand to provide for, over what the profile says.
+    `headroom`: demand to provide for, over what the profile says; less than 1 would leave the
+    busiest hour more than its replicas carry.
     """
 
     spare: int = 1
@@ -57,7 +58,7 @@ class Rules:
         for name, value, low, high in (
             ("spare", self.spare, 0, 10_000),
             ("least", self.least, 0, 10_000),
-            ("headroom", self.headroom, 0.01, 1000.0),
+            ("headroom", self.headroom, 1.0, 1000.0),
         ):
             if not low <= value <= high:
                 raise InputError(f"--{name}", f"must be from {low} to {high}", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from moesim.errors import InputError
 from moesim.launch.flags import Occurrence
 
 MOST = 100_000_000
+WHOLE = re.compile(r"-?[0-9]{1,11}")
 _NOT_SET = ("", "none", "null")
 
 
@@ -72,7 +74,7 @@ class Given:
         if text.lower() in _NOT_SET:
             return default
         rule = f"must be a whole number from {least} to {MOST}"
-        if not text.lstrip("-").isdecimal() or len(text) > 12 or not least <= int(text) <= MOST:
+        if not WHOLE.fullmatch(text) or not least <= int(text) <= MOST:
             raise InputError(self.written(name), rule, text)
         return int(text)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from moesim.findings.estimates import LEVEL, Estimate
+from moesim.findings.estimates import Estimate
+from moesim.over_seeds import over_seeds
 from moesim.planning.outcomes import Outcome
 from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.shapes import Shape
@@ -32,19 +30,8 @@ def holds(found: Sequence[Outcome]) -> bool:
 
 def estimates(found: Sequence[Outcome]) -> dict[str, Estimate]:
     """Means over seeds with Student's interval; no interval from one seed."""
-    from scipy.stats import t
-
     paths = [path for path in found[0].figures if all(path in each.figures for each in found)]
-    made = {}
-    for path in paths:
-        values = np.array([each.figures[path] for each in found])
-        if values.size < 2:
-            made[path] = Estimate(float(values[0]))
-            continue
-        half = t.ppf((1.0 + LEVEL) / 2.0, values.size - 1) * values.std(ddof=1)
-        mean, half = float(values.mean()), float(half / math.sqrt(values.size))
-        made[path] = Estimate(mean, mean - half, mean + half)
-    return made
+    return {path: over_seeds([each.figures[path] for each in found]) for path in paths}
 
 
 def runner_up(search: Search, best: Best) -> Best | None:

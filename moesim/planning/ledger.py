@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from moesim.errors import InputError
 from moesim.planning.outcomes import Outcome
 from moesim.planning.shapes import Shape
 from moesim.planning.space import Space, label
+from moesim.planning.study_file import NAME, RULE, check_study_file
 
 if TYPE_CHECKING:
     import optuna
 
-NAME = "moesim plan"
 FINGERPRINT, OUTCOME = "fingerprint", "outcome"
 Key = tuple[str, int, int, int]  # shape, copies, requests, seed
 
@@ -45,22 +45,23 @@ class Ledger:
         self._distributions = _distributions(space)
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=8)
         self.study = _open(sampler, path)
-        made_for = self.study.user_attrs.get(FINGERPRINT)
-        if made_for not in (None, question):
+        self.known: dict[Key, Outcome] = {}
+        try:
+            made_for = self.study.user_attrs.get(FINGERPRINT)
+            trials = self.study.get_trials(deepcopy=False)
+            self.known.update(_known(trials))
+        except Exception as error:  # of Optuna and SQLAlchemy, on a file that others wrote
+            raise _unreadable(error, path) from None
+        if made_for != question and (made_for is not None or trials):
             raise InputError(
                 "--study",
-                "was begun for another scenario, space, percentile or number of requests",
+                "was begun for another scenario, space, percentile or number of requests, or "
+                "before files that it names were changed",
                 str(path),
                 "name another file, or ask what was asked before",
             )
         if made_for is None:
             self.study.set_user_attr(FINGERPRINT, question)
-        self.known: dict[Key, Outcome] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and OUTCOME in trial.user_attrs:
-                found = Outcome.from_json(trial.user_attrs[OUTCOME])
-                key = trial.user_attrs["shape"], found.units, found.requests, found.seed
-                self.known[key] = found
 
     @property
     def simulations(self) -> int:
@@ -115,16 +116,27 @@ def _distributions(space: Space) -> dict[str, Any]:
     }
 
 
+def _known(trials: Iterable[Any]) -> Iterator[tuple[Key, Outcome]]:
+    """Simulations among trials; ValueError, KeyError or TypeError for what is none."""
+    for trial in trials:
+        if trial.state.is_finished() and OUTCOME in trial.user_attrs:
+            found = Outcome.from_json(trial.user_attrs[OUTCOME])
+            yield (str(trial.user_attrs["shape"]), found.units, found.requests, found.seed), found
+
+
 def _open(sampler: Any, path: Path | None) -> optuna.Study:
     import optuna
 
-    storage = None
     if path is not None:
-        try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        except Exception as error:  # of SQLAlchemy: not a database, of another version
-            rule = f"must be a file of moesim plan: {str(error).splitlines()[0]}"
-            raise InputError("--study", rule, str(path)) from None
-    return optuna.create_study(
-        storage=storage, sampler=sampler, study_name=NAME, load_if_exists=True
-    )
+        check_study_file(path)
+    try:
+        storage = None if path is None else optuna.storages.RDBStorage(f"sqlite:///{path}")
+        return optuna.create_study(
+            storage=storage, sampler=sampler, study_name=NAME, load_if_exists=True
+        )
+    except Exception as error:  # of SQLAlchemy: of another version, not to be written
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: Exception, path: Path | None) -> InputError:
+    return InputError("--study", f"{RULE}: {(str(error).splitlines() or [''])[0]}", str(path))

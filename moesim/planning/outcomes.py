@@ -18,6 +18,7 @@ from moesim.scenario import Scenario
 from moesim.simulation import simulate
 from moesim.steady_state import Backlog
 from moesim.traffic import limits
+from moesim.within_run import value_at
 
 # A system that does not keep up is this much further from its SLO than its times say, at least.
 OVERLOADED = 1.5
@@ -49,7 +50,18 @@ class Outcome:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        return cls(**{**data, "missed": tuple(data["missed"])})
+        """What `to_json` made; ValueError, KeyError or TypeError for anything else."""
+        made = cls(**{**data, "missed": tuple(data["missed"])})
+        whole = (made.units, made.requests, made.seed, made.most_tokens, made.most_running)
+        figures = dict(made.figures)
+        if not all(type(number) is int and 0 <= number < 2**63 for number in whole):
+            raise ValueError("counts of a simulation are whole numbers")
+        if not all(isinstance(text, str) for text in (*made.missed, *figures)):
+            raise ValueError("what a simulation missed, and its figures' names, are text")
+        numbers = (made.excess, *figures.values())
+        if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+            raise ValueError("figures of a simulation are numbers")
+        return made
 
 
 Simulate = Callable[[Scenario], Result]
@@ -62,7 +74,7 @@ def outcome(result: Result, units: int, percentile: float) -> Outcome:
     excess, clearly = _excess(result, percentile)
     if Backlog.of(result.requests).grows:
         excess, clearly = max(excess, OVERLOADED), True
-    found = {path: _at(summary, path) for path in HEADLINES}
+    found = {path: value_at(summary, path) for path in HEADLINES}
     return Outcome(
         units=units,
         requests=len(result.requests),
@@ -72,7 +84,7 @@ def outcome(result: Result, units: int, percentile: float) -> Outcome:
         clearly=bool(missed) and clearly,
         most_tokens=int((result.steps["prefill_tokens"] + result.steps["decode_tokens"]).max()),
         most_running=_most_running(result),
-        figures={path: value for path, value in found.items() if value is not None},
+        figures={path: x for path, x in found.items() if x is not None and math.isfinite(x)},
     )
 
 
@@ -104,13 +116,6 @@ def _most_running(result: Result) -> int:
         at_once = np.arange(1, begun.size + 1) - np.searchsorted(ended, begun, side="left")
         most = max(most, int(at_once.max(initial=0)))
     return most
-
-
-def _at(summary: Mapping[str, Any], path: str) -> float | None:
-    at: Any = summary
-    for key in path.split("."):
-        at = at.get(key) if isinstance(at, Mapping) else None
-    return float(at) if isinstance(at, int | float) and math.isfinite(at) else None
 
 
 def runner() -> Simulate:

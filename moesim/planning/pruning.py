@@ -64,7 +64,10 @@ class Pruned:
 def prune(
     scenario: Scenario, space: Space, facts: DemandFacts, usd_per_gpu_hour: Mapping[str, float]
 ) -> Pruned:
-    """Look at every point; those that can run and may keep the SLO become prospects."""
+    """Look at every point; those that can run and may keep the SLO become prospects.
+
+    InputError for a value of --over that says nothing; others are deployments that cannot be.
+    """
     found = Pruned()
     seen: set[str] = set()
     for choices in space.points():
@@ -72,6 +75,8 @@ def prune(
         try:
             shape = make_shape(scenario, choices, usd_per_gpu_hour)
         except InputError as error:
+            if error.field.startswith("--over"):
+                raise
             reason = SAME if error.field == PLACEMENT else SHAPE_RULES
             found.reasons[reason] += 1
             found.why_not.setdefault(reason, str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from moesim.planning.space import (
     label,
 )
 from moesim.scenario import Scenario
+
+COUNT = re.compile(r"[1-9][0-9]{0,5}")  # of replicas, of slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +180,7 @@ def _gpus(alone: Scenario) -> int:
 
 def _place(data: dict[str, Any], value: str) -> None:
     policy, plus, extra = str(value).partition("+")
-    if plus and not extra.isdigit():
+    if plus and not COUNT.fullmatch(extra):
         raise InputError("--over placement", "must be a policy, or policy+SLOTS_PER_RANK", value)
     ranks = data["deployment"]["parallelism"]["expert_parallel"]
     if ranks == 1 and (policy != "contiguous" or plus):
@@ -203,7 +206,7 @@ def _split(data: dict[str, Any], value: str) -> None:
         counts = [count // common for count in counts]
     else:
         parts = str(value).split(":")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        if len(parts) != 2 or not all(COUNT.fullmatch(part) for part in parts):
             raise InputError("--over pools", "must be together, own or PREFILL:DECODE", value)
         counts = [int(part) for part in parts]
     for pool, count in zip(pools.values(), counts, strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import moesim
 from moesim.errors import InputError
+from moesim.file_stamps import file_stamps
 from moesim.findings.planning import PlanFindings
 from moesim.hardware import load_gpu
 from moesim.metrics import plain
@@ -128,6 +129,7 @@ def plan(
         "space": {of.path: of.labels for of in space.dimensions},
         "most_gpus": space.most_gpus,
         "prices": prices,
+        "files": file_stamps(asked, [text for of in space.dimensions for text in of.labels]),
         "percentile": percentile,
         "version": moesim.__version__,
     }
@@ -267,8 +269,11 @@ def _findings(
     notes = [INTERRUPTED] if interrupted else []
     notes += [f"{name} kept the SLO with the first seed but not with most" for name in
               chosen.failed]  # fmt: skip
-    if mine is not None and not chosen.best_runs:
+    kept, tried = sum(each.meets for each in chosen.best_runs), len(chosen.best_runs)
+    if mine is not None and not tried:
         notes.append("what is recommended was not tried with further seeds")
+    elif mine is not None and kept < tried:
+        notes.append(f"what is recommended keeps the SLO with {kept} of {tried} seeds")
     if search.reasons[UNTRIED]:
         notes.append("not all candidates were tried: --trials allows more simulations")
     notes.append("more copies are taken to keep whatever fewer keep; copies are rented by the GPU")

@@ -14,8 +14,11 @@ COLUMNS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 
 
 def duration(seconds: float) -> str:
-    """'14 ms', '1.2 s'."""
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1.0 else f"{seconds:.3g} s"
+    """'14 ms', '1.2 s', '20 min': limits as they were written, without digits that say nothing."""
+    from moesim.report.words import time_unit
+
+    unit, size = time_unit(seconds)
+    return f"{float(f'{seconds / size:.3g}'):g} {unit}"
 
 
 def slo_text(scenario: Scenario, percentile: float) -> str:

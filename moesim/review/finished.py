@@ -6,15 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesim.comparison import Comparison
 from moesim.findings.case import Case
 from moesim.findings.estimates import Verdicts
-from moesim.report.export import Format, export_figures
-from moesim.report.page import page_figures, write_report
-from moesim.report.questions import QUESTIONS
 from moesim.results import Result
+
+if TYPE_CHECKING:
+    from moesim.report.export import Format
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class Review:
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the page."""
+        from moesim.report.page import write_report
+
         write_report(
             self.results, path, self.cases, self.asked_the_same, self.verdicts, self.command
         )
@@ -58,12 +60,17 @@ class Review:
         self, folder: str | os.PathLike[str], formats: Sequence[Format] = ("png",)
     ) -> tuple[Path, ...]:
         """Write every chart of the page as a picture; the paths written."""
+        from moesim.report.export import export_figures
+        from moesim.report.page import page_figures
+
         return export_figures(
             page_figures(self.results, self.cases, self.asked_the_same), folder, formats
         )
 
     def answers(self) -> list[dict[str, list[str]]]:
         """For each deployment, the sentences that answer each question, by the question's name."""
+        from moesim.report.questions import QUESTIONS
+
         return [
             {
                 question.name: [text for text in (*sentences, missing) if text]

@@ -16,7 +16,6 @@ from moesim.economics.day import DayProfile
 from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
 from moesim.model import load_model
-from moesim.report.facts import tokens_per_day
 from moesim.results import Result
 from moesim.review.depth import Depth
 from moesim.self_hosted import SAME_ACTIVE
@@ -47,6 +46,8 @@ Study = Callable[[Result, Case, Asked, Tell], Case]
 
 def of_costs(result: Result, case: Case, asked: Asked, tell: Tell) -> Case:
     """Capacity, replicas over a day, the bill, and break-even against APIs and a dense model."""
+    from moesim.report.facts import tokens_per_day
+
     volume = asked.volume or tokens_per_day(result)
     if volume is None:
         raise InputError("workload", "must bring requests at some rate to have a volume")

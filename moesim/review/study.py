@@ -13,7 +13,6 @@ from moesim.findings.estimates import Verdicts
 from moesim.paired_replications import replicate_paired
 from moesim.pools import check
 from moesim.replications import replicate
-from moesim.report.source import MAX_RESULTS
 from moesim.results import Result
 from moesim.review.depth import USUAL, Depth
 from moesim.review.finished import Review
@@ -43,6 +42,8 @@ def review(
     runs; a study that a scenario does not allow is left out, and the page says why. Raises
     InputError.
     """
+    from moesim.report.source import MAX_RESULTS
+
     if not 1 <= len(scenarios) <= MAX_RESULTS:
         raise InputError("review", f"takes 1 to {MAX_RESULTS} scenarios", len(scenarios))
     if volume is not None and not 0 < volume <= 1e13:

@@ -25,7 +25,7 @@ from moesim.attribution.study import attribute
 from moesim.attribution.telling import sentence
 from moesim.cli import main
 from moesim.errors import InputError
-from moesim.findings.attribution import Cause, Share
+from moesim.findings.attribution import METRICS, Cause, Share
 from moesim.findings.estimates import Estimate
 from moesim.ideal import Ideal
 from moesim.results import Result
@@ -451,3 +451,39 @@ def test_the_command_prints_sentences_and_a_table(
 def test_the_front_door_has_both_names() -> None:
     assert moesim.attribute is attribute
     assert moesim.Attribution is Attribution
+
+
+def test_somebody_elses_file_is_no_store(tmp_path: Path) -> None:
+    other = tmp_path / "scenario.yaml"
+    other.write_text("name: mine\n")
+    with pytest.raises(InputError, match="must be a file of a study of causes"):
+        Store(other)
+    assert other.read_text() == "name: mine\n"
+    other.write_text('{"key": "')  # the first line, half written
+    Store(other)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("count_N", [10**30]),
+        ("count_N", [-1]),
+        ("count_N", [1, 1]),
+        ("mean_N", [float("nan")]),
+        ("mean_N", [float("inf")]),
+        ("owner_T", [1]),
+        ("tail_T", [[1.0]]),
+    ],
+)
+def test_samples_that_cannot_be_are_no_part_of_a_store(
+    tmp_path: Path, field: str, values: list[Any]
+) -> None:
+    one = Sample.of(np.ones(1), np.zeros(1, np.int64), 1).to_json()
+    samples = [{metric: dict(one) for metric in METRICS} for _ in range(2)]
+    path = tmp_path / "runs.jsonl"
+    sound = json.dumps({"key": "sound", "samples": samples})
+    samples[0]["ttft_s"][field] = values
+    path.write_text(json.dumps({"key": "damaged", "samples": samples}) + "\n" + sound + "\n")
+    store = Store(path)
+    assert store.find("damaged") is None
+    assert store.find("sound") is not None

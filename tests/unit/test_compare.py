@@ -18,7 +18,7 @@ from moesim.errors import InputError
 from moesim.findings.estimates import Verdict
 from moesim.results import Result
 from moesim.simulation import simulate
-from moesim.verdicts import overall, told_exactly, verdict_of_draws
+from moesim.verdicts import overall, told_exactly, verdict_of_draws, worded
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -227,3 +227,12 @@ def test_what_was_measured_keeps_its_interval() -> None:
     )
     assert noisy is not None
     assert not told_exactly(noisy, True).exact
+
+
+def test_what_cannot_be_told_apart_is_said_with_the_ends_of_its_interval() -> None:
+    """A relative interval beside 0, of a difference whose own holds it, has both ends on one
+    side."""
+    beside = worded("ttft_s.p99", 1.0, 1.1, (-0.1, 0.3), (0.01, 0.2), "requests").sentence
+    assert beside.startswith("p99 TTFT cannot be told apart (1.0 % higher to 20 % higher; ")
+    around = worded("ttft_s.p99", 1.0, 1.1, (-0.1, 0.3), (-0.1, 0.3), "requests").sentence
+    assert around.startswith("p99 TTFT cannot be told apart (10 % lower to 30 % higher; ")

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim import compiled as module
+from moesim import linked
 from moesim.compiled import cache_root, compiled, hot, inner, source_key
 from moesim.sim import advance
 from tests.fixtures.engine import Harness, make_demand
@@ -171,6 +172,56 @@ def test_inner_functions_are_part_of_their_callers_code_alone() -> None:
         assert made
         for one in made:
             assert one.library.get_pointer_to_function(one.fndesc.llvm_func_name) == 0
+
+
+def half_of_sum(numbers: NDArray[np.float64]) -> tuple[float, Any]:
+    """Half the sum, by compiled code that calls an inner function; and that function."""
+
+    @inner
+    def half(number: float) -> float:
+        return 0.5 * number
+
+    @hot
+    def all_of(numbers: NDArray[np.float64]) -> float:
+        total = 0.0
+        for number in numbers:
+            total += half(number)
+        return total
+
+    return all_of(numbers), half
+
+
+@pytest.mark.parametrize(
+    "changed", ["_finalize_final_module", "get_pointer_to_function", "codegen"]
+)
+def test_without_numbas_inner_interface_inner_functions_are_compiled_as_others(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    def gone(*_: object) -> None:
+        raise AttributeError(changed)
+
+    monkeypatch.setattr(linked.LinkedLibrary, changed, property(gone))
+    linked.can_link.cache_clear()
+    try:
+        total, half = half_of_sum(np.array([1.0, 2.0, 5.0]))
+        assert not linked.can_link()
+    finally:
+        linked.can_link.cache_clear()
+    assert total == 4.0
+    for one in half.overloads.values():
+        assert one.library.get_pointer_to_function(one.fndesc.llvm_func_name) != 0
+
+
+def test_without_numbas_inner_modules_inner_functions_are_compiled_as_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "moesim.linked", None)
+    assert half_of_sum(np.array([1.0, 2.0, 5.0]))[0] == 4.0
+
+
+def test_this_numba_can_link() -> None:
+    linked.can_link.cache_clear()
+    assert linked.can_link()
 
 
 def test_a_function_without_a_file_is_compiled_uncached() -> None:

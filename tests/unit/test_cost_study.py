@@ -211,9 +211,7 @@ def test_intervals_are_of_the_study_at_the_bounds() -> None:
     said = "\n".join(cost_words.headlines(sure.summary))
     assert "over 5 seeds, 95 % interval 9.09 to 11.0" in said
     assert any(" to " in cells[0] for _, cells in cost_rows.break_even_rows(sure.summary))
-    (figure, _) = cost_figures(
-        sure.summary, sure.curves, [], (sure.day(sure.own, 1e9),) * 2, sure.bounds
-    )
+    (figure, _) = cost_figures(sure.findings())
     assert "95 % interval" in figure.caption
     assert svg(figure).startswith("<svg")
 
@@ -268,7 +266,7 @@ def scenario_file(tmp_path: Path) -> str:
         (["--dense", "mixtral-8x7b"], "--dense must be a dense model"),
         (["--dense", "no-such"], "model must be a shipped model"),
         (["--spare", "-1"], "--spare must be from 0"),
-        (["--headroom", "0"], "--headroom must be from 0.01"),
+        (["--headroom", "0.9"], "--headroom must be from 1.0"),
         (["--percentile", "100"], "--percentile must be from 50"),
         (["--seeds", "0"], "--seeds must be 1 to 30"),
         (["--cached-share", "1.5"], "--cached-share must be from 0 to 1"),

@@ -329,6 +329,7 @@ def test_comments_continued_lines_assignments_and_where_the_output_goes() -> Non
         (f"{BASE} --tensor-parallel-size --port 1", "needs a value"),
         (f"{BASE} --tensor-parallel-size -8", "must be a whole number from 1"),
         (f"{BASE} --tensor-parallel-size 8.5", "must be a whole number from 1"),
+        (f"{BASE} --tensor-parallel-size=--5", "must be a whole number from 1"),
         (f"{BASE} --tensor-parallel-size $TP", "must be written out"),
         (f"{BASE} --tensor-parallel-size " + "9" * 5000, "must be a whole number from 1"),
         (f"{BASE} -tp 100000 -dp 100000", "must need at most 16384 GPUs"),

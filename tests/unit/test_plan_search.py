@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,55 @@ def test_a_study_is_kept_and_belongs_to_one_question(
     path.write_text("not a database")
     with pytest.raises(InputError, match="must be a file of moesim plan"):
         Ledger(space, "one", 0, path)
+
+
+def damaged(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON trials BEGIN DELETE FROM studies; END",
+        "CREATE VIEW v AS SELECT 1",
+        "INSERT INTO studies (study_name) VALUES ('mine')",
+        "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'outcome'",
+        "UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'outcome'",
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, '150', '1.5')",
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, '0.5', 'NaN')",
+        "UPDATE trials SET state = 'OVER'",
+        "DELETE FROM study_user_attributes",
+    ],
+)
+def test_a_study_that_others_have_changed_is_refused_in_one_line(
+    scenario: Scenario, shape: Shape, tmp_path: Path, statement: str
+) -> None:
+    space, path = plan_space(scenario, None, 1, OVER), tmp_path / "study.db"
+    found = Outcome(1, 150, 0, ("late",), 1.5, False, 10, 10, {"ttft_s.p99": 0.5})
+    Ledger(space, "one", 0, path).keep(shape, found, 3.0)
+    damaged(path, statement)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="--study") as refused:
+        Ledger(space, "one", 0, path)
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_somebody_elses_database_is_left_as_it_is(scenario: Scenario, tmp_path: Path) -> None:
+    space, path = plan_space(scenario, None, 1, OVER), tmp_path / "mine.db"
+    damaged(path, "CREATE TABLE mine (a)")
+    before = path.read_bytes()
+    for name in (path, tmp_path / "study.db?mode=memory"):
+        with pytest.raises(InputError, match="--study"):
+            Ledger(space, "one", 0, name)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("pools", ["²:1", "0:1", "1:1:1", "1:9999999"])
+def test_pools_that_say_nothing_are_refused(scenario: Scenario, pools: str) -> None:
+    space = plan_space(scenario, None, 8, {**OVER, "pools": [pools]})
+    with pytest.raises(InputError, match="--over pools must be"):
+        prune(scenario, space, demand_facts(scenario, 99.0), {})
