@@ -363,8 +363,11 @@ class Result:
 
         return run_html(self, Case(uncertainty=self.uncertainty))
 
-    def save(self, folder: str | Path) -> None:
-        """Write the tables (parquet), summary.json and scenario.yaml into `folder`."""
+    def save(self, folder: str | Path, told: Mapping[str, object] | None = None) -> None:
+        """Write the tables (parquet), summary.json and scenario.yaml into `folder`.
+
+        `told`: what summary.json holds besides the summary, of studies of the run.
+        """
         import yaml
 
         target = Path(folder)
@@ -387,7 +390,8 @@ class Result:
             text = yaml.safe_dump(self.scenario.model_dump(mode="json"), sort_keys=False)
             path.write_text(text, encoding="utf-8")
         with replace_atomically(target / "summary.json") as path:
-            path.write_text(json.dumps(self.summary, indent=2, allow_nan=False), encoding="utf-8")
+            summary = {**self.summary, **(told or {})}
+            path.write_text(json.dumps(summary, indent=2, allow_nan=False), encoding="utf-8")
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report."""

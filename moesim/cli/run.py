@@ -134,7 +134,10 @@ def run(
             uncertainty = replicate(
                 chosen, **replications.given(), progress=tell, first=plain
             ).uncertainty
-    written = _write(result, out, report, charts, chart_format)
+    if out is not None:
+        result.save(out, plain_uncertainty(uncertainty))
+    written = _write(result, report, charts, chart_format)
+    written += [] if out is None else [out]
     written += [] if written_scenario is None else [written_scenario]
     if kept is not None and timeline is not None:
         kept.save(timeline)
@@ -198,17 +201,14 @@ def _summary(result: Result, told: Explained | None) -> Mapping[str, object]:
 
 def _write(
     result: Result,
-    out: Path | None,
     report: Path | None,
     charts: Path | None,
     chart_format: ChartFormat,
 ) -> list[Path]:
-    if out is not None:
-        result.save(out)
     if report is not None:
         result.report(report)
     if charts is not None:
         from moesim.report.export import export_charts
 
         export_charts([result], charts, ("svg",) if chart_format == "svg" else ("png",))
-    return [path for path in (out, report, charts) if path is not None]
+    return [path for path in (report, charts) if path is not None]
