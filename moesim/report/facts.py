@@ -100,7 +100,7 @@ def times_too_much(run: ReportedResult, case: Case) -> float | None:
 
 def replicas_of(run: ReportedResult, gpus: float) -> float:
     """Replicas of so many GPUs that the run has, at least 1."""
-    return max(1.0, (run.summary.get("gpus") or gpus) / gpus)
+    return max(1.0, float(run.summary.get("gpus") or gpus) / gpus)
 
 
 def overload_words(run: ReportedResult, case: Case) -> str | None:
