@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TYPICAL_TRIALS = 8
 TRIALS_OF_A_SEED = 4
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+WIDE = 120  # columns of a terminal that holds all of a table
 
 
 def cost(
@@ -183,13 +184,15 @@ def prices(as_json: JsonOption = False) -> None:
     ]
     print_table(out, ["GPU", "kind", "$ an hour", "date", "trust"], rows)
     shown = [
-        [each.name, each.model or "-", money(each.input),
+        [each.name, money(each.input),
          "-" if each.cached_input is None else money(each.cached_input), money(each.output),
-         each.date, each.trust, each.about]
+         each.date, each.model or "-", each.trust]
         for each in api_prices()
     ]  # fmt: skip
-    header = ["managed API", "model", "input", "cached", "output", "date", "trust", ""]
-    print_table(out, header, shown)
+    header = ["managed API", "input", "cached", "output", "date", "model", "trust"]
+    columns = len(header) if out.width >= WIDE else 4
+    print_table(out, header[:columns], [row[:columns] for row in shown])
+    print_notes(out, [f"{each.name}: {each.about}" for each in api_prices() if each.about])
     rows = [
         [name, significant(day.peak_over_mean, 3), significant(day.night_over_mean, 2), day.date,
          day.trust, day.description]
@@ -199,4 +202,4 @@ def prices(as_json: JsonOption = False) -> None:
     energy = [[name, f"{each.value:g}", each.date, each.trust] for name, each in
               energy_presets().items()]  # fmt: skip
     print_table(out, ["electricity", "", "date", "trust"], energy)
-    print_notes(out, ["APIs in USD per million tokens; `--json` gives the sources"])
+    print_notes(out, ["APIs in USD per million tokens; `--json` gives dates, models and sources"])

@@ -366,7 +366,6 @@ def test_arguments_of_run(
         ["rnu", "demo"],
         ["run"],
         ["run", "demo", "--colour"],
-        ["run", "demo", "--charts", "x", "--format", "gif"],
         ["trace"],
         ["trace", "synth", "--model", "dbrx", "--out", "x.safetensors", "--tokens", "many"],
         ["place", "demo", "--batch", "0"],

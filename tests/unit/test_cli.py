@@ -503,6 +503,7 @@ def test_a_terminal_s_width_is_kept(
 @pytest.mark.parametrize(
     ("command", "told"),
     [
+        ("run demo --charts x --format gif", "--format must be png or svg; got 'gif'"),
         ("launch demo --engine tgi", "--engine must be vllm, sglang or trtllm; got 'tgi'"),
         ("compare demo --dense nosuch", "--dense must be active or total; got 'nosuch'"),
         ("review a b c d e f g", "review takes 1 to 6 scenarios; got 7"),

@@ -164,7 +164,7 @@ def test_shipped_api_prices_are_dated_and_of_shipped_models() -> None:
 
 def test_prices_of_a_model_are_the_cheapest_first() -> None:
     found = prices_of_model("deepseek-v3")
-    assert found[0].name == "deepseek/deepseek-chat-off-peak"
+    assert found[0].name == "openrouter/deepseek-chat-v3-0324"
     assert find_api_price("deepseek/deepseek-chat").cached_input == 0.07
     assert prices_of_model("generic-moe-400b-a30b") == ()
 

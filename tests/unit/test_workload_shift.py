@@ -45,7 +45,8 @@ def test_every_domain_prompts_and_bursts_are_tried(found: tuple[Shifted, ...]) -
         ("bursts", "arrivals in bursts (gaps with CV 2)"),
     ]
     assert all(each.seeds == (0, 1) and each.requests == 100 for each in found)
-    assert all("95 % interval" in each.sentence for each in found)
+    for each in found:
+        assert "95 % interval" in each.sentence or "does not change" in each.sentence
 
 
 def test_intervals_hold_their_ratio(found: tuple[Shifted, ...]) -> None:
