@@ -247,7 +247,11 @@ def _plain_verdict(each: Verdict) -> dict[str, Any]:
     }
     rest = {"told_apart": each.told_apart, "better": each.better, "more": each.more}
     rest["exact"] = each.exact
-    return {str(k): v for k, v in {**found, **rest, "sentence": each.sentence}.items()}
+    from moesim.metrics import plain  # a relative difference of 0 is no number
+
+    told = plain({**found, **rest, "sentence": each.sentence})
+    assert isinstance(told, dict)
+    return told
 
 
 def _differences(first: Result, other: Result, told: Verdicts) -> list[Difference]:
