@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.findings.estimates import LEVEL, Estimate
+from moesim.findings.estimates import Estimate
+from moesim.intervals import student_t
 from moesim.scenario import Scenario
 from moesim.within_run import value_at
 
@@ -31,14 +32,12 @@ def with_requests(scenario: Scenario, most: int) -> Scenario:
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Mean over seeds, with Student's t interval; none for one seed."""
-    from scipy.stats import t as student
-
     given = np.asarray(values, np.float64)
     mean = float(given.mean())
     if given.size < 2:
         return Estimate(mean)
     error = float(given.std(ddof=1)) / given.size**0.5
-    half = float(student.ppf((1.0 + LEVEL) / 2.0, given.size - 1)) * error
+    half = student_t(given.size) * error
     return Estimate(mean, mean - half, mean + half)
 
 

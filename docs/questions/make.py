@@ -243,6 +243,8 @@ def make(names: Sequence[str], folder: Path, drawn: bool) -> None:
             write_answers(folder / "answers.csv", kept)
         if question.name not in answers:
             raise InputError("question", "must have been asked before", question.name)
+    answers = read_answers(folder / "answers.csv")  # the page quotes figures as they are kept
+    for question in questions:
         check(question, answers[question.name])
     index = folder / "index.md"
     write(index, page(index.read_text(encoding="utf-8"), questions, answers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from moesim.economics.api_prices import ApiPrice, prices_of_model
 from tests.browser.test_report_page import (
     CHROMIUM,
     CUT,
-    FLAGS,
     HOSTILE,
     OVERLAPS,
     SHAPES,
     opened,
-    playwright,
 )
 from tests.fixtures.offers import fake_study
 
@@ -25,14 +22,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Chromium at /usr/bin/chromium"),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.mark.parametrize(

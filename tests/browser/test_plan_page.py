@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,16 @@ from moesim.report.plan_page import write_plan_report
 from tests.browser.test_report_page import (
     CHROMIUM,
     CUT,
-    FLAGS,
     HOSTILE,
     OVERLAPS,
     SHAPES,
     opened,
-    playwright,
 )
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Chromium at /usr/bin/chromium"),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield running
-        running.close()
 
 
 def option(name: str, gpus: int, slowness: float, missed: tuple[str, ...] = ()) -> Option:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +90,13 @@ INK = """() => ({
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def run() -> FakeResult:
     return fake_result(requests=400)
 
 
-def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
+def opened(chromium: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
     """The drawn page, and everything that went wrong: errors, requests, alerts."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
+    context = chromium.new_context(viewport={"width": 1200, "height": 900}, **options)
     context.set_offline(True)
     context.add_init_script("window.alert = (text) => console.log(`alert ${text}`)")
     tab = context.new_page()
@@ -148,9 +139,9 @@ def runs(kind: str, run: FakeResult) -> list[FakeResult]:
 
 @pytest.mark.parametrize("kind", ["one run", "queueing", "small", "dense", "six"])
 def test_charts_are_drawn_and_legible(
-    browser: Any, tmp_path: Path, run: FakeResult, kind: str
+    chromium: Any, tmp_path: Path, run: FakeResult, kind: str
 ) -> None:
-    tab, troubles = opened(browser, write_report(runs(kind, run), tmp_path / "report.html"))
+    tab, troubles = opened(chromium, write_report(runs(kind, run), tmp_path / "report.html"))
     assert troubles == []
     shapes = tab.evaluate(SHAPES)
     assert len(shapes) >= 5
@@ -164,10 +155,10 @@ def test_charts_are_drawn_and_legible(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_take_the_colours_of_the_page(
-    browser: Any, tmp_path: Path, run: FakeResult, scheme: str
+    chromium: Any, tmp_path: Path, run: FakeResult, scheme: str
 ) -> None:
     path = write_report([run], tmp_path / "report.html")
-    tab, _ = opened(browser, path, color_scheme=scheme)
+    tab, _ = opened(chromium, path, color_scheme=scheme)
     ink = tab.evaluate(INK)
     assert ink["label"] == ink["body"]
     assert contrast(ink["body"], ink["paper"]) > 7
@@ -190,11 +181,11 @@ def contrast(first: str, second: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_hostile_names_run_nothing(browser: Any, tmp_path: Path, run: FakeResult) -> None:
+def test_hostile_names_run_nothing(chromium: Any, tmp_path: Path, run: FakeResult) -> None:
     hostile = FakeResult(**{**vars(run), "name": HOSTILE, "notes": (HOSTILE,)})
     hostile.scenario = FakeScenario({"name": HOSTILE}, question=HOSTILE)
     path = write_report([hostile, run], tmp_path / "report.html")
-    tab, troubles = opened(browser, path)
+    tab, troubles = opened(chromium, path)
     tab.hover('[data-chart="cost"] svg.marks .role-mark path')
     assert troubles == []
     assert tab.evaluate("document.images.length") == 0
@@ -202,9 +193,9 @@ def test_hostile_names_run_nothing(browser: Any, tmp_path: Path, run: FakeResult
     tab.context.close()
 
 
-def test_the_text_stands_without_scripts(browser: Any, tmp_path: Path, run: FakeResult) -> None:
+def test_the_text_stands_without_scripts(chromium: Any, tmp_path: Path, run: FakeResult) -> None:
     path = write_report([run], tmp_path / "report.html")
-    context = browser.new_context(java_script_enabled=False)
+    context = chromium.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(path.as_uri())
     text = tab.inner_text("body")
@@ -215,10 +206,10 @@ def test_the_text_stands_without_scripts(browser: Any, tmp_path: Path, run: Fake
 
 
 def test_a_narrow_screen_scrolls_charts_not_the_page(
-    browser: Any, tmp_path: Path, run: FakeResult
+    chromium: Any, tmp_path: Path, run: FakeResult
 ) -> None:
     path = write_report([run], tmp_path / "report.html")
-    tab, troubles = opened(browser, path)
+    tab, troubles = opened(chromium, path)
     tab.set_viewport_size({"width": 390, "height": 800})
     assert troubles == []
     wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -229,7 +220,7 @@ def test_a_narrow_screen_scrolls_charts_not_the_page(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("traces", [1, 3])
 def test_charts_of_traces_are_drawn_and_legible(
-    browser: Any, tmp_path: Path, traces: int, scheme: str
+    chromium: Any, tmp_path: Path, traces: int, scheme: str
 ) -> None:
     """A trace of many experts and domains with long names, alone and beside others."""
     rng = np.random.default_rng(0)
@@ -241,7 +232,7 @@ def test_charts_of_traces_are_drawn_and_legible(
     if traces > 1:
         studies += [study(identical(), "same"), study(identical(), "same")]
     path = write_trace_report(studies, tmp_path / "trace.html")
-    tab, troubles = opened(browser, path, color_scheme=scheme)
+    tab, troubles = opened(chromium, path, color_scheme=scheme)
     assert troubles == []
     shapes = tab.evaluate(SHAPES)
     assert len(shapes) >= 8
@@ -291,10 +282,10 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> PlacementStudy:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_of_placements_are_drawn_and_legible(
-    browser: Any, tmp_path: Path, placed: PlacementStudy, scheme: str
+    chromium: Any, tmp_path: Path, placed: PlacementStudy, scheme: str
 ) -> None:
     path = write_place_report(placed, tmp_path / "placed.html")
-    tab, troubles = opened(browser, path, color_scheme=scheme)
+    tab, troubles = opened(chromium, path, color_scheme=scheme)
     assert troubles == []
     shapes = tab.evaluate(SHAPES)
     assert set(shapes) == {
@@ -316,10 +307,10 @@ def test_charts_of_placements_are_drawn_and_legible(
 
 
 def test_a_placement_study_says_its_findings_without_scripts(
-    browser: Any, tmp_path: Path, placed: PlacementStudy
+    chromium: Any, tmp_path: Path, placed: PlacementStudy
 ) -> None:
     path = write_place_report(placed, tmp_path / "placed.html")
-    context = browser.new_context(java_script_enabled=False)
+    context = chromium.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(path.as_uri())
     text = tab.inner_text("body").replace("\N{NO-BREAK SPACE}", " ")
@@ -353,9 +344,9 @@ def explained() -> Explanation:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_charts_of_causes_are_drawn_and_legible(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_charts_of_causes_are_drawn_and_legible(chromium: Any, tmp_path: Path, scheme: str) -> None:
     path = write_attribution_report(explained(), HOSTILE, tmp_path / "why.html", HOSTILE)
-    tab, troubles = opened(browser, path, color_scheme=scheme)
+    tab, troubles = opened(chromium, path, color_scheme=scheme)
     assert troubles == []
     shapes = tab.evaluate(SHAPES)
     assert set(shapes) == {f"attribution-{name}" for name in ("shares", "itl", "ttft", "e2e")}

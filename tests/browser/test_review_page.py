@@ -14,14 +14,12 @@ from moesim.report import write_report
 from tests.browser.test_report_page import (
     CHROMIUM,
     CUT,
-    FLAGS,
     HOSTILE,
     INK,
     OVERLAPS,
     SHAPES,
     contrast,
     opened,
-    playwright,
 )
 from tests.fixtures.fake_case import fake_case
 from tests.fixtures.fake_result import FakeResult, fake_result
@@ -43,14 +41,6 @@ FIRST_WIDTH = (
 )
 FAINT = """() => document.querySelectorAll(
   '[data-chart="latency-cdf"] .role-mark path[opacity="0.06"]').length"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
