@@ -7,6 +7,10 @@ WORKERS ?= 2
 # `calibration` brings torch; without it (make test EXTRAS=dev) the tests that need it skip.
 EXTRAS  ?= dev,calibration
 
+# Bytecode is kept even where the shell says otherwise: the tests start hundreds of processes, and
+# compiling moesim's sources takes each half a second.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGE := pyproject.toml constraints.txt

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from moesim.model import MoEModel, load_model
     from moesim.placement.placement import Placement
     from moesim.planning import Plan, plan
-    from moesim.price_list import prices
     from moesim.results import Result
-    from moesim.review import Review, review
+    from moesim.reviewing import Review, review
     from moesim.routing.trace import RoutingTrace
     from moesim.scenario import Scenario, load_scenario
     from moesim.serving_cost import CostStudy, cost_study
+    from moesim.serving_cost.price_list import prices
     from moesim.simulation import simulate
     from moesim.what_if import PlacementStudy, place_study
 
@@ -39,7 +39,7 @@ _MODULES = {
     "PlacementStudy": "what_if",
     "Plan": "planning",
     "Result": "results",
-    "Review": "review",
+    "Review": "reviewing",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
     "attribute": "attribution",
@@ -51,8 +51,8 @@ _MODULES = {
     "make_cluster": "hardware",
     "place_study": "what_if",
     "plan": "planning",
-    "prices": "price_list",
-    "review": "review",
+    "prices": "serving_cost.price_list",
+    "review": "reviewing",
     "simulate": "simulation",
 }
 

@@ -1,8 +1,8 @@
 """What gives first as the load grows: KV memory, the prefill queue, the batch, an expert, a link.
 
 The load of one replica is raised until a run misses the objective or no longer settles
-(moesim.capacity: the same requests at every rate), and the first run that does is compared with
-today's.
+(moesim.serving_cost.capacity: the same requests at every rate), and the first run that does is
+compared with today's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moesim.capacity import (
+from moesim.deployment import Deployment, deploy
+from moesim.errors import InputError
+from moesim.figures.traffic import limits
+from moesim.findings.strain import LoadPoint, Strain
+from moesim.results import Result
+from moesim.scenario import Scenario, SLOSpec
+from moesim.serving_cost.capacity import (
     LEAST_REQUESTS,
     TOO_FEW,
     Simulate,
@@ -23,14 +29,8 @@ from moesim.capacity import (
     rate_of,
     runner,
 )
-from moesim.deployment import Deployment, deploy
-from moesim.errors import InputError
-from moesim.findings.strain import LoadPoint, Strain
-from moesim.results import Result
-from moesim.scenario import Scenario, SLOSpec
 from moesim.strain_causes import binds_at, loaded_steps
-from moesim.traffic import limits
-from moesim.within_run import value_at
+from moesim.uncertainty.within_run import value_at
 
 # Requests of every run; as many times more where these do not fill a replica, up to the most.
 REQUESTS = 600
@@ -66,7 +66,7 @@ def breaking_point(
 
     Today's load is the scenario's rate of arrivals, its replicas with equal shares of it. Without
     limits in the scenario and `slo`, only a backlog that grows breaks the deployment. About eight
-    runs of `requests` requests. Raises InputError as `moesim.capacity.capacity` does:
+    runs of `requests` requests. Raises InputError as `moesim.serving_cost.capacity.capacity` does:
     without a rate of arrivals, for example. Where so few requests do not fill a replica, MORE times
     as many are tried, up to MOST_REQUESTS.
     """

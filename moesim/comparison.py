@@ -2,8 +2,9 @@
 
 Demand depends on the workload and the seed alone, so request n of one run is request n of the other
 and their latencies are subtracted one by one. Both runs are cut into the same batches of requests;
-the interval of a difference comes from what it is without each batch (moesim.intervals). It speaks
-for this demand's kind; `compare_replications` has intervals over seeds, routing and calibration.
+the interval of a difference comes from what it is without each batch (uncertainty.intervals). It
+speaks for this demand's kind; `compare_replications` has intervals over seeds, routing and
+calibration.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.figures.metrics import counted_rows
 from moesim.findings.estimates import HEADLINES, Uncertainty, Verdict, Verdicts
-from moesim.metrics import counted_rows
-from moesim.observations import Parts, part_of_request
 from moesim.pools import check
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
-from moesim.verdicts import overall, told_exactly, verdict
-from moesim.within_run import BATCHES, value_at
+from moesim.uncertainty.observations import part_of_request
+from moesim.uncertainty.parts import Parts
+from moesim.uncertainty.verdicts import overall, told_exactly, verdict
+from moesim.uncertainty.within_run import BATCHES, value_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +249,7 @@ def _plain_verdict(each: Verdict) -> dict[str, Any]:
     }
     rest = {"told_apart": each.told_apart, "better": each.better, "more": each.more}
     rest["exact"] = each.exact
-    from moesim.metrics import plain  # a relative difference of 0 is no number
+    from moesim.figures.metrics import plain  # a relative difference of 0 is no number
 
     told = plain({**found, **rest, "sentence": each.sentence})
     assert isinstance(told, dict)

@@ -70,6 +70,9 @@ def inner(function: F) -> F:
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     import numba
 
+    from moesim.registries import start_without_linalg
+
+    start_without_linalg()
     if options.get("linked"):
         own = {name: value for name, value in options.items() if name != "linked"}
         try:
@@ -93,13 +96,12 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 def cache_directory(source: Path) -> Path:
     """Where compiled code of a file is cached; named after the sources that it depends on."""
-    own = _own_sources()
     if source.is_relative_to(_PACKAGE):
-        key = own.key([source])
+        key = _own_key(source)
     else:  # somebody else's: any compiled code of moesim may be part of it
         outside = hashlib.sha256(source.read_bytes()).hexdigest()
-        key = hashlib.sha256(f"{outside} {own.key()}".encode()).hexdigest()
-    return cache_root() / "compiled" / key[:32]
+        key = hashlib.sha256(f"{outside} {_own_key()}".encode()).hexdigest()
+    return _known_root(*_choices()) / "compiled" / key[:32]
 
 
 def source_key(package: Path, *sources: Path) -> str:
@@ -115,6 +117,12 @@ def source_key(package: Path, *sources: Path) -> str:
 @functools.cache
 def _own_sources() -> _Sources:
     return _Sources(_PACKAGE)
+
+
+@functools.cache
+def _own_key(*sources: Path) -> str:
+    """`source_key` of this package, which does not change while it runs."""
+    return _own_sources().key(sources)
 
 
 class _Sources:
@@ -173,15 +181,26 @@ def _imported(text: str, package: Path, known: dict[Path, str]) -> list[Path]:
 
 def cache_root() -> Path:
     """The first writable of: MOESIM_CACHE_DIR, the user's cache folder, a private temporary one."""
-    candidates = []
-    if chosen := os.environ.get("MOESIM_CACHE_DIR"):
-        candidates.append(Path(chosen))
-    user = os.environ.get("XDG_CACHE_HOME", "")
+    chosen, user, home = _choices()
+    candidates = [Path(chosen)] if chosen else []
     if os.path.isabs(user):
         candidates.append(Path(user) / "moesim")
-    elif (home := os.path.expanduser("~")) != "~":
+    elif home != "~":
         candidates.append(Path(home) / ".cache" / "moesim")
     return next((path for path in candidates if _writable(path)), None) or _temporary_folder()
+
+
+def _choices() -> tuple[str, str, str]:
+    """What says where caches live."""
+    environment = os.environ
+    home = os.path.expanduser("~")
+    return environment.get("MOESIM_CACHE_DIR", ""), environment.get("XDG_CACHE_HOME", ""), home
+
+
+@functools.cache
+def _known_root(*choices: str) -> Path:
+    """`cache_root`, found once for the same choices: every decorated function asks."""
+    return cache_root()
 
 
 def _writable(folder: Path) -> bool:

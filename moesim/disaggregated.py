@@ -15,10 +15,10 @@ from moesim.deployment import step_costs
 from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
+from moesim.figures.raw_run import PoolRun, RawRun
 from moesim.ideal import REAL, Ideal
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
-from moesim.raw_run import PoolRun, RawRun
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.sim.background import start_background

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,22 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.profile import PowerProfile
-from moesim.files import replace_atomically
-from moesim.raw_run import RawRun
+from moesim.figures.raw_run import RawRun
 from moesim.scenario import Scenario
-from moesim.sim.state import CANCELLED, COMPLETED, LOST, NOBODY, REJECTED
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from moesim.findings.estimates import Uncertainty
-    from moesim.observations import Observed
-    from moesim.steady_state import SteadyState
-
-
-# What became of a request, in the tables.
-_ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled", LOST: "lost"}
+    from moesim.uncertainty.observations import Observed
+    from moesim.uncertainty.steady_state import SteadyState
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,85 +58,39 @@ class Result:
     @cached_property
     def steady_state(self) -> SteadyState:
         """Whether the run settles, and is long enough to speak of the long run."""
-        from moesim.steady_state import steady_state
+        from moesim.uncertainty.steady_state import steady_state
 
         return steady_state(self.requests, self.scenario.workload.arrivals)
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
         """How sure the headline figures are, from within this run (findings.estimates)."""
-        from moesim.within_run import within_run
+        from moesim.uncertainty.within_run import within_run
 
         return within_run(self.observed, self.steady_state, self.summary, self.scenario.seed)
 
     @property
     def observed(self) -> Observed:
         """What intervals are computed from; not kept."""
-        from moesim.observations import observe
-        from moesim.traffic import limits, met_own_limits
+        from moesim.figures.traffic import limits, met_own_limits
+        from moesim.uncertainty.observations import observe
 
         of_class = limits(self.scenario)
         limited = any(value for each in of_class.values() for value in each.values())
         met_N = met_own_limits(self.requests, of_class) if limited else None
-        given = self.requests, self.steps, (self.itl_s, self._gap_rows()), met_N
+        given = self.requests, self.steps, self._gaps, met_N
         return observe(*given, self.gpus, self.usd_per_gpu_hour)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        import pandas as pd
+        from moesim.figures.tables import requests_table
 
-        from moesim.metrics import e2e, tpot, ttft
-
-        raw = self.raw.requests
-        status = np.full(raw.size, "failed", dtype=object)
-        for number, word in _ENDED.items():
-            status[raw["status"] == number] = word
-        threads, groups = self.raw.threads, self.raw.groups
-        rank = raw["rank"].astype(np.int64)
-        placed = rank != NOBODY
-        table = pd.DataFrame(
-            {
-                "request": np.arange(raw.size),
-                "replica": np.where(placed, rank // self.raw.ranks_per_replica, -1),
-                "rank": np.where(placed, rank % self.raw.ranks_per_replica, -1),
-                "status": status,
-                "arrival_s": raw["arrival_s"],
-                "scheduled_s": raw["scheduled_s"],
-                "first_token_s": raw["first_token_s"],
-                "finish_s": raw["finish_s"],
-                "prompt_tokens": raw["prompt_tokens"],
-                "output_tokens": raw["output_tokens"],
-                "cached_tokens": raw["cached_tokens"],
-                "loaded_tokens": raw["loaded_tokens"],
-                "preemptions": raw["preemptions"],
-                "retries": raw["retries"],
-                "queue_s": raw["scheduled_s"] - raw["arrival_s"],
-                "ttft_s": ttft(raw["arrival_s"], raw["first_token_s"]),
-                "tpot_s": tpot(raw["first_token_s"], raw["finish_s"], raw["output_tokens"]),
-                "e2e_s": e2e(raw["arrival_s"], raw["finish_s"]),
-                "session": -1 if threads is None else threads.thread_N,
-                "turn": 0 if threads is None else threads.turn_N,
-                "class": "" if groups is None else _names(groups.classes, groups.class_N),
-                "tenant": "" if groups is None else _names(groups.tenants, groups.tenant_N),
-            }
-        )
-        if self.raw.handed is not None:
-            self._add_pools(table, self.raw.handed)
+        table = requests_table(self.raw)
         table["warmup"] = self._warmup(table)
         return table
 
-    def _add_pools(self, table: pd.DataFrame, handed: NDArray[Any]) -> None:
-        """What pools do with requests; replicas are numbered through the pools."""
-        from moesim.pool_figures import request_columns
-
-        pools, decode_start_s = self.raw.pools, self.raw.decode_start_s
-        assert decode_start_s is not None
-        table.loc[table["replica"] >= 0, "replica"] += pools[0].replicas
-        for name, column in request_columns(pools, handed, decode_start_s).items():
-            table[name] = column
-
     def _warmup(self, table: pd.DataFrame) -> NDArray[np.bool_]:
-        from moesim.metrics import warmup_mask
+        from moesim.figures.metrics import warmup_mask
 
         # A recorded hour and a benchmark with its opening burst are measured whole.
         whole = isinstance(self.scenario.workload.arrivals, Replay | ClosedLoop | AllAtOnce)
@@ -159,53 +106,34 @@ class Result:
 
     @cached_property
     def sessions(self) -> pd.DataFrame:
-        from moesim.traffic import sessions_table
+        from moesim.figures.traffic import sessions_table
 
         return sessions_table(self.requests)
 
     @cached_property
     def faults(self) -> pd.DataFrame:
-        from moesim.availability import faults_table
+        from moesim.figures.availability import faults_table
 
         return faults_table(self.raw.faults)
 
     @cached_property
     def rebalances(self) -> pd.DataFrame:
-        from moesim.rebalance_figures import rebalances_table
+        from moesim.figures.rebalances import rebalances_table
 
         return rebalances_table(self.raw.rebalances)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        import pandas as pd
+        from moesim.figures.tables import steps_table
 
-        raw = self.raw.steps
-        assert raw.dtype.names is not None
-        table = pd.DataFrame({name: raw[name] for name in raw.dtype.names})
-        table["dummy"] = table["dummy"].astype(bool)
-        if self.raw.pools:
-            from moesim.pool_figures import pool_of_replica
-
-            table["pool"] = pool_of_replica(self.raw.pools)[table["replica"].to_numpy()]
-        if self.raw.rebalances is not None:
-            from moesim.rebalance_figures import during
-
-            start_s = raw["start_s"]
-            span = start_s, start_s + raw["duration_s"]
-            table["rebalancing"] = during(self.rebalances, raw["replica"].astype(np.int64), *span)
-        return table
+        return steps_table(self.raw, self.rebalances)
 
     @cached_property
     def background(self) -> pd.DataFrame:
         """The scenario's background transfers, a row each."""
-        import pandas as pd
+        from moesim.figures.tables import background_table
 
-        planned = self.scenario.cluster.background
-        columns = ("source", "target", "size_bytes", "at_s")
-        table = pd.DataFrame({name: [getattr(one, name) for one in planned] for name in columns})
-        table["finish_s"] = self.raw.background_finish_s
-        table["bytes_per_s"] = table["size_bytes"] / (table["finish_s"] - table["at_s"])
-        return table
+        return background_table(self.raw, self.scenario.cluster.background)
 
     @cached_property
     def itl_s(self) -> NDArray[np.float64]:
@@ -217,33 +145,12 @@ class Result:
         return self._gaps[0]
 
     @cached_property
-    def _gaps(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(gaps, which of the differences between counted requests' tokens they are)."""
-        from moesim.metrics import counted_rows, itl
+    def _gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(gaps between counted requests' tokens, rows of their requests)."""
+        from moesim.figures.metrics import counted_rows
+        from moesim.figures.tables import token_gaps
 
-        if self.raw.token_s.size == 0:
-            return np.zeros(0), np.zeros(0, np.bool_)
-        counted = counted_rows(self.requests)
-        rows = self.raw.requests
-        least = self._least_gap_s()
-        if not counted.all():
-            keep = np.repeat(counted, rows["output_tokens"])
-            times = self.raw.token_s[keep]
-            output = rows["output_tokens"][counted].astype(np.int64)
-            gaps = itl(times, np.cumsum(output) - output)
-        else:
-            gaps = itl(self.raw.token_s, rows["token_start"])
-        real = gaps > least
-        return gaps[real], real
-
-    def _gap_rows(self) -> NDArray[np.int64]:
-        """The row of the request that each gap of itl_s belongs to."""
-        from moesim.metrics import counted_rows
-
-        real = self._gaps[1]
-        rows = np.flatnonzero(counted_rows(self.requests))
-        output = self.raw.requests["output_tokens"][rows].astype(np.int64)
-        return np.repeat(rows, np.maximum(output - 1, 0))[real] if real.size else rows[:0]
+        return token_gaps(self.raw, counted_rows(self.requests), self._least_gap_s())
 
     def _least_gap_s(self) -> float:
         """Gaps that are no longer are none: those between tokens of one message."""
@@ -252,8 +159,8 @@ class Result:
 
     def _rebalancing(self) -> dict[str, Any]:
         """What the summary says of experts placed anew."""
-        from moesim.metrics import counted_rows
-        from moesim.rebalance_figures import gaps_during, rebalancing_summary
+        from moesim.figures.metrics import counted_rows
+        from moesim.figures.rebalances import gaps_during, rebalancing_summary
 
         raw, table = self.raw, self.rebalances
         counted_N, least_s = counted_rows(self.requests), self._least_gap_s()
@@ -273,8 +180,8 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        from moesim.metrics import plain, summarise
-        from moesim.traffic import limits, slo_attainment
+        from moesim.figures.metrics import plain, summarise
+        from moesim.figures.traffic import limits, slo_attainment
 
         summary = summarise(
             self.requests,
@@ -290,7 +197,7 @@ class Result:
         summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
         summary["energy"] = self._energy()
         if self.raw.pools:
-            from moesim.pool_figures import pools_summary, pools_utilisation
+            from moesim.figures.pools import pools_summary, pools_utilisation
 
             given = self.steps, summary["duration_s"]
             summary["utilisation"] = pools_utilisation(self.raw.pools, *given)
@@ -300,7 +207,7 @@ class Result:
         return {"name": self.name, **summary}
 
     def _energy(self) -> dict[str, float | None]:
-        from moesim.energy import energy_summary
+        from moesim.figures.energy import energy_summary
 
         deployment, pools = self.scenario.deployment, self.raw.pools
         shapes = [(self.gpus, deployment.replicas, deployment.parallelism.pipeline)]
@@ -312,8 +219,8 @@ class Result:
 
     def _traffic(self) -> dict[str, Any]:
         """What the summary says of sessions, classes, tenants and lower memories, if there are."""
-        from moesim import traffic
-        from moesim.metrics import plain
+        from moesim.figures import traffic
+        from moesim.figures.metrics import plain
 
         found: dict[str, Any] = {}
         if self.raw.threads is not None:
@@ -335,8 +242,8 @@ class Result:
 
     def _outages(self) -> dict[str, Any]:
         """What the summary says of faults and of replicas that come and go, if there are."""
-        from moesim.availability import faults_summary, scaling_summary
-        from moesim.traffic import limits, met_own_limits
+        from moesim.figures.availability import faults_summary, scaling_summary
+        from moesim.figures.traffic import limits, met_own_limits
 
         found: dict[str, Any] = {}
         replicas = self.scenario.deployment.replicas
@@ -368,9 +275,8 @@ class Result:
 
         `told`: what summary.json holds besides the summary, of studies of the run.
         """
-        import yaml
+        from moesim.figures.saving import save_run
 
-        target = Path(folder)
         tables = {"requests": self.requests, "steps": self.steps}
         if self.raw.threads is not None:
             tables["sessions"] = self.sessions
@@ -378,20 +284,10 @@ class Result:
             tables["faults"] = self.faults
         if self.raw.rebalances is not None:
             tables["rebalances"] = self.rebalances
-        for name, table in tables.items():
-            with replace_atomically(target / f"{name}.parquet") as path:
-                table.to_parquet(path, index=False)
         if len(self.background):
-            with replace_atomically(target / "background.parquet") as path:
-                self.background.to_parquet(path, index=False)
-        with replace_atomically(target / "itl_s.npy") as path, path.open("wb") as file:
-            np.save(file, self.itl_s, allow_pickle=False)
-        with replace_atomically(target / "scenario.yaml") as path:
-            text = yaml.safe_dump(self.scenario.model_dump(mode="json"), sort_keys=False)
-            path.write_text(text, encoding="utf-8")
-        with replace_atomically(target / "summary.json") as path:
-            summary = {**self.summary, **(told or {})}
-            path.write_text(json.dumps(summary, indent=2, allow_nan=False), encoding="utf-8")
+            tables["background"] = self.background
+        scenario = self.scenario.model_dump(mode="json")
+        save_run(Path(folder), tables, self.itl_s, scenario, {**self.summary, **(told or {})})
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report."""
@@ -405,10 +301,3 @@ class Result:
         from moesim.report.charts import all_charts
 
         return all_charts([self])
-
-
-def _names(names: tuple[str, ...], index_N: NDArray[np.uint16]) -> NDArray[np.object_] | str:
-    """The name of each request's group; empty where there are none."""
-    if not names:
-        return ""
-    return np.array(names, dtype=object)[index_N]

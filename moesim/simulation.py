@@ -21,6 +21,7 @@ from moesim.disaggregated import simulate_pools
 from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
+from moesim.figures.raw_run import RawRun
 from moesim.ideal import REAL, Ideal
 from moesim.looking import Looker
 from moesim.outages import (
@@ -32,7 +33,6 @@ from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.policies.rebalancing import FIELD
 from moesim.provenance import run_notes
-from moesim.raw_run import RawRun
 from moesim.rebalancing import check_rebalancing, rebalance
 from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.figures.pools import pool_of_replica
 from moesim.findings.attribution import BOUNDS, SlowStep, SlowSteps, Where
 from moesim.looking import Looker, Seen
 from moesim.model import load_model
-from moesim.pool_figures import pool_of_replica
 from moesim.results import Result
 from moesim.sim.state import STEP_PARTS
 from moesim.simulation import simulate

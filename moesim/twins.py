@@ -17,13 +17,13 @@ from moesim.errors import InputError
 from moesim.findings.attribution import Twin
 from moesim.findings.estimates import HEADLINES
 from moesim.model import load_model, twin_name
-from moesim.over_seeds import figures_of, over_seeds, with_seed
 from moesim.results import Result
 from moesim.scenario import Scenario
-from moesim.self_hosted import dense_scenario
+from moesim.serving_cost.offers import dense_scenario
 from moesim.sim.state import STEP_PARTS
 from moesim.simulation import simulate
-from moesim.steady_state import Backlog
+from moesim.uncertainty.over_seeds import figures_of, over_seeds, with_seed
+from moesim.uncertainty.steady_state import Backlog
 from moesim.workload.demand import DemandStreams, draw_demand
 
 Simulate = Callable[[Scenario], Result]

@@ -15,15 +15,15 @@ from moesim.deployment import deploy, step_costs
 from moesim.findings.estimates import Estimate
 from moesim.findings.shift import SHIFTED, Shifted
 from moesim.model import load_model
-from moesim.over_seeds import figures_of, over_seeds, with_requests, with_seed
 from moesim.placement.placement import EMPTY, Placement
 from moesim.results import Result
 from moesim.routing.source import open_routing
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
-from moesim.steady_state import Backlog
 from moesim.streams import stream
+from moesim.uncertainty.over_seeds import figures_of, over_seeds, with_requests, with_seed
+from moesim.uncertainty.steady_state import Backlog
 from moesim.wiring import wire
 from moesim.workload.arrivals import Deterministic, Gamma, Poisson
 from moesim.workload.demand import Demand, DemandStreams, draw_demand

@@ -20,7 +20,7 @@ from moesim.errors import InputError
 
 if TYPE_CHECKING:
     from moesim.comparison import Comparison
-    from moesim.paired_replications import PairedReplications
+    from moesim.replications.paired import PairedReplications
 
 MOST_REPORTED = 6
 
@@ -66,7 +66,7 @@ def compare(
     for scenario in chosen:
         check(scenario)
         if replications is not None:
-            from moesim.replications import check_arguments
+            from moesim.replications.study import check_arguments
 
             check_arguments(scenario, **replications.given())
     check_file(report, "--report")
@@ -86,7 +86,7 @@ def compare(
         )
     paired = None
     if replications is not None:
-        from moesim.paired_replications import replicate_paired
+        from moesim.replications.paired import replicate_paired
 
         with progress("replications") as tell:
             paired = replicate_paired(chosen, **replications.given(), progress=tell, firsts=results)

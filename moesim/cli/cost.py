@@ -11,7 +11,7 @@ from moesim.cli.output import check_file, console, print_json, print_notes, prin
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from moesim.serving_cost import CostStudy
+    from moesim.serving_cost.study import CostStudy
 
 TYPICAL_TRIALS = 8
 TRIALS_OF_A_SEED = 4
@@ -94,7 +94,7 @@ def cost(
     from moesim.economics.day import find_profile
     from moesim.economics.replicas import Rules
     from moesim.scenario import load_scenario
-    from moesim.serving_cost import VOLUMES, cost_study
+    from moesim.serving_cost.study import VOLUMES, cost_study
 
     chosen = load_scenario(scenario, changes or ())
     volumes = [tokens(text) for text in volume] if volume else VOLUMES
@@ -169,8 +169,8 @@ def prices(as_json: JsonOption = False) -> None:
     from moesim.economics.day import day_presets
     from moesim.economics.owned import energy_presets
     from moesim.hardware import gpu_names, load_gpu
-    from moesim.price_list import prices as price_list
     from moesim.report.words import money, significant
+    from moesim.serving_cost.price_list import prices as price_list
 
     if as_json:
         print_json(price_list())

@@ -57,7 +57,8 @@ class Asked:
 
 def asked(seeds: int | None, vary: str | None, precision: float | None) -> Asked | None:
     """What the options ask for; None where they ask for no replications. Raises InputError."""
-    from moesim.replications import DEFAULT_SEEDS, FEWEST_REPLICATIONS, SOURCES
+    from moesim.replications.runner import SOURCES
+    from moesim.replications.study import DEFAULT_SEEDS, FEWEST_REPLICATIONS
 
     if seeds is None and precision is None:
         if vary is not None:

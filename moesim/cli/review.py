@@ -17,7 +17,7 @@ from moesim.cli.phases import Phases
 from moesim.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from moesim.review import Review
+    from moesim.reviewing import Review
 
 MOST_SEEDS = 100
 MOST_SCENARIOS = 6
@@ -77,8 +77,8 @@ def review(
 
     from moesim.economics.day import find_profile
     from moesim.pools import check
-    from moesim.review import DEPTHS
-    from moesim.review import review as study
+    from moesim.reviewing import DEPTHS
+    from moesim.reviewing import review as study
     from moesim.scenario import load_scenario
 
     if quick and thorough:

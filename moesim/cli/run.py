@@ -114,7 +114,7 @@ def run(
     kept = _timeline(timeline, timeline_steps)
     replications = asked(seeds, vary, precision)
     if replications is not None:
-        from moesim.replications import check_arguments
+        from moesim.replications.study import check_arguments
 
         check_arguments(chosen, **replications.given())
     write_scenario(found, written_scenario)
@@ -127,7 +127,7 @@ def run(
         )
     uncertainty = result.uncertainty
     if replications is not None:
-        from moesim.replications import replicate
+        from moesim.replications.study import replicate
 
         with progress(f"replications of {chosen.name}") as tell:
             plain = result if not (detailed or kept) else None

@@ -113,7 +113,7 @@ def _ends(estimate: Estimate | None) -> tuple[float, ...]:
 def _sure_lines(sure: Uncertainty) -> Iterable[tuple[str, str]]:
     """Intervals of what is no latency, and how they were made."""
     from moesim.report.words import money, percent
-    from moesim.within_run import RULES
+    from moesim.uncertainty.within_run import RULES
 
     shown: tuple[tuple[str, str, Show], ...] = (
         ("output tokens per second", "throughput.output_tokens_per_s", _three),

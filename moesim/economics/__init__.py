@@ -1,6 +1,6 @@
 """Money: prices of GPU-hours and of managed APIs, demand over a day, replicas, break-even volumes.
 
-Pure functions of numbers; only `moesim.serving_cost` puts them together with simulations.
+Pure functions of numbers; only `moesim.serving_cost.study` puts them together with simulations.
 """
 
 from __future__ import annotations

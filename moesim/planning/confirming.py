@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesim.findings.estimates import Estimate
-from moesim.over_seeds import over_seeds
 from moesim.planning.outcomes import Outcome
 from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.shapes import Shape
+from moesim.uncertainty.over_seeds import over_seeds
 
 # Simulations that a runner-up may take besides those that the search made anyway.
 RUNNER_UP_RUNS = 5

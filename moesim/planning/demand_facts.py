@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.traffic import limits
 from moesim.scenario import Scenario
-from moesim.traffic import limits
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from moesim.capacity import judge
 from moesim.deployment import deploy, step_costs
+from moesim.figures.traffic import limits
 from moesim.findings.estimates import HEADLINES
 from moesim.results import Result
 from moesim.scenario import Scenario
+from moesim.serving_cost.capacity import judge
 from moesim.simulation import simulate
-from moesim.steady_state import Backlog
-from moesim.traffic import limits
-from moesim.within_run import value_at
+from moesim.uncertainty.steady_state import Backlog
+from moesim.uncertainty.within_run import value_at
 
 # A system that does not keep up is this much further from its SLO than its times say, at least.
 OVERLOADED = 1.5

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import moesim
 from moesim.errors import InputError
+from moesim.figures.metrics import plain
+from moesim.figures.traffic import limits
 from moesim.file_stamps import file_stamps
 from moesim.findings.planning import PlanFindings
 from moesim.hardware import load_gpu
-from moesim.metrics import plain
 from moesim.planning import confirming, telling
 from moesim.planning.demand_facts import demand_facts
 from moesim.planning.ledger import Ledger, fingerprint
@@ -25,7 +26,6 @@ from moesim.planning.search import Best, Search, UsedUpError
 from moesim.planning.space import GPU, Space, plan_space
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario
-from moesim.traffic import limits
 
 if TYPE_CHECKING:
     import pandas as pd

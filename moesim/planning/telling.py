@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moesim.figures.traffic import limits
 from moesim.findings.planning import Option
 from moesim.planning.pruning import SAME, Pruned
 from moesim.planning.search import Search
 from moesim.scenario import Scenario
-from moesim.traffic import limits
 
 COLUMNS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 

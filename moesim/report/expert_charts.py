@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from moesim.metrics import counted_steps, measured_window
+from moesim.figures.metrics import counted_steps, measured_window
 from moesim.report import series, theme, words
 from moesim.report.figure import Figure, by_deployment, data, without
 from moesim.report.source import ReportedResult, chart_labels, has_expert_ranks, is_moe, labels

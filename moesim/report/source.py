@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.metrics import counted_rows
+from moesim.figures.metrics import counted_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import InputError
+from moesim.figures.metrics import counted_steps, measured_window
 from moesim.findings.placement import Candidate, Gain, SimulatedGain
-from moesim.metrics import counted_steps, measured_window
 from moesim.placing import check_choice
 from moesim.results import Result
 from moesim.scenario import Scenario

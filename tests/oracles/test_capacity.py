@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.capacity import Capacity, at_rate, capacity, judge, one_replica
 from moesim.errors import InputError
 from moesim.scenario import Scenario, SLOSpec
-from moesim.seeded_capacity import mean_of_brackets, seeded_capacities
+from moesim.serving_cost.capacity import Capacity, at_rate, capacity, judge, one_replica
+from moesim.serving_cost.seeded_capacity import mean_of_brackets, seeded_capacities
 from moesim.workload.arrivals import first_arrivals
 
 SERVICE_S = 0.1

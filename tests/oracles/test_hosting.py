@@ -8,11 +8,11 @@ import pytest
 
 from moesim.deployment import deploy
 from moesim.hardware import load_gpu
-from moesim.hosting import StepTokens, experts_read, hosting, input_token, output_token
 from moesim.model import load_model
 from moesim.precision import make_precision
 from moesim.scenario import Scenario, load_scenario
-from moesim.self_hosted import dense_scenario
+from moesim.serving_cost.hosting import StepTokens, experts_read, hosting, input_token, output_token
+from moesim.serving_cost.offers import dense_scenario
 from moesim.sharding import hosting_bytes
 
 H200 = load_gpu("h200-sxm")

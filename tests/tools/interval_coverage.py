@@ -16,11 +16,12 @@ from typing import Any
 
 from moesim.comparison import pair
 from moesim.findings.estimates import Estimate
-from moesim.observations import Parts, join
-from moesim.replications import Runner, kept
+from moesim.replications.kept import kept
+from moesim.replications.runner import Runner
 from moesim.scenario import Scenario
-from moesim.verdicts import verdict
-from moesim.within_run import BATCHES
+from moesim.uncertainty.parts import Parts, join
+from moesim.uncertainty.verdicts import verdict
+from moesim.uncertainty.within_run import BATCHES
 
 STATISTICS = ("mean", "std", "p50", "p90", "p99")
 PATHS = (

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from moesim.breaking_point import breaking_point, failure_words
-from moesim.capacity import rate_of
 from moesim.costs.step import StepCosts
 from moesim.errors import InputError
 from moesim.findings.strain import STRAINS, Strain
 from moesim.results import Result
 from moesim.scenario import Scenario
+from moesim.serving_cost.capacity import rate_of
 from moesim.sim.cost_tables import ALL_GATHER
 from moesim.simulation import simulate
 from tests.fixtures.toy_model import even_ids, toy, toy_costs

@@ -18,7 +18,7 @@ from moesim.errors import InputError
 from moesim.findings.estimates import Verdict
 from moesim.results import Result
 from moesim.simulation import simulate
-from moesim.verdicts import overall, told_exactly, verdict_of_draws, worded
+from moesim.uncertainty.verdicts import overall, told_exactly, verdict_of_draws, worded
 
 BASE: dict[str, Any] = {
     "name": "base",

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim import compiled as module
-from moesim import linked
+from moesim import linked, registries
 from moesim.compiled import cache_root, compiled, hot, inner, source_key
 from moesim.sim import advance
 from tests.fixtures.engine import Harness, make_demand
@@ -58,6 +58,7 @@ def package(tmp_path: Path) -> Path:
     for name, text in files.items():
         (root / name).write_text(text)
     shutil.copy(module.__file__, root / "compiled.py")
+    shutil.copy(registries.__file__, root / "registries.py")
     return root
 
 
@@ -277,3 +278,23 @@ def test_temporary_folder_is_used_only_if_private(
     ours.rmdir()
     ours.symlink_to(tmp_path / "planted")
     assert cache_root() != ours
+
+
+WITHOUT_LINALG = """
+import sys
+import numba, numpy as np
+from moesim.compiled import compiled
+
+@compiled
+def double(x):
+    return 2 * x
+
+assert double(3) == 6 and "scipy.linalg" not in sys.modules
+assert numba.njit(lambda a: np.dot(a, a))(np.ones(3)) == 3.0
+"""
+
+
+def test_numba_starts_without_linalg_and_still_finds_a_blas(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_LINALG)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=300)

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 import moesim
-from moesim import serving_cost as module
-from moesim.capacity import at_rate, judge
 from moesim.cli.app import main
 from moesim.cli.cost import tokens
 from moesim.economics import api_prices as prices_module
@@ -25,7 +23,9 @@ from moesim.report import cost_rows, cost_words
 from moesim.report.cost_page import cost_figures
 from moesim.report.export import svg
 from moesim.scenario import Scenario
-from moesim.serving_cost import CostStudy, cost_study
+from moesim.serving_cost import study as module
+from moesim.serving_cost.capacity import at_rate, judge
+from moesim.serving_cost.study import CostStudy, cost_study
 from moesim.simulation import simulate
 from tests.fixtures.offers import fake_study
 
@@ -286,7 +286,7 @@ def test_bad_input_is_one_line_before_anything_runs(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("ran")
 
-    monkeypatch.setattr("moesim.capacity.simulate", never)
+    monkeypatch.setattr("moesim.serving_cost.capacity.simulate", never)
     assert main(["cost", scenario_file, *options]) == 2
     out, err = capsys.readouterr()
     assert out == ""

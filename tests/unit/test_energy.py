@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from moesim.costs.profile import PowerProfile
-from moesim.energy import JOULES_PER_KWH, energy_summary
+from moesim.figures.energy import JOULES_PER_KWH, energy_summary
 
 REQUESTS = pd.DataFrame(
     {

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from moesim.intervals import (
+from moesim.uncertainty.intervals import (
     Pooled,
     half_width,
     inflation,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim import metrics
+from moesim.figures import metrics
 
 PARTS = (
     "attention_s",

@@ -12,9 +12,9 @@ import pytest
 from moesim.cli.sections import section_lines
 from moesim.deployment import deploy
 from moesim.errors import InputError
+from moesim.figures.rebalances import rebalances_table, rebalancing_summary
 from moesim.placement.placement import Placement
 from moesim.policies.rebalancing import Rebalancing, plan_rebalancing
-from moesim.rebalance_figures import rebalances_table, rebalancing_summary
 from moesim.scenario import Scenario
 from moesim.sharding import expert_bytes
 from moesim.sim.rebalancing import RebalanceLog

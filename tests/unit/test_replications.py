@@ -13,8 +13,8 @@ from moesim.costs.residuals import Residuals, draw_residuals, spreads, with_resi
 from moesim.deployment import deploy, step_costs
 from moesim.drawing import Draw, resampled_pieces
 from moesim.errors import InputError
-from moesim.paired_replications import replicate_paired
-from moesim.replications import Replications, replicate, worst_half_width
+from moesim.replications.paired import replicate_paired
+from moesim.replications.study import Replications, replicate, worst_half_width
 from moesim.scenario import Scenario
 from moesim.simulation import simulate
 from moesim.wiring import wire

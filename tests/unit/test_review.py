@@ -12,8 +12,8 @@ from moesim.cli.app import main
 from moesim.errors import InputError
 from moesim.report.export import export_figures
 from moesim.report.page import page_figures
-from moesim.review import QUICK, Depth, Review, review
-from moesim.review import stages as module
+from moesim.reviewing import QUICK, Depth, Review, review
+from moesim.reviewing import stages as module
 from moesim.scenario import Scenario
 
 TINY = Depth("tiny", 110, 100, 2, 1, 20, ("eplb",))
@@ -104,7 +104,7 @@ def test_a_study_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -
         raise InputError("slo", "is kept at no rate of arrivals")
 
     monkeypatch.setattr(module, "STUDIES", {"costs": refuse})
-    monkeypatch.setattr("moesim.review.study.STUDIES", {"costs": refuse})
+    monkeypatch.setattr("moesim.reviewing.study.STUDIES", {"costs": refuse})
     found = review([SMALL, {**SMALL, "name": "the same again"}], depth=TINY)
     assert [case.absent["costs"] for case in found.cases] == [
         "slo is kept at no rate of arrivals"

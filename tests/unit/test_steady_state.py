@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.steady_state import SteadyState, steady_state
+from moesim.uncertainty.steady_state import SteadyState, steady_state
 from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Poisson, Replay
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from moesim import simulate
 from moesim.errors import InputError
-from moesim.scenario import Scenario
-from moesim.traffic import (
+from moesim.figures.traffic import (
     classes_summary,
     jain_index,
     service_until,
@@ -19,6 +18,7 @@ from moesim.traffic import (
     sessions_table,
     tenants_summary,
 )
+from moesim.scenario import Scenario
 
 NAN = float("nan")
 REQUESTS = pd.DataFrame(

@@ -17,9 +17,9 @@ from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
 from moesim.model import load_model
 from moesim.results import Result
-from moesim.review.depth import Depth
-from moesim.self_hosted import SAME_ACTIVE
-from moesim.serving_cost import cost_study
+from moesim.reviewing.depth import Depth
+from moesim.serving_cost.offers import SAME_ACTIVE
+from moesim.serving_cost.study import cost_study
 from moesim.slow_steps import slow_steps
 from moesim.twins import study_twins
 from moesim.what_if import place_study

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.capacity import Capacity, Simulate
 from moesim.deployment import Deployment, deploy
 from moesim.economics.curves import CostCurve, always_on_curve, by_hour_curve
 from moesim.economics.day import DayProfile
@@ -18,7 +17,12 @@ from moesim.economics.replicas import Replica, Rules
 from moesim.economics.token_split import input_share
 from moesim.errors import InputError
 from moesim.findings.estimates import Estimate
-from moesim.hosting import (
+from moesim.model import MoEModel, load_model, model_names
+from moesim.policies.faults import Restart
+from moesim.results import Result
+from moesim.scenario import Scenario, SLOSpec
+from moesim.serving_cost.capacity import Capacity, Simulate
+from moesim.serving_cost.hosting import (
     KV_REQUESTS,
     Hosting,
     StepTokens,
@@ -28,11 +32,7 @@ from moesim.hosting import (
     input_token,
     output_token,
 )
-from moesim.model import MoEModel, load_model, model_names
-from moesim.policies.faults import Restart
-from moesim.results import Result
-from moesim.scenario import Scenario, SLOSpec
-from moesim.seeded_capacity import mean_of_brackets, seeded_capacities
+from moesim.serving_cost.seeded_capacity import mean_of_brackets, seeded_capacities
 from moesim.units import HOUR
 
 if TYPE_CHECKING:

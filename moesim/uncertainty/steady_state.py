@@ -6,7 +6,7 @@ Rules, in the order in which they are asked:
    hour have no long-run level to settle at; such a run is one draw of what it is.
 2. Overload (`Backlog`): requests in the system, and with them the time that each token takes or
    the wait for the first one, grow from quarter to quarter of the arrivals.
-3. Warm-up: MSER-5 on TTFT (moesim.metrics.mser_truncation).
+3. Warm-up: MSER-5 on TTFT (moesim.figures.metrics.mser_truncation).
 4. Length: at least `LEAST_REQUESTS` requests counted, and arrivals for at least `LEAST_STAYS` times
    as long as the mean request stays: so many requests replace each other, and what the run's
    start and its end distort stays small.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.metrics import counted_rows
+from moesim.figures.metrics import counted_rows
 from moesim.workload.arrivals import AllAtOnce, Arrivals, ClosedLoop, Replay
 
 if TYPE_CHECKING:

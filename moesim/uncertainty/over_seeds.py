@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from moesim.findings.estimates import Estimate
-from moesim.intervals import student_t
 from moesim.scenario import Scenario
-from moesim.within_run import value_at
+from moesim.uncertainty.intervals import student_t
+from moesim.uncertainty.within_run import value_at
 
 
 def with_seed(scenario: Scenario, seed: int) -> Scenario:

@@ -21,27 +21,25 @@ unknown no run length removes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moesim.deployment import deploy, step_costs
-from moesim.drawing import Draw
 from moesim.errors import InputError
 from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty
-from moesim.intervals import half_width, spread_bounds
-from moesim.observations import Parts, condensed, join
 from moesim.pools import check
+from moesim.replications.kept import Replication
+from moesim.replications.runner import LASTING, SOURCES, Runner
 from moesim.results import Result
 from moesim.scenario import Scenario
-from moesim.simulation import as_scenario, simulate
-from moesim.within_run import BATCHES, RULES, value_at
+from moesim.simulation import as_scenario
+from moesim.uncertainty.intervals import half_width, spread_bounds
+from moesim.uncertainty.parts import Parts, join
+from moesim.uncertainty.within_run import RULES, value_at
 
-SOURCES = ("demand", "routing", "calibration")
-LASTING = ("routing", "calibration")  # stay unknown however much is run
 DEFAULT_SEEDS = 8
 FEWEST_REPLICATIONS = 5
 MOST_ADDED = 100  # replications that a precision may take, unless told otherwise
@@ -49,22 +47,6 @@ MOST_REPLICATIONS = 1000
 LARGEST_SEED = 2**63 - MOST_REPLICATIONS
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Replication:
-    """What is kept of one run.
-
-    `parts`: all of it as one part, less its two ends (Observed.settled); `noise`: by path, the
-    variance that the run's own length gives the figure, relative to its square (absent: not known).
-    """
-
-    seed: int
-    summary: Mapping[str, Any]
-    parts: Parts
-    noise: Mapping[str, float]
-    settled: bool
-    why_not: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,58 +196,6 @@ def start_of(seeds: int, precision: float | None, most: int | None) -> tuple[int
     if precision is None:
         return seeds, most or seeds
     return max(seeds, FEWEST_REPLICATIONS), most or max(seeds, MOST_ADDED)
-
-
-class Runner:
-    """Runs replications of one scenario."""
-
-    def __init__(self, scenario: Scenario, sources: tuple[str, ...]) -> None:
-        self.scenario, self.sources = scenario, sources
-        self.lasting = any(source in LASTING for source in sources)
-        self.costs = None
-        if scenario.deployment.disaggregation is None:
-            self.costs = step_costs(scenario, deploy(scenario))
-
-    def result(self, number: int) -> Result:
-        """Replication `number`, all of it."""
-        of = self.scenario
-        seed = of.seed + (number if "demand" in self.sources else 0)
-        draw = Draw(of.seed, number, "routing" in self.sources, "calibration" in self.sources)
-        drawn = of.model_copy(update={"seed": seed})
-        return simulate(drawn, costs=self.costs, provenance=False, draw=draw)
-
-    def run(self, number: int, given: Result | None = None) -> Replication:
-        """Replication `number`: what is kept of it."""
-        result = self.result(number) if given is None else given
-        return kept(result, number, noisy=self.lasting)
-
-
-def kept(result: Result, number: int, noisy: bool) -> Replication:
-    """What is kept of a run; with `noisy` what its length adds to each figure's variance."""
-    observed, steady = result.observed, result.steady_state
-    if not steady.whole:
-        observed = observed.settled()
-    whole = observed.whole()
-    if not steady.whole and observed.arrivals_s() > 0.0:  # rates that the end does not slow down
-        totals = {**whole.totals, "seconds": np.array([observed.arrivals_s()])}
-        whole = replace(whole, totals=totals)
-    pooled = {metric: condensed(values, number) for metric, values in whole.pooled.items()}
-    noise: dict[str, float] = {}
-    if noisy and not steady.why_not:
-        batches = observed.batches(BATCHES)
-        for path in HEADLINES:
-            value, without_J = batches.figure(path)
-            if value > 0 and without_J.size > 1 and np.isfinite(without_J).all():
-                pseudo_J = without_J.size * value - (without_J.size - 1) * without_J
-                noise[path] = float(pseudo_J.var(ddof=1)) / pseudo_J.size / value**2
-    return Replication(
-        result.scenario.seed,
-        result.summary,
-        replace(whole, pooled=pooled),
-        noise,
-        steady.settled,
-        steady.why_not,
-    )
 
 
 def worst_half_width(runs: Sequence[Replication], headlines: Sequence[str]) -> float:

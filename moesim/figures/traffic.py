@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.metrics import counted_rows, distribution, measured_window
+from moesim.figures.metrics import counted_rows, distribution, measured_window
 from moesim.policies.queueing import VirtualTokenCounter
 from moesim.scenario import Scenario
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.metrics import distribution
+from moesim.figures.metrics import distribution
 from moesim.sim.rebalancing import RebalanceLog
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.metrics import counted_rows, distribution, utilisation
-from moesim.raw_run import PoolRun
+from moesim.figures.metrics import counted_rows, distribution, utilisation
+from moesim.figures.raw_run import PoolRun
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@
 comes out.
 """
 
-from moesim.review.depth import DEPTHS, QUICK, THOROUGH, USUAL, Depth
-from moesim.review.finished import Review
-from moesim.review.study import review
+from moesim.reviewing.depth import DEPTHS, QUICK, THOROUGH, USUAL, Depth
+from moesim.reviewing.finished import Review
+from moesim.reviewing.study import review
 
 __all__ = ["DEPTHS", "QUICK", "THOROUGH", "USUAL", "Depth", "Review", "review"]

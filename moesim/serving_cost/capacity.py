@@ -15,11 +15,11 @@ import numpy as np
 
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
+from moesim.figures.traffic import limits, met
 from moesim.results import Result
 from moesim.scenario import Scenario, SLOSpec
 from moesim.simulation import simulate
-from moesim.steady_state import Backlog
-from moesim.traffic import limits, met
+from moesim.uncertainty.steady_state import Backlog
 from moesim.workload.arrivals import Deterministic, Gamma, Poisson
 
 LEAST_REQUESTS = 100

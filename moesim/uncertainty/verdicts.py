@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.findings.estimates import Estimate, Verdict
-from moesim.intervals import Bounds, Floats, half_width, spread_bounds
-from moesim.observations import LATENCIES, Parts
+from moesim.uncertainty.intervals import Bounds, Floats, half_width, spread_bounds
+from moesim.uncertainty.parts import LATENCIES, Parts
 
 FEWEST_BEYOND = 3.0  # values beyond a percentile, of which differences can be told
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "end-to-end time"}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesim.findings.estimates import HEADLINES, Estimate, Uncertainty
-from moesim.intervals import Bounds
-from moesim.observations import Observed, Parts
-from moesim.steady_state import LEAST_REQUESTS, LEAST_STAYS, SteadyState
+from moesim.uncertainty.intervals import Bounds
+from moesim.uncertainty.observations import Observed
+from moesim.uncertainty.parts import Parts
+from moesim.uncertainty.steady_state import LEAST_REQUESTS, LEAST_STAYS, SteadyState
 
 BATCHES = 8
 RULES = (

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moesim.capacity import Capacity, Simulate, at_rate, capacity
 from moesim.errors import InputError
 from moesim.findings.estimates import LEVEL, Estimate
 from moesim.scenario import Scenario
+from moesim.serving_cost.capacity import Capacity, Simulate, at_rate, capacity
 
 MOST_SEEDS = 30
 
@@ -23,7 +23,7 @@ def seeded_capacities(
     run: Simulate | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Capacity, ...]:
-    """Capacities of the scenario's seed and the next ones: arguments as moesim.capacity.capacity.
+    """Capacities of the scenario's seed and the next ones: arguments as `capacity.capacity`.
 
     The first is searched for; the others near it, with about three runs each. `progress` is told
     the runs of all. InputError where a seed has no rate that keeps the SLO.

@@ -9,7 +9,7 @@ from moesim.economics.day import DayProfile
 from moesim.economics.owned import energy_prices
 from moesim.economics.token_split import RULE, per_million
 from moesim.findings.estimates import Estimate
-from moesim.self_hosted import SelfHosted
+from moesim.serving_cost.offers import SelfHosted
 from moesim.units import HOUR
 
 

@@ -10,13 +10,13 @@ from moesim.economics.day import DayProfile, day_presets
 from moesim.errors import InputError, one_line
 from moesim.findings.case import Case
 from moesim.findings.estimates import Verdicts
-from moesim.paired_replications import replicate_paired
 from moesim.pools import check
-from moesim.replications import replicate
+from moesim.replications.paired import replicate_paired
+from moesim.replications.study import replicate
 from moesim.results import Result
-from moesim.review.depth import USUAL, Depth
-from moesim.review.finished import Review
-from moesim.review.stages import STUDIES, Asked, Tell, studied
+from moesim.reviewing.depth import USUAL, Depth
+from moesim.reviewing.finished import Review
+from moesim.reviewing.stages import STUDIES, Asked, Tell, studied
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario, simulate
 

@@ -1,6 +1,6 @@
 """What serving costs at one's own volume: self-hosting, managed APIs and a smaller dense model.
 
-Capacity comes from simulation (moesim.self_hosted), everything else is arithmetic on it
+Capacity comes from simulation (moesim.serving_cost.offers), everything else is arithmetic on it
 (moesim.economics). Volumes are tokens a day, input and output together, at the demand's mix.
 """
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moesim
-from moesim.cost_json import offer_json, profile_json
 from moesim.economics.api_prices import ApiPrice, check_all_day, prices_of_model
 from moesim.economics.curves import CostCurve, api_curve, break_even
 from moesim.economics.day import DayProfile, day_presets
 from moesim.economics.replicas import FleetDay, Replica, Rules, fleet_day
 from moesim.economics.token_split import per_million
 from moesim.errors import InputError
+from moesim.figures.metrics import plain
 from moesim.findings.costs import CostFindings
-from moesim.metrics import plain
 from moesim.model import model_names
 from moesim.scenario import Scenario
-from moesim.self_hosted import SelfHosted, dense_scenario, self_hosted
+from moesim.serving_cost.offers import SelfHosted, dense_scenario, self_hosted
+from moesim.serving_cost.telling import offer_json, profile_json
 from moesim.simulation import as_scenario
 from moesim.units import HOUR
 

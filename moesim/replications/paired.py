@@ -16,15 +16,12 @@ import numpy as np
 
 from moesim.errors import InputError
 from moesim.findings.estimates import HEADLINES, Verdict, Verdicts
-from moesim.observations import Parts
 from moesim.pools import check
-from moesim.replications import (
+from moesim.replications.kept import Replication
+from moesim.replications.runner import LASTING, SOURCES, Runner
+from moesim.replications.study import (
     DEFAULT_SEEDS,
-    LASTING,
-    SOURCES,
-    Replication,
     Replications,
-    Runner,
     check_replications,
     start_of,
     worst_half_width,
@@ -32,8 +29,9 @@ from moesim.replications import (
 from moesim.results import Result
 from moesim.scenario import Scenario
 from moesim.simulation import as_scenario
-from moesim.verdicts import overall, told_exactly, verdict, verdict_of_draws
-from moesim.within_run import value_at
+from moesim.uncertainty.parts import Parts
+from moesim.uncertainty.verdicts import overall, told_exactly, verdict, verdict_of_draws
+from moesim.uncertainty.within_run import value_at
 from moesim.workload.arrivals import ClosedLoop
 
 Progress = Callable[[int, int], None]
