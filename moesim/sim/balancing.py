@@ -43,7 +43,7 @@ BALANCER = row_dtype(
         ("candidates", "i4"),
         ("width", "i4"),  # attention ranks of a candidate
         ("first_rank", "i4"),  # of the first candidate
-        ("first_view", "i4"),  # its row of `view`, and of `seen`
+        ("first_known", "i4"),  # its row of `known`, and of `seen`
         ("draws", "i4"),  # its row of `draws`
         ("fresh", "i4"),  # 1: a snapshot for every request
         ("interval_s", "f8"),  # otherwise, between two snapshots
@@ -54,7 +54,7 @@ BALANCER = row_dtype(
 )
 
 # What a balancer knows of a candidate: as of its last snapshot, and what it sent there since.
-VIEW = row_dtype(
+KNOWN = row_dtype(
     [
         ("waiting", "i8"),
         ("running", "i8"),
@@ -74,7 +74,7 @@ class Balancing(NamedTuple):
     """
 
     rows: NDArray[Any]  # BALANCER [1 + K]
-    view: NDArray[Any]  # VIEW [A]
+    known: NDArray[Any]  # KNOWN [A]
     seen: NDArray[np.bool_]  # [A, U] prefix blocks that each was sent; U 0: no policy asks
     draws: NDArray[np.int64]  # [2, N, 2] random numbers of each request's choices; N 0: likewise
     looks: NDArray[Any]  # LOOKS, by interval
@@ -82,8 +82,8 @@ class Balancing(NamedTuple):
 
 def no_balancing() -> Balancing:
     """Of a fleet with one attention rank."""
-    rows, view, looks = np.zeros(0, BALANCER), np.zeros(0, VIEW), np.zeros(0, LOOKS)
-    return Balancing(rows, view, np.zeros((0, 0), np.bool_), np.zeros((2, 0, 2), np.int64), looks)
+    rows, known, looks = np.zeros(0, BALANCER), np.zeros(0, KNOWN), np.zeros(0, LOOKS)
+    return Balancing(rows, known, np.zeros((0, 0), np.bool_), np.zeros((2, 0, 2), np.int64), looks)
 
 
 def is_compiled(policy: LoadBalancer) -> bool:
@@ -107,7 +107,7 @@ def build_balancing(
     for row, policy, ranks in zip(rows, policies, ranks_nm, strict=True):
         row["policy"] = CODES[type(policy)]
         row["candidates"], row["width"] = ranks.shape
-        row["first_rank"], row["first_view"] = ranks[0, 0], first
+        row["first_rank"], row["first_known"] = ranks[0, 0], first
         row["interval_s"] = policy.snapshot_interval_s
         row["fresh"] = policy.snapshot_interval_s == 0.0
         row["draws"] = first > 0
@@ -125,7 +125,7 @@ def build_balancing(
     looks = np.zeros(len(intervals), LOOKS)
     looks["interval_s"] = sorted(intervals)
     seen = np.zeros((first, blocks if affine else 0), np.bool_)
-    return Balancing(rows, np.zeros(first, VIEW), seen, draws_2N2, looks)
+    return Balancing(rows, np.zeros(first, KNOWN), seen, draws_2N2, looks)
 
 
 def _drawn(row: NDArray[Any], rng: np.random.Generator, requests: int) -> NDArray[np.int64]:
@@ -203,7 +203,7 @@ def refresh(s: Any, balancing: Any, b: int) -> None:
     row = balancing.rows[b]
     capacity = 1.0 * s.rules[0].kv_capacity_bytes * row.width
     for i in range(row.candidates):
-        view = balancing.view[row.first_view + i]
+        candidate = balancing.known[row.first_known + i]
         waiting = 0
         running = 0
         free = 0
@@ -213,10 +213,10 @@ def refresh(s: Any, balancing: Any, b: int) -> None:
             waiting += rank.waiting + rank.inbox + rank.coming + rank.landed
             running += rank.running
             free += rank.kv_free_bytes + rank.kv_idle_bytes
-        view.waiting = waiting
-        view.running = running
-        view.kv_used_fraction = 1.0 - free / capacity
-        view.sent = 0
+        candidate.waiting = waiting
+        candidate.running = running
+        candidate.kv_used_fraction = 1.0 - free / capacity
+        candidate.sent = 0
 
 
 @inner
@@ -229,7 +229,10 @@ def _least(balancing: Any, row: Any) -> int:
         at = start + i
         if at >= n:
             at -= n
-        if balancing.view[row.first_view + at].score < balancing.view[row.first_view + best].score:
+        if (
+            balancing.known[row.first_known + at].score
+            < balancing.known[row.first_known + best].score
+        ):
             best = at
     return best
 
@@ -238,12 +241,12 @@ def _least(balancing: Any, row: Any) -> int:
 def _affine(s: Any, balancing: Any, row: Any, r: int) -> None:
     """Scores of prefix affinity: most of the prompt's leading blocks first, unless the gap between
     candidates is too wide."""
-    n, first = row.candidates, row.first_view
-    highest = balancing.view[first].score
+    n, first = row.candidates, row.first_known
+    highest = balancing.known[first].score
     lowest = highest
     for i in range(1, n):
-        highest = max(highest, balancing.view[first + i].score)
-        lowest = min(lowest, balancing.view[first + i].score)
+        highest = max(highest, balancing.known[first + i].score)
+        lowest = min(lowest, balancing.known[first + i].score)
     if highest - lowest > row.balance_requests and highest > row.balance_ratio * lowest:
         return
     request = s.requests[r]
@@ -253,21 +256,21 @@ def _affine(s: Any, balancing: Any, row: Any, r: int) -> None:
             if not balancing.seen[first + i, s.prefix_blocks[request.prefix_start + j]]:
                 break
             matched += 1
-        balancing.view[first + i].score -= matched * (highest + 1.0)
+        balancing.known[first + i].score -= matched * (highest + 1.0)
 
 
 @inner
 def choose(s: Any, balancing: Any, b: int, r: int) -> int:
     """The candidate that request r goes to."""
     row = balancing.rows[b]
-    n, first = row.candidates, row.first_view
+    n, first = row.candidates, row.first_known
     if n == 1:
         return 0
     if row.fresh > 0 and row.policy != ROUND_ROBIN and row.policy != RANDOM:
         refresh(s, balancing, b)
     for i in range(n):
-        view = balancing.view[first + i]
-        view.score = view.waiting + view.running + view.sent
+        candidate = balancing.known[first + i]
+        candidate.score = candidate.waiting + candidate.running + candidate.sent
     if row.policy == ROUND_ROBIN:
         chosen = row.number % n
     elif row.policy == RANDOM:
@@ -275,7 +278,7 @@ def choose(s: Any, balancing: Any, b: int, r: int) -> int:
     elif row.policy == POWER_OF_TWO:
         one = balancing.draws[row.draws, row.number, 0]
         two = (one + 1 + balancing.draws[row.draws, row.number, 1]) % n
-        nearer = balancing.view[first + one].score <= balancing.view[first + two].score
+        nearer = balancing.known[first + one].score <= balancing.known[first + two].score
         chosen = one if nearer else two
     else:
         if row.policy == VLLM_SCORE:
@@ -284,7 +287,7 @@ def choose(s: Any, balancing: Any, b: int, r: int) -> int:
             _affine(s, balancing, row, r)
         chosen = _least(balancing, row)
     row.number += 1
-    balancing.view[first + chosen].sent += 1
+    balancing.known[first + chosen].sent += 1
     if row.policy == PREFIX_AFFINITY and balancing.seen.shape[1] > 0:
         request = s.requests[r]
         for j in range(request.prefix_count):
@@ -297,12 +300,12 @@ def _under_pressure(s: Any, balancing: Any, row: Any) -> None:
     """Scores of vLLM's balancer: it knows its own requests as of now, the engines' queues and their
     memory as of the last snapshot."""
     for i in range(row.candidates):
-        view = balancing.view[row.first_view + i]
+        candidate = balancing.known[row.first_known + i]
         now = 0
         first = row.first_rank + i * row.width
         for g in range(first, first + row.width):
             rank = s.ranks[g]
             now += rank.waiting + rank.inbox + rank.coming + rank.landed + rank.running
-        known = max(now, view.waiting + view.running)
-        pressure = max(0.0, view.kv_used_fraction - 0.5)
-        view.score = known + view.waiting * 6.0 * pressure
+        known = max(now, candidate.waiting + candidate.running)
+        pressure = max(0.0, candidate.kv_used_fraction - 0.5)
+        candidate.score = known + candidate.waiting * 6.0 * pressure
