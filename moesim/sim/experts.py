@@ -29,6 +29,7 @@ from moesim.sim.replay import (
 )
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
+from moesim.sim.sums import tokens_active_tiles
 
 
 @inner
@@ -206,14 +207,7 @@ def expert_layer(
     all_pairs = 0
     for r in range(ranks):
         counts_P = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
-        pairs = 0
-        active = 0
-        tiles = 0
-        for p in range(per_rank):
-            n = counts_P[p]
-            pairs += n
-            active += n > 0
-            tiles += (n + tile) >> cost.tile_shift
+        pairs, active, tiles = tokens_active_tiles(counts_P, cost.tile_shift)
         tile_s = 0.0
         if tiles == active and active < c.first_tiles_s.size:
             tile_s = c.first_tiles_s[active]
