@@ -2,7 +2,8 @@
 
 In 32 bits, which counts have: sums of 64 bits would take five times as long, because a vector holds
 half as many and shifts of 64 bits are none of its instructions. Whole numbers add up in any order,
-so the compiler takes several at once.
+so the compiler takes several at once; and unsigned bounds, as it need not ask whether an index
+counts from the end.
 """
 
 from __future__ import annotations
@@ -15,25 +16,23 @@ from moesim.compiled import inner
 
 
 @inner
-def total(counts_P: Any) -> int:
-    """Tokens of all slots."""
-    tokens = np.int32(0)
-    for p in range(counts_P.size):
-        tokens = np.int32(tokens + counts_P[p])
-    return np.int64(tokens)  # type: ignore[return-value]
-
-
-@inner
-def tokens_active_tiles(counts_P: Any, tile_shift: int) -> Any:
-    """(tokens, slots that have any, tiles of 2^tile_shift tokens that each slot is padded to)."""
-    shift = np.int32(tile_shift)
-    tile = np.int32((1 << tile_shift) - 1)
+def tokens_active(counts_P: Any, first: int, stop: int) -> Any:
+    """(tokens of slots [first, stop), those of them that have any)."""
     tokens = np.int32(0)
     active = np.int32(0)
-    tiles = np.int32(0)
-    for p in range(counts_P.size):
+    for p in range(np.uint64(first), np.uint64(stop)):
         n = counts_P[p]
         tokens = np.int32(tokens + n)
         active = np.int32(active + np.int32(n > 0))
-        tiles = np.int32(tiles + np.int32(np.int32(n + tile) >> shift))
-    return np.int64(tokens), np.int64(active), np.int64(tiles)
+    return np.int64(tokens), np.int64(active)
+
+
+@inner
+def tiles(counts_P: Any, first: int, stop: int, tile_shift: int) -> Any:
+    """Tiles of 2^tile_shift tokens that slots [first, stop) are padded to."""
+    shift = np.int32(tile_shift)
+    tile = np.int32((1 << tile_shift) - 1)
+    found = np.int32(0)
+    for p in range(np.uint64(first), np.uint64(stop)):
+        found = np.int32(found + np.int32(np.int32(counts_P[p] + tile) >> shift))
+    return np.int64(found)
