@@ -16,7 +16,14 @@ import numpy as np
 from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
-from moesim.sim.door import let_in, next_arrival_s, start_next, wake
+from moesim.sim.door import (
+    let_in,
+    next_arrival_s,
+    next_snapshot_s,
+    start_next,
+    take_snapshot,
+    wake,
+)
 from moesim.sim.fetch import asks
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
@@ -207,9 +214,13 @@ def fleet(
     while True:
         k, t = next_boundary(s)
         arrival_s = next_arrival_s(s, door)
-        first_s = min(t, arrival_s)
+        snapshot_s = next_snapshot_s(s, door)
+        first_s = min(t, arrival_s, snapshot_s)
         if first_s > now and first_s >= horizon:
             return HORIZON, k, first_s
+        if snapshot_s == first_s and snapshot_s < np.inf:
+            take_snapshot(s, door)
+            continue
         if arrival_s <= t:  # who arrives at the very end of a step is in the next
             let_in(s, door)
             continue

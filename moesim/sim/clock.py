@@ -12,6 +12,7 @@ from typing import Any
 
 import simpy
 
+URGENT = 0  # before everything else that happens at the same instant (simpy.events.URGENT)
 NORMAL = 1  # simpy.events.NORMAL
 LOW = 2  # after everything else that happens at the same instant
 

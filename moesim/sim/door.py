@@ -1,8 +1,9 @@
-"""How requests reach an attention rank; and when, where there is only one to choose.
+"""How requests reach an attention rank without an event: by the door.
 
-There a request's way from its client to the queue is a first-in first-out line of constant length
-`delay_s`, with the ends `started` and `handed`, and compiled code need not be left for it.
-Everything else goes through the events of sim/frontend.py, with the same numbers.
+Where requests come by the workload's arrivals alone, and load balancers are among those of
+sim/balancing.py, a request's way from its client to the queue is a first-in first-out line of
+constant length `delay_s`, with the ends `started` and `handed`, and compiled code need not be left
+for it. Everything else goes through the events of sim/frontend.py, with the same numbers.
 
 `s` is a State, `door` a Door, `g = k * D + d` the attention rank, `r` a request.
 """
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.compiled import hot, inner
+from moesim.sim.balancing import Balancing, choose, look, look_before, next_look_s, no_balancing
 from moesim.sim.queues import push_inbox, push_waiting
-from moesim.sim.state import FAILED, row_dtype
+from moesim.sim.state import FAILED, State, row_dtype
 
 DOOR = row_dtype(
     [
@@ -29,29 +31,43 @@ DOOR = row_dtype(
 
 
 class Door(NamedTuple):
-    """Requests on their way to the only attention rank."""
+    """Requests on their way to attention ranks."""
 
     line: NDArray[Any]  # DOOR [1]
     fits: NDArray[np.bool_]  # [N] whether a request could ever be computed
+    balancing: Balancing  # empty where there is one rank
 
 
 def shut_door() -> Door:
     """The door of a run whose requests come by way of the front end."""
-    return Door(np.zeros(1, DOOR), np.zeros(0, np.bool_))
+    return Door(np.zeros(1, DOOR), np.zeros(0, np.bool_), no_balancing())
 
 
 def open_door(
-    requests: NDArray[Any], fits: NDArray[np.bool_], delay_s: float, concurrency: int | None
+    s: State,
+    fits: NDArray[np.bool_],
+    delay_s: float,
+    concurrency: int | None,
+    balancing: Balancing,
 ) -> Door:
     """The door of a run; in a closed loop the first `concurrency` requests arrive at time 0."""
-    line = np.zeros(1, DOOR)
+    requests, line = s.requests, np.zeros(1, DOOR)
     line["delay_s"] = delay_s
     line["started"] = requests.size
     if concurrency:
         line["closed_loop"] = 1
         line["started"] = min(concurrency, requests.size)
         requests["arrival_s"][:concurrency] = 0.0
-    return Door(line, fits)
+    door = Door(line, fits, balancing)
+    _foresee(s, door)
+    return door
+
+
+@hot
+def _foresee(s: Any, door: Any) -> None:
+    """Set when load balancers look next."""
+    closed = door.line[0].closed_loop > 0
+    look_before(door.balancing, next_arrival_s(s, door), closed)
 
 
 @hot
@@ -84,6 +100,21 @@ def next_arrival_s(s: Any, door: Any) -> float:
 
 
 @inner
+def next_snapshot_s(s: Any, door: Any) -> float:
+    """When load balancers take their next snapshot; inf where none is to come."""
+    line = door.line[0]
+    if line.closed_loop > 0 and line.started == s.requests.size:
+        return np.inf
+    return next_look_s(door.balancing)
+
+
+@inner
+def take_snapshot(s: Any, door: Any) -> None:
+    """Let the load balancers that are due look."""
+    look(s, door.balancing, door.line[0].closed_loop > 0)
+
+
+@inner
 def let_in(s: Any, door: Any) -> None:
     """The next request reaches the queue, or fails because it could never be computed."""
     line = door.line[0]
@@ -91,10 +122,21 @@ def let_in(s: Any, door: Any) -> None:
     r = line.handed
     line.handed += 1
     if door.fits[r]:
-        enqueue(s, r, 0, now)
-        return
-    s.requests[r].status = FAILED
-    start_next(s, door, 1, now)
+        enqueue(s, r, _rank_for(s, door, r), now)
+    else:
+        s.requests[r].status = FAILED
+        start_next(s, door, 1, now)
+    if line.closed_loop == 0 and door.balancing.looks.size > 0:
+        look_before(door.balancing, next_arrival_s(s, door), False)
+
+
+@inner
+def _rank_for(s: Any, door: Any, r: int) -> int:
+    """The attention rank that request r goes to."""
+    if door.balancing.rows.size == 0:
+        return 0
+    k = choose(s, door.balancing, 0, r)
+    return k * s.rules[0].ranks + choose(s, door.balancing, 1 + k, r)
 
 
 @inner

@@ -11,6 +11,7 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.sim.cost_tables import ALL_GATHER, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
+from moesim.sim.sums import tokens_active
 
 
 @inner
@@ -26,11 +27,8 @@ def add_low_latency(c: Any, w: Any, d: int) -> None:
         near = 0.0
         far = 0.0
         for r in range(ranks):
-            sent_P = w.source_LP[layer, r * per_rank : (r + 1) * per_rank]
-            messages = 0  # whole numbers add up in any order, so several at once
-            for p in range(per_rank):
-                messages += sent_P[p]
-            count = 1.0 * messages
+            sent, _ = tokens_active(w.source_LP[layer], r * per_rank, (r + 1) * per_rank)
+            count = 1.0 * sent
             if c.domain_of_rank[r] != home:
                 w.recv_out_LR[row, r] += count
                 w.pair_L[row] = max(w.pair_L[row], count / tp)

@@ -19,7 +19,7 @@ import numpy as np
 
 from moesim.compiled import inner
 from moesim.sim.expert_cache import HIT, MISSED, ON_CPU, PREFETCHED, keep, look_up
-from moesim.sim.experts import rank_s
+from moesim.sim.experts import of_group, rank_s
 
 # Who computes a missing expert (field `miss` of COSTS).
 TRANSFER, CPU, FASTER = range(3)
@@ -59,7 +59,8 @@ def _subset_s(
         if measured:
             tile_s += c.expert_tile_s[(n + tile) >> cost.tile_shift]
     slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], c.rank_of_slot[first]]
-    time_s: float = slow * rank_s(c, active, pairs, tiles, tile_s, how[0], how[1])
+    group_s, ratio = of_group(c, how[0], how[1])
+    time_s: float = slow * rank_s(c, active, pairs, tiles, tile_s, group_s, ratio)
     return time_s
 
 

@@ -29,6 +29,7 @@ from moesim.sim.replay import (
 )
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
+from moesim.sim.sums import tiles, tokens_active
 
 
 @inner
@@ -170,22 +171,30 @@ def route_tokens(
 
 @inner
 def rank_s(
-    c: Any, active: int, pairs: int, tiles: int, tile_s: float, kind: int, group_tokens: int
+    c: Any, active: int, pairs: int, tiled: int, tile_s: float, group_s: float, ratio: float
 ) -> float:
     """Seconds of one rank's experts of a layer from what they add up to, kernels' fixed time aside.
 
-    `tile_s`: measured experts, summed one by one; tables are asked where there are any.
+    `tile_s`: measured experts, summed one by one; tables are asked where there are any, with what
+    `of_group` says.
     """
     cost = c.scalars[0]
     if c.expert_tile_s.size > 0:
         # Each expert has its own corner between reading its weights and computing.
-        time_s = tile_s + (pairs * cost.expert_pair_s + group_tokens * cost.expert_token_s)
-        ratio = c.expert_ratio[kind, group_tokens]
+        time_s = tile_s + (pairs * cost.expert_pair_s + group_s)
         return (time_s + cost.expert_kernel_s) * ratio - cost.expert_kernel_s
     return max(
         active * cost.expert_weight_s + pairs * cost.expert_pair_s,
-        (tiles << cost.tile_shift) * cost.expert_flop_s,
+        (tiled << cost.tile_shift) * cost.expert_flop_s,
     )
+
+
+@inner
+def of_group(c: Any, kind: int, group_tokens: int) -> Any:
+    """(seconds, ratio) that the measured experts of all ranks share in a step of so many tokens."""
+    if c.expert_tile_s.size == 0:
+        return 0.0, 1.0
+    return group_tokens * c.scalars[0].expert_token_s, c.expert_ratio[kind, group_tokens]
 
 
 @inner
@@ -196,32 +205,32 @@ def expert_layer(
     cost = c.scalars[0]
     ranks = c.domain_of_rank.size
     per_rank = c.rank_of_slot.size // ranks
-    tile = (1 << cost.tile_shift) - 1
     measured = c.expert_tile_s.size > 0
+    single = group_tokens <= 1 << cost.tile_shift  # no expert has more than one tile
+    group_s, ratio = of_group(c, kind, group_tokens)
+    counts_P = w.counts_LP[layer]
+    slow_R = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer]]
+    tokens_R, active_R = record.rank_tokens_LR[layer], record.rank_active_LR[layer]
     slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
     sound_s = 0.0
     worst = 1.0
     most_pairs = 0
     all_pairs = 0
+    all_active = 0
     for r in range(ranks):
-        counts_P = w.counts_LP[layer, r * per_rank : (r + 1) * per_rank]
-        pairs = 0
-        active = 0
-        tiles = 0
-        for p in range(per_rank):
-            n = counts_P[p]
-            pairs += n
-            active += n > 0
-            tiles += (n + tile) >> cost.tile_shift
+        first, stop = r * per_rank, (r + 1) * per_rank
+        pairs, active = tokens_active(counts_P, first, stop)
+        tiled = active if single else tiles(counts_P, first, stop, cost.tile_shift)
         tile_s = 0.0
-        if tiles == active and active < c.first_tiles_s.size:
+        if tiled == active and active < c.first_tiles_s.size:
             tile_s = c.first_tiles_s[active]
         elif measured:
-            for p in range(per_rank):
+            tile = (1 << cost.tile_shift) - 1
+            for p in range(first, stop):
                 tile_s += c.expert_tile_s[(counts_P[p] + tile) >> cost.tile_shift]
-        time_s = rank_s(c, active, pairs, tiles, tile_s, kind, group_tokens)
-        slow = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer], r]
+        time_s = rank_s(c, active, pairs, tiled, tile_s, group_s, ratio)
+        slow = slow_R[r]
         sound_s += time_s
         worst = max(worst, slow)
         time_s *= slow
@@ -229,9 +238,10 @@ def expert_layer(
         sum_s += time_s
         most_pairs = max(most_pairs, pairs)
         all_pairs += pairs
-        step.active_experts += active
-        record.rank_tokens_LR[layer, r] += pairs
-        record.rank_active_LR[layer, r] += active
+        all_active += active
+        tokens_R[r] += pairs
+        active_R[r] += active
+    step.active_experts += all_active
     mean_s = sum_s / ranks
     if cost.even_routing > 0:  # a slow GPU stays slow
         slowest_s = sound_s / ranks * worst

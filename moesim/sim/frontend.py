@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.policies.load_balancing import LoadBalancer, Loads
-from moesim.sim.clock import at
+from moesim.sim.balancing import (
+    Balancing,
+    build_balancing,
+    is_compiled,
+    last_tick,
+    no_balancing,
+)
+from moesim.sim.clock import URGENT, at
 from moesim.sim.door import open_door
 from moesim.sim.fleet import Fleet
 from moesim.sim.gate import Gate
@@ -112,6 +119,20 @@ class Balancer:
         self.seen[candidate] = False
 
 
+def _balancing(over_replicas: Balancer, over_ranks: list[Balancer], state: State) -> Balancing:
+    """The same load balancers in compiled code, before they have chosen for anybody."""
+    if state.ranks.size == 1:
+        return no_balancing()
+    each = [over_replicas, *over_ranks]
+    return build_balancing(
+        [balancer.policy for balancer in each],
+        [balancer.ranks_nm for balancer in each],
+        (over_replicas.rng, over_ranks[0].rng),
+        state.requests.size,
+        state.prefix_refs.shape[1],
+    )
+
+
 def _waiting(ranks: NDArray[Any]) -> NDArray[Any]:
     """Requests that have come to each row of ranks and do not run yet."""
     waiting = ranks["waiting"] + ranks["inbox"] + ranks["coming"] + ranks["landed"]
@@ -164,8 +185,10 @@ class FrontEnd:
         self.started = 0  # of these, how many have arrived
         self.arrived = 0  # of all, how many have arrived or never will
         nothing_else = not (waits or gate or replicas_change or deliver)
-        if fleet.leap and fleet.state.ranks.size == 1 and nothing_else:  # nobody has to choose
-            fleet.admit_by(open_door(self.requests, self.fits, delay_s, concurrency))
+        known = all(is_compiled(balancer.policy) for balancer in (over_replicas, *over_ranks))
+        if fleet.leap and nothing_else and known:
+            balancing = _balancing(over_replicas, over_ranks, fleet.state)
+            fleet.admit_by(open_door(fleet.state, self.fits, delay_s, concurrency, balancing))
             return
         if self.listens and not self.goes_on:
             fleet.on_completion = self.completed
@@ -325,8 +348,8 @@ class FrontEnd:
                 next_s = self._next_s()
                 if next_s == np.inf:
                     return
-                tick = max(tick, int(next_s // interval_s))
-            yield at(self.env, tick * interval_s)
+                tick = max(tick, last_tick(next_s, interval_s))
+            yield at(self.env, tick * interval_s, URGENT)
 
     @property
     def _by_events(self) -> bool:

@@ -122,9 +122,9 @@ FAULTS = (
     ),
     Fault(
         "tiles-not-filled-up",
-        "moesim/sim/experts.py",
-        "            tiles += (n + tile) >> cost.tile_shift\n",
-        "            tiles += n >> cost.tile_shift\n",
+        "moesim/sim/sums.py",
+        "np.int32(counts_P[p] + tile) >> shift",
+        "np.int32(counts_P[p]) >> shift",
         "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
     ),
     Fault(

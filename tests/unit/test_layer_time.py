@@ -15,7 +15,7 @@ from moesim.placement.layer_law import rank_seconds
 from moesim.scenario import load_scenario
 from moesim.sim.cost_tables import DECODE, PROMPT
 from moesim.sim.detailed.experts import expert_s
-from moesim.sim.experts import rank_s
+from moesim.sim.experts import of_group, rank_s
 from moesim.sim.setup import build_costs
 from tests.fixtures.engine import linear_costs
 
@@ -67,7 +67,7 @@ def counts(costs: StepCosts, seed: int) -> np.ndarray:
 def engine_s(costs: StepCosts, tokens_LP: np.ndarray, kind: int, group: int) -> np.ndarray:
     """[L, R] by the compiled engine's function, its Python form, kernels' fixed time included."""
     c = build_costs(costs, tokens_LP.shape[1], np.arange(2, dtype=np.int32))
-    of_rank = getattr(rank_s, "py_func", rank_s)
+    of_rank, of_all = (getattr(each, "py_func", each) for each in (rank_s, of_group))
     cost, ranks = c.scalars[0], c.domain_of_rank.size
     shift = int(cost["tile_shift"])
     scalars = c.scalars.view(np.recarray)
@@ -77,7 +77,8 @@ def engine_s(costs: StepCosts, tokens_LP: np.ndarray, kind: int, group: int) -> 
         tiles = (own + (1 << shift) - 1) >> shift
         tile_s = c.expert_tile_s[tiles].sum() if c.expert_tile_s.size else 0.0
         sums = (int((own > 0).sum()), int(own.sum()), int(tiles.sum()), float(tile_s))
-        found[at] = of_rank(c._replace(scalars=scalars), *sums, kind, group)
+        plain = c._replace(scalars=scalars)
+        found[at] = of_rank(plain, *sums, *of_all(plain, kind, group))
     return found + float(cost["expert_kernel_s"])
 
 
