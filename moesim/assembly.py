@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simpy
 
 from moesim.deployment import Deployment, run_rules
-from moesim.detailing import detail
 from moesim.fabric import build_fabric
 from moesim.outages import (
     cold_start,
@@ -23,7 +23,6 @@ from moesim.policies.load_balancing import LoadBalancer
 from moesim.scenario import Scenario
 from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.cost_tables import Work
-from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import FrontEnd
@@ -39,6 +38,9 @@ from moesim.sim.waits import Waits
 from moesim.streams import stream
 from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers, ready_to_move
 from moesim.workload.demand import Demand
+
+if TYPE_CHECKING:
+    from moesim.sim.detailed.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def join_links(
     if cluster.topology or cluster.background or moves:
         transfers = Transfers(env, build_fabric(deployment.cluster))
     if run.rules["detailed"]:
+        from moesim.detailing import detail  # here, as few runs need it
+
         priced = run.state, run.wired.routes, run.wired.costs, run.record, run.work.condition
         detail(env, run.fleet, deployment, *priced, transfers, timeline)
     elif transfers is not None:

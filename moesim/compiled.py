@@ -126,19 +126,25 @@ def _own_key(*sources: Path) -> str:
 
 
 class _Sources:
-    """Texts of a package's files, and which of these each imports."""
+    """Texts of a package's files, read when asked for, and which of these each imports."""
 
     def __init__(self, package: Path) -> None:
         self.package = package
-        paths = sorted(package.rglob("*.py"))
-        self.texts = {path: path.read_text(encoding="utf-8") for path in paths}
+        self.paths = frozenset(package.rglob("*.py"))
+        self.texts: dict[Path, str] = {}
         self.imported: dict[Path, list[Path]] = {}
+
+    def text(self, path: Path) -> str:
+        """Of one file, as it was when first asked for."""
+        if path not in self.texts:
+            self.texts[path] = path.read_text(encoding="utf-8")
+        return self.texts[path]
 
     def key(self, sources: Iterable[Path] = ()) -> str:
         """As `source_key`."""
         digest = hashlib.sha256()
         for path in sorted(self._needed([*sources] or self._compiled())):
-            content = self.texts[path].encode()
+            content = self.text(path).encode()
             name = path.relative_to(self.package).as_posix()
             digest.update(f"{name} {len(content)}\n".encode())
             digest.update(content)
@@ -147,7 +153,7 @@ class _Sources:
     def _compiled(self) -> list[Path]:
         name = self.package.name
         marker = re.compile(rf"^\s*from {name}\.compiled import", re.MULTILINE)
-        return [path for path, text in self.texts.items() if marker.search(text)]
+        return [path for path in self.paths if marker.search(self.text(path))]
 
     def _needed(self, pending: list[Path]) -> set[Path]:
         needed: set[Path] = set()
@@ -157,12 +163,12 @@ class _Sources:
                 continue
             needed.add(path)
             if path not in self.imported:
-                self.imported[path] = _imported(self.texts[path], self.package, self.texts)
+                self.imported[path] = _imported(self.text(path), self.package, self.paths)
             pending.extend(self.imported[path])
         return needed
 
 
-def _imported(text: str, package: Path, known: dict[Path, str]) -> list[Path]:
+def _imported(text: str, package: Path, known: frozenset[Path]) -> list[Path]:
     """The files of `package` that this source imports by absolute name, anywhere in it."""
     name = re.escape(package.name)
     module_name = rf"({name}(?:\.\w+)*)"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
@@ -16,8 +16,6 @@ from moesim.assembly import Assembled, assemble, disturb, join_links, let_in
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
-from moesim.detailing import check_detailed
-from moesim.disaggregated import simulate_pools
 from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
@@ -37,7 +35,6 @@ from moesim.rebalancing import check_rebalancing, rebalance
 from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.background import start_background
-from moesim.sim.detailed.timeline import Timeline
 from moesim.sim.rebalancing import Replacer
 from moesim.sim.state import (
     COMPLETED,
@@ -56,6 +53,9 @@ from moesim.wiring import (
     wire,
 )
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
+
+if TYPE_CHECKING:
+    from moesim.sim.detailed.timeline import Timeline
 
 PROGRESS_INTERVAL_S = 0.1  # of real time
 
@@ -109,6 +109,8 @@ def simulate(
     deployment = deploy(scenario, profile)
     usd_per_gpu_hour = gpu_hour(scenario.economics, deployment.cluster.gpu).usd
     if detailed:
+        from moesim.detailing import check_detailed  # here, as few runs need it
+
         check_detailed(scenario, deployment)
         if ideal != REAL:
             raise InputError("detailed", "must be off where something takes no time", ideal)
@@ -221,6 +223,8 @@ def _simulate_pools(
     draw: Draw | None,
 ) -> Result:
     """As simulate, in pools. What is somebody's `own` would have to say for which pool it is."""
+    from moesim.disaggregated import simulate_pools  # here, as few runs need it
+
     if any(each is not None for each in own):
         raise InputError(
             "deployment.disaggregation",

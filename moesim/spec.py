@@ -28,7 +28,11 @@ class Spec(BaseModel):
     """A frozen record of a scenario; unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        arbitrary_types_allowed=False,
+        defer_build=True,  # a validator is made when a record is first read, not at import
     )
 
     @model_validator(mode="before")
