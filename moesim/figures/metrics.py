@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 import moesim
 from moesim.economics import cost_summary
+from moesim.figures.sketch import PERCENTILES, Sketch
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
-PERCENTILES = (50, 90, 95, 99)
 OFFLOAD_COLUMNS = (
     "duration_s",
     "expert_miss_s",
@@ -67,12 +67,14 @@ def itl(token_s: ArrayLike, request_start: ArrayLike) -> Floats:
     return np.diff(times)[within_request]
 
 
-def distribution(values: ArrayLike) -> dict[str, float | None]:
+def distribution(values: ArrayLike | Sketch) -> dict[str, float | None]:
     """mean, std (of the population), p50, p90, p95 and p99 (linear interpolation between ranks).
 
     NaN entries do not apply and are left out; with nothing left every value is None. Raises
     ValueError on infinity, which no finished run can hold.
     """
+    if isinstance(values, Sketch):
+        return values.distribution()
     numbers = np.asarray(values, np.float64).ravel()
     numbers = numbers[~np.isnan(numbers)]
     if not np.isfinite(numbers).all():
@@ -207,7 +209,7 @@ def offload_summary(steps: pd.DataFrame) -> dict[str, float | None]:
 def summarise(
     requests: pd.DataFrame,
     steps: pd.DataFrame,
-    itl_s: ArrayLike,
+    itl_s: ArrayLike | Sketch,
     *,
     gpus: int,
     usd_per_gpu_hour: float | None,
@@ -215,6 +217,7 @@ def summarise(
     seed: int,
     replicas: int = 1,
     stages: int = 1,
+    balance: tuple[float | None, float | None] | None = None,
 ) -> dict[str, Any]:
     """The object that ``moesim run --json`` prints; JSON-serialisable, None where nothing applies.
 
@@ -225,7 +228,8 @@ def summarise(
     counted arrival to the last counted finish; cost charges `gpus` for the same window.
     `expert_imbalance.max_over_mean` is the load of the busiest rank over the mean rank, averaged
     over MoE layers within a step; its mean and p99 are over the real steps of the window (steps
-    without it, of a dense model, hold NaN or 0).
+    without it, of a dense model, hold NaN or 0), or what `balance` says where rows of `steps` are
+    many steps each.
     """
     counted = requests[counted_rows(requests)]
     start_s, end_s = measured_window(requests)
@@ -236,8 +240,10 @@ def summarise(
     finished = finished[~np.isnan(finished)]
     duration_s = float(finished.max() - requests["arrival_s"].min()) if finished.size else 0.0
     statuses = requests["status"].to_numpy()
-    balance = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
-    imbalance = distribution(balance[balance > 0])
+    if balance is None:
+        shown = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
+        imbalance = distribution(shown[shown > 0])
+        balance = imbalance["mean"], imbalance["p99"]
     summary = {
         "requests": {
             "submitted": len(requests),
@@ -262,7 +268,7 @@ def summarise(
             "output_tokens_per_s_per_gpu": _rate(output_tokens, window_s * gpus),
         },
         "expert_imbalance": {
-            "max_over_mean": {"mean": imbalance["mean"], "p99": imbalance["p99"]},
+            "max_over_mean": {"mean": balance[0], "p99": balance[1]},
         },
         "expert_offload": offload_summary(steps),
         "utilisation": utilisation(steps, duration_s, replicas, stages),
