@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.figures.metrics import counted_steps
 from moesim.figures.sketch import Sketch, sketch_of
@@ -37,10 +38,11 @@ def mean_and_p99(
     weight = balanced(chosen)
     if not weight.sum():
         return None, None
-    both = sketch_of(sum(_counts(each) for each in kinds(folded, window_s)))
+    decode, prompts = kinds(folded, window_s)
+    both = sketch_of(_counts(decode) + _counts(prompts))
     mean = float(chosen["imbalance"].to_numpy(np.float64) @ weight / weight.sum())
     return mean, both.quantile(0.99) if both.size else None
 
 
-def _counts(sketch: Sketch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _counts(sketch: Sketch) -> NDArray[np.int64]:
     return np.bincount(sketch.bin_V, sketch.count_V, BINS).astype(np.int64)

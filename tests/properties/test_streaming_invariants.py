@@ -99,7 +99,7 @@ def assert_same_sums(exact: Run, counted: Run) -> None:
 
 
 @given(FAULTS)
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_a_streaming_run_counts_what_an_exact_one_keeps(chosen: dict[str, Any]) -> None:
     """With retries, lost requests, preemptions, threads, lower memories and steps cut short."""
     harness, demand = random_faults(**chosen)
@@ -125,7 +125,7 @@ def digest(run: Run) -> str:
 
 
 @given(SCENARIOS)
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_leaps_and_single_steps_count_the_same(chosen: dict[str, Any]) -> None:
     harness, demand = random_engine(**chosen)
     single = dataclasses.replace(harness, leap=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ SCENARIO: dict[str, Any] = {
     "routing": {"trace": "uniform", "tokens": 1024},
     "workload": {
         "requests": 400,
-        "arrivals": {"poisson": {"rate_per_s": 60}},
+        "arrivals": {"poisson": {"rate_per_s": 20}},
         "prompt": {"uniform": {"low": 20, "high": 400}},
         "output": {"uniform": {"low": 1, "high": 120}},
     },
@@ -77,7 +78,7 @@ def same(found: Any, expected: Any, at: str = "") -> None:
 def test_every_figure_of_the_summary_is_exact_or_within_the_bound(
     exact: Result, counted: Result
 ) -> None:
-    one, two = dict(exact.summary), dict(counted.summary)
+    one, two = copy.deepcopy(exact.summary), copy.deepcopy(counted.summary)
     assert two["statistics"].pop("kind") == "streaming"
     assert one["statistics"].pop("kind") == "exact"
     assert (one["statistics"]["step_spacing"], one["statistics"]["quantile_error"]) == (1, 0.0)
@@ -157,7 +158,8 @@ def test_warm_up_is_cut_in_whole_blocks(counted: Result) -> None:
         whole_N = gaps.whole_blocks(warm_N)
         assert (whole_N >= warm_N).all()
         assert whole_N.sum() - cut <= np.bincount(gaps.block_N).max()
-        assert np.unique(gaps.block_N[whole_N]).size == gaps.block_N[whole_N].max(initial=-1) + 1
+        blocks = np.unique(gaps.block_N[whole_N]).tolist()
+        assert blocks == list(range(len(blocks)))
     assert 37 in block_starts(400, 37)
     assert block_starts(3).tolist() == [0, 1, 2]
     assert block_starts(1_000_000).size <= 256
@@ -228,7 +230,7 @@ def test_pools_are_counted_as_they_are_kept() -> None:
     st.lists(st.floats(LEAST * 1.001, MOST * 0.999), min_size=1, max_size=60),
     st.floats(0.0, 1.0),
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_quantile_of_a_sketch_is_within_its_bound(values: list[float], level: float) -> None:
     bins = bins_of(values)
     assert (bins == [bin_of(value) for value in values]).all()
