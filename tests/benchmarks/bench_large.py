@@ -8,6 +8,7 @@ as long as the speed printed for less: `python tests/benchmarks/bench_large.py 1
 
 --model NAME, --trace FILE: Qwen3-235B with generated routing unless given. --statistics exact: to
 compare. --replicas K: of EP8, 8 unless given. --rate R: requests a second and replica.
+--prompt, --output: mean tokens; lengths are uniform from half to one and a half of it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def scenario_of(requests: int, told: argparse.Namespace) -> Scenario:
             "workload": {
                 "arrivals": {"poisson": {"rate_per_s": told.rate * told.replicas}},
                 "requests": requests,
-                "prompt": {"uniform": {"low": 512, "high": 1536}},
-                "output": {"uniform": {"low": 128, "high": 384}},
+                "prompt": {"uniform": {"low": told.prompt // 2, "high": told.prompt * 3 // 2}},
+                "output": {"uniform": {"low": told.output // 2, "high": told.output * 3 // 2}},
             },
             "measure": {"statistics": told.statistics},
         }
@@ -118,6 +119,8 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--tp", type=int, default=4)
     parser.add_argument("--rate", type=float, default=3.0)
+    parser.add_argument("--prompt", type=int, default=1024)
+    parser.add_argument("--output", type=int, default=256)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.alone:
@@ -125,7 +128,7 @@ def main() -> None:
         return
     options = [
         f"--{key}={getattr(told, key)}"
-        for key in ("model", "trace", "statistics", "replicas", "tp", "rate")
+        for key in ("model", "trace", "statistics", "replicas", "tp", "rate", "prompt", "output")
     ]
     found: list[dict[str, Any]] = []
     for requests in told.requests:
