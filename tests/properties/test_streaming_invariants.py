@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from moesim.figures.sketch import pooled_moments
 from moesim.sim import setup, step_folding
 from moesim.sim.bins import BINS, bins_of
-from moesim.sim.state import COMPLETED
+from moesim.sim.state import COMPLETED, LOST, NOBODY
 from tests.fixtures.engine import Harness, Run
 from tests.fixtures.random_engine import SCENARIOS, random_engine
 from tests.properties.test_fault_invariants import FAULTS, random_faults
@@ -60,6 +60,20 @@ def assert_same_gaps(exact: Run, counted: Run, least_s: float) -> None:
             assert row["squares"] == pytest.approx(values.size * values.var(), rel=1e-9, abs=1e-20)
             assert (row["least_s"], row["most_s"]) == (values.min(), values.max())
     assert record.page_line[0]["left_out"] == 0
+    assert_pages_are_free(counted)
+
+
+def assert_pages_are_free(run: Run) -> None:
+    """But for those of requests that were lost with their replica."""
+    record = run.record
+    assert (record.page_N[run.requests["status"] != LOST] == NOBODY).all()
+    lines = [int(record.page_line[0]["free"]), *record.page_N.tolist()]
+    held = 0
+    for page in lines:
+        while page != NOBODY:
+            held += 1
+            page = int(record.page_before[page])
+    assert held == record.page_line[0]["used"]
 
 
 def assert_same_sums(exact: Run, counted: Run) -> None:
@@ -91,6 +105,8 @@ def assert_same_sums(exact: Run, counted: Run) -> None:
                 )
                 balance = (summed["imbalance"] * summed["balanced_steps"]).sum()
                 assert balance == pytest.approx(own["imbalance"].sum(), rel=1e-12)
+    queued_s = [rows["duration_s"][rows["waiting"] > 0].sum() for rows in (totals, steps)]
+    assert queued_s[0] == pytest.approx(queued_s[1], rel=1e-12)
     if steps.size:
         assert totals["most_kv_used_fraction"].max() == steps["kv_used_fraction"].max()
         assert totals["start_s"].min() == steps["start_s"].min()
