@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
+OUTCOMES = ("completed", "failed", "rejected", "cancelled", "lost")
 OFFLOAD_COLUMNS = (
     "duration_s",
     "expert_miss_s",
@@ -151,7 +152,7 @@ def measured_window(requests: pd.DataFrame) -> tuple[float, float]:
 
 def counted_rows(requests: pd.DataFrame) -> NDArray[np.bool_]:
     """[N] the requests that latency and throughput are measured on: completed, not warm-up."""
-    completed = requests["status"].to_numpy() == "completed"
+    completed = (requests["status"] == "completed").to_numpy(dtype=bool)
     return np.asarray(completed & ~requests["warmup"].to_numpy(dtype=bool), dtype=np.bool_)
 
 
@@ -239,7 +240,7 @@ def summarise(
     finished = requests["finish_s"].to_numpy(np.float64)
     finished = finished[~np.isnan(finished)]
     duration_s = float(finished.max() - requests["arrival_s"].min()) if finished.size else 0.0
-    statuses = requests["status"].to_numpy()
+    ended = requests["status"].value_counts()
     if balance is None:
         shown = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
         imbalance = distribution(shown[shown > 0])
@@ -247,11 +248,7 @@ def summarise(
     summary = {
         "requests": {
             "submitted": len(requests),
-            "completed": int((statuses == "completed").sum()),
-            "failed": int((statuses == "failed").sum()),
-            "rejected": int((statuses == "rejected").sum()),
-            "cancelled": int((statuses == "cancelled").sum()),
-            "lost": int((statuses == "lost").sum()),
+            **{outcome: int(ended.get(outcome, 0)) for outcome in OUTCOMES},
             "warmup": int(requests["warmup"].sum()),
         },
         "duration_s": duration_s,
