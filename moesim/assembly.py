@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import simpy
 
 from moesim.deployment import Deployment, run_rules
@@ -35,8 +34,9 @@ from moesim.sim.state import Record, State
 from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
+from moesim.streaming import fold_steps, record_options, streams
 from moesim.streams import stream
-from moesim.wiring import MOST_TOKEN_TIMES, Wired, balancers, ready_to_move
+from moesim.wiring import Wired, balancers, ready_to_move
 from moesim.workload.demand import Demand
 
 if TYPE_CHECKING:
@@ -77,14 +77,17 @@ def assemble(
     of = scenario.deployment
     tiers, acceptance = of.kv_cache.tiers, of.speculation.of_each()
     state = build_state(rules, demand, acceptance, bool(tiers), wired.experts)
-    keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
+    streaming = streams(scenario, demand)
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
-    record = build_record(keep_times, demand, wired.costs, most_done)
+    options = record_options(scenario, demand, streaming)
+    record = build_record(demand=demand, costs=wired.costs, done_rows=most_done, **options)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
     work, masks = _masks(scenario, deployment, wired, work, state)
     work = ready_to_move(scenario, wired, work, replicas)
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, batching, not singly)
+    if streaming:
+        fold_steps(fleet)
     return Assembled(rules, wired, state, record, work, masks, fleet)
 
 

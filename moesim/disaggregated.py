@@ -30,13 +30,21 @@ from moesim.sim.handover import Handover
 from moesim.sim.offload import Offload
 from moesim.sim.setup import build_record, build_state, build_work
 from moesim.sim.state import COUNTED_STEPS, FAILED, ROUTED_IDS, Record
+from moesim.sim.step_folding import FoldedSteps
 from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
+from moesim.streaming import (
+    fold_steps,
+    gaps_of,
+    joined,
+    record_options,
+    steps_of,
+    streaming_notes,
+    streams,
+)
 from moesim.wiring import (
-    MOST_TOKEN_TIMES,
     Wired,
-    all_steps,
     balancers,
     failure_notes,
     memory_summary,
@@ -46,7 +54,9 @@ from moesim.wiring import (
 )
 from moesim.workload.demand import Demand
 
+Taken = tuple[NDArray[Any], FoldedSteps | None]  # a fleet's steps
 Teller = Callable[[NDArray[Any]], Callable[[], None]]
+NO_TIMES: dict[str, Any] = {"keep_token_times": False}
 # What the prefill pool knows of a request when both are done with it.
 FROM_PREFILL = ("arrival_s", "scheduled_s", "cached_tokens", "loaded_tokens")
 
@@ -88,11 +98,11 @@ def simulate_pools(
         plans = (_drawn(plans[0], draw), _drawn(plans[1], draw))
     usd_per_gpu_hour = gpu_hour(scenario.economics, plans[1].deployment.cluster.gpu).usd
     env = simpy.Environment()
-    keep_times = int(demand.output_tokens.astype(np.int64).sum()) <= MOST_TOKEN_TIMES
+    streaming = streams(scenario, demand)
     ones = np.ones_like(demand.output_tokens)
     prompts = replace(demand, output_tokens=ones, max_output_tokens=ones)
-    prefill = _build(env, scenario, plans[0], prompts, False, leap, ideal, draw)
-    decode = _build(env, scenario, plans[1], demand, keep_times, leap, ideal, draw)
+    prefill = _build(env, scenario, plans[0], prompts, streaming, leap, ideal, draw)
+    decode = _build(env, scenario, plans[1], demand, streaming, leap, ideal, draw)
     transfers, background_finish_s = _links(env, scenario, prefill, decode, ideal)
     handover = Handover(
         prefill.fleet,
@@ -100,7 +110,7 @@ def simulate_pools(
         transfers,
         ideal.transfer(transfer_of(scenario, *plans)),
         (plans[0].place, plans[1].place),
-        decode.record.token_s,
+        decode.record,
         _chooser(*decode.over),
     )
     offload = _arrivals(env, scenario, demand, prefill, decode, handover)
@@ -112,20 +122,23 @@ def simulate_pools(
         pool.fleet.finish()
 
     requests = _joined(prefill, decode)
+    taken = steps_of(prefill.fleet), steps_of(decode.fleet)
+    steps, folded = _steps(prefill.replicas, *taken)
+    gaps = gaps_of(decode.record)
+    pools = (prefill, taken[0][0]), (decode, taken[1][0])
     notes = [
         *demand.notes,
-        *_notes(scenario, demand, prefill, decode, requests, provenance),
+        *_notes(scenario, demand, pools, requests, provenance),
+        *streaming_notes(scenario, gaps, folded),
     ]
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")
-    if not keep_times:
-        notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
     of = plans[1].deployment
     return Result(
         scenario=scenario,
         raw=RawRun(
             requests=requests,
-            steps=_steps(prefill, decode),
+            steps=steps,
             token_s=decode.record.token_s,
             rank_tokens_LR=decode.record.rank_tokens_LR,
             rank_active_LR=decode.record.rank_active_LR,
@@ -135,6 +148,8 @@ def simulate_pools(
             background_finish_s=background_finish_s,
             threads=demand.threads,
             groups=demand.groups,
+            gaps=gaps,
+            folded=folded,
             tiers=None if offload is None else offload.summary(),
             pools=tuple(_pool_run(pool) for pool in (prefill, decode)),
             handed=handover.handed,
@@ -158,7 +173,7 @@ def _build(
     scenario: Scenario,
     plan: PoolPlan,
     demand: Demand,
-    keep_times: bool,
+    streaming: bool,
     leap: bool,
     ideal: Ideal,
     draw: Draw | None,
@@ -175,12 +190,15 @@ def _build(
     state = build_state(rules, demand, acceptance, bool(tiers))
     replicas, ranks = int(rules["replicas"]), int(rules["ranks"])
     most_done = max(65_536, 2 * ranks * int(rules["max_running"]))
-    record = build_record(keep_times, demand, wired.costs, most_done)
+    decodes = plan.name == "decode"
+    options = record_options(scenario, demand, streaming) if decodes else NO_TIMES
+    record = build_record(demand=demand, costs=wired.costs, done_rows=most_done, **options)
     work = build_work(ranks, int(rules["stages"]), wired.costs, replicas)
     work = ready_to_move(of, wired, work, replicas)
-    decodes = plan.name == "decode"
     # At the same instant the prefill pool comes first: what it hands over is there.
     fleet = Fleet(env, state, wired.routes, wired.costs, work, record, None, leap, LOW + decodes)
+    if streaming:
+        fold_steps(fleet)
     streams = ("replica choice", "rank choice")
     if decodes:
         streams = ("decode replica choice", "decode rank choice")
@@ -251,12 +269,15 @@ def _joined(prefill: _Pool, decode: _Pool) -> NDArray[Any]:
     return requests
 
 
-def _steps(prefill: _Pool, decode: _Pool) -> NDArray[Any]:
+def _steps(prefill_replicas: int, prefill: Taken, decode: Taken) -> Taken:
     """All steps in order of their start; replicas of the decode pool are numbered on."""
-    behind = all_steps(decode.fleet)
-    behind["replica"] += prefill.replicas
-    steps = np.concatenate([all_steps(prefill.fleet), behind])
-    return steps[np.argsort(steps["start_s"], kind="stable")]
+    behind = decode[0].copy()
+    behind["replica"] += prefill_replicas
+    if decode[1] is not None:
+        decode[1].totals["replica"] += prefill_replicas
+    steps = np.concatenate([prefill[0], behind])
+    steps = steps[np.argsort(steps["start_s"], kind="stable")]
+    return steps, joined((prefill[1], decode[1]), steps)
 
 
 def _pool_run(pool: _Pool) -> PoolRun:
@@ -273,14 +294,14 @@ def _pool_run(pool: _Pool) -> PoolRun:
 def _notes(
     scenario: Scenario,
     demand: Demand,
-    prefill: _Pool,
-    decode: _Pool,
+    pools: tuple[tuple[_Pool, NDArray[Any]], tuple[_Pool, NDArray[Any]]],
     requests: NDArray[Any],
     provenance: bool,
 ) -> list[str]:
-    """What is to be said of both pools, and of each."""
+    """What is to be said of both pools, and of each; `pools` with their steps."""
+    (prefill, _), (decode, _) = pools
     said: list[list[str]] = []
-    for pool in (prefill, decode):
+    for pool, steps in pools:
         plan, operators = pool.plan, pool.plan.deployment.operators
         notes = [*plan.deployment.notes, *pool.wired.notes]
         if pool.wired.pool is not None:
@@ -288,7 +309,7 @@ def _notes(
             of = pool.fleet.state.requests
             notes += pool.wired.pool.notes(int(tokens.astype(np.int64).sum()), most_in_flight(of))
         if operators is not None and provenance:
-            notes += run_notes(operators, all_steps(pool.fleet), requests, pool.ranks)
+            notes += run_notes(operators, steps, requests, pool.ranks)
         said.append(notes)
     both = [note for note in said[0] if note in said[1]]
     own = [

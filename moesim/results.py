@@ -19,6 +19,7 @@ from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moesim.figures.sketch import Sketch
     from moesim.findings.estimates import Uncertainty
     from moesim.uncertainty.observations import Observed
     from moesim.uncertainty.steady_state import SteadyState
@@ -29,12 +30,14 @@ class Result:
     """One simulated scenario.
 
     requests: a row per request; steps: a row per engine step; sessions: a row per session or chain;
+    step_totals: as `steps`; in a streaming run a row per stretch of steps.
     faults: a row per fault and replica that it met; rebalances: a row each time a replica's load
     was looked at; all empty without. itl_s: every gap between two output tokens of a counted
-    request, in order of request; rank_tokens_LR, rank_active_LR:
-    token-expert pairs and distinct active experts per step, mean over steps, for each MoE layer and
-    rank of the expert-parallel group; summary: the object that ``moesim run --json`` prints; notes:
-    what to know before believing the numbers. Columns are described in docs/reference/results.md.
+    request, in order of request (none in a streaming run, which has `itl`, their sketch);
+    rank_tokens_LR, rank_active_LR: token-expert pairs and distinct active experts per step, mean
+    over steps, for each MoE layer and rank of the expert-parallel group; summary: the object that
+    ``moesim run --json`` prints; notes: what to know before believing the numbers. Columns are
+    described in docs/reference/results.md.
     """
 
     scenario: Scenario
@@ -78,7 +81,8 @@ class Result:
         of_class = limits(self.scenario)
         limited = any(value for each in of_class.values() for value in each.values())
         met_N = met_own_limits(self.requests, of_class) if limited else None
-        given = self.requests, self.steps, self._gaps, met_N
+        gaps = self._gaps if self.raw.gaps is None else self.raw.gaps
+        given = self.requests, self.step_totals, gaps, met_N
         return observe(*given, self.gpus, self.usd_per_gpu_hour)
 
     @cached_property
@@ -86,7 +90,9 @@ class Result:
         from moesim.figures.tables import requests_table
 
         table = requests_table(self.raw)
-        table["warmup"] = self._warmup(table)
+        warm_N = self._warmup(table)
+        gaps = self.raw.gaps
+        table["warmup"] = warm_N if gaps is None else gaps.whole_blocks(warm_N)
         return table
 
     def _warmup(self, table: pd.DataFrame) -> NDArray[np.bool_]:
@@ -129,6 +135,13 @@ class Result:
         return steps_table(self.raw, self.rebalances)
 
     @cached_property
+    def step_totals(self) -> pd.DataFrame:
+        """All steps in sums: a row per step, in a streaming run per stretch of steps and kind."""
+        from moesim.figures.tables import totals_table
+
+        return self.steps if self.raw.folded is None else totals_table(self.raw)
+
+    @cached_property
     def background(self) -> pd.DataFrame:
         """The scenario's background transfers, a row each."""
         from moesim.figures.tables import background_table
@@ -143,6 +156,23 @@ class Result:
         as benchmark clients count them.
         """
         return self._gaps[0]
+
+    @cached_property
+    def itl(self) -> NDArray[np.float64] | Sketch:
+        """`itl_s`, or in a streaming run their sketch."""
+        if self.raw.gaps is None:
+            return self.itl_s
+        return self.raw.gaps.counted(self.requests["warmup"].to_numpy(np.bool_))
+
+    @property
+    def balance(self) -> tuple[Sketch, Sketch] | None:
+        """Imbalance of counted steps without prompts and with, in a streaming run."""
+        from moesim.figures.balance import kinds
+        from moesim.figures.metrics import measured_window
+
+        if self.raw.folded is None:
+            return None
+        return kinds(self.raw.folded, measured_window(self.requests))
 
     @cached_property
     def _gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -166,9 +196,11 @@ class Result:
         counted_N, least_s = counted_rows(self.requests), self._least_gap_s()
         of = raw.token_s, raw.requests, raw.ranks_per_replica
         gaps = gaps_during(table, *of, counted_N, least_s)
+        folded = self.raw.folded  # gains are told from single steps, one behind the other
+        steps = self.steps if folded is None or folded.spacing == 1 else self.steps.iloc[:0]
         began_s = self.requests["first_token_s"].to_numpy()
         until_s = float(np.nanmax(began_s)) if np.isfinite(began_s).any() else 0.0
-        return rebalancing_summary(table, self.steps, gaps, until_s)
+        return rebalancing_summary(table, steps, gaps, until_s)
 
     @property
     def rank_tokens_LR(self) -> NDArray[np.float64]:
@@ -185,26 +217,50 @@ class Result:
 
         summary = summarise(
             self.requests,
-            self.steps,
-            self.itl_s,
+            self.step_totals,
+            self.itl,
             gpus=self.gpus,
             usd_per_gpu_hour=self.usd_per_gpu_hour,
             memory=self.memory,
             seed=self.scenario.seed,
             replicas=self.scenario.deployment.replicas,
             stages=self.scenario.deployment.parallelism.pipeline,
+            balance=self._balance(),
         )
+        summary["statistics"] = self._statistics()
         summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
         summary["energy"] = self._energy()
         if self.raw.pools:
             from moesim.figures.pools import pools_summary, pools_utilisation
 
-            given = self.steps, summary["duration_s"]
+            given = self.step_totals, summary["duration_s"]
             summary["utilisation"] = pools_utilisation(self.raw.pools, *given)
             summary["pools"] = plain(pools_summary(self.raw.pools, self.requests, *given))
         summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
+
+    def _balance(self) -> tuple[float | None, float | None] | None:
+        from moesim.figures.balance import mean_and_p99
+        from moesim.figures.metrics import measured_window
+
+        if self.raw.folded is None:
+            return None
+        return mean_and_p99(self.raw.folded, self.step_totals, measured_window(self.requests))
+
+    def _statistics(self) -> dict[str, Any]:
+        """How figures were made: from all values, or from what was counted."""
+        from moesim.sim.bins import RELATIVE_ERROR
+
+        gaps, folded = self.raw.gaps, self.raw.folded
+        return {
+            "kind": "exact" if folded is None else "streaming",
+            "quantile_error": 0.0 if folded is None else RELATIVE_ERROR,
+            "steps": int(self.raw.steps.size if folded is None else folded.totals["steps"].sum()),
+            "step_spacing": 1 if folded is None else folded.spacing,
+            "gaps": int(self.itl.size),
+            "gaps_left_out": 0 if gaps is None else gaps.left_out,
+        }
 
     def _energy(self) -> dict[str, float | None]:
         from moesim.figures.energy import energy_summary
@@ -212,7 +268,8 @@ class Result:
         deployment, pools = self.scenario.deployment, self.raw.pools
         shapes = [(self.gpus, deployment.replicas, deployment.parallelism.pipeline)]
         shapes = [(pool.gpus, pool.replicas, pool.stages) for pool in pools] or shapes
-        steps = [self.steps[self.steps["pool"] == pool.name] for pool in pools] or [self.steps]
+        totals = self.step_totals
+        steps = [totals[totals["pool"] == pool.name] for pool in pools] or [totals]
         return energy_summary(
             self.requests, steps, shapes=shapes, power_w=self.gpu_power_w, power=self.power
         )
@@ -286,8 +343,10 @@ class Result:
             tables["rebalances"] = self.rebalances
         if len(self.background):
             tables["background"] = self.background
+        if self.raw.folded is not None:
+            tables["step_totals"] = self.step_totals
         scenario = self.scenario.model_dump(mode="json")
-        save_run(Path(folder), tables, self.itl_s, scenario, {**self.summary, **(told or {})})
+        save_run(Path(folder), tables, self.itl, scenario, {**self.summary, **(told or {})})
 
     def report(self, path: str | Path) -> None:
         """Write the self-contained HTML report."""

@@ -79,9 +79,15 @@ def _warmup(value: object) -> object:
 
 
 class MeasureSpec(Spec):
-    """Which requests count. `auto`: all of a trace or closed loop, MSER-5 truncation otherwise."""
+    """Which requests count. `auto`: all of a trace or closed loop, MSER-5 truncation otherwise.
+
+    `statistics`: `exact` keeps every token's time and every step; `streaming` counts gaps between
+    tokens in bins and adds steps up as they come (docs/explanation/streaming.md); `auto`: streaming
+    where the workload has more than 20 million output tokens.
+    """
 
     warmup: Annotated[Literal["auto", "none"] | int, BeforeValidator(_warmup)] = "auto"
+    statistics: Literal["auto", "exact", "streaming"] = "auto"
 
 
 def _printable(text: str) -> str:

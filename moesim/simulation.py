@@ -44,9 +44,8 @@ from moesim.sim.state import (
     STEPS_TOTAL,
     State,
 )
+from moesim.streaming import gaps_of, steps_of, streaming_notes
 from moesim.wiring import (
-    MOST_TOKEN_TIMES,
-    all_steps,
     failure_notes,
     memory_summary,
     most_in_flight,
@@ -135,8 +134,6 @@ def simulate(
     env = simpy.Environment()
     singly = on_step is not None or detailed or not leap
     run = assemble(env, scenario, deployment, demand, wired, batching, singly, detailed)
-    if not run.record.token_s.size and demand.output_tokens.size:
-        notes.append(f"gaps between tokens not kept: more than {MOST_TOKEN_TIMES} output tokens")
     transfers = join_links(env, scenario, deployment, run, timeline if detailed else None)
     background_finish_s = np.zeros(0)
     if transfers is not None:
@@ -162,8 +159,10 @@ def simulate(
     env.run()
     run.fleet.finish()
 
-    state, record, steps = run.state, run.record, all_steps(run.fleet)
+    state, record, gaps = run.state, run.record, gaps_of(run.record)
+    steps, folded = steps_of(run.fleet)
     notes += _notes_after(scenario, deployment, demand, run)
+    notes += streaming_notes(scenario, gaps, folded)
     operators = deployment.operators
     if operators is not None and not own_costs and provenance:
         notes += run_notes(operators, steps, state.requests, run.ranks)
@@ -181,6 +180,8 @@ def simulate(
             background_finish_s=background_finish_s,
             threads=demand.threads,
             groups=demand.groups,
+            gaps=gaps,
+            folded=folded,
             tiers=None if offload is None else offload.summary(),
             faults=None if faults is None else tuple(faults.log),
             outages=None if faults is None else tuple(faults.outages),

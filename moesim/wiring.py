@@ -32,12 +32,8 @@ from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer
 from moesim.sim.replay import Routes
 from moesim.sim.setup import build_costs, build_routes, no_routes
-from moesim.sim.state import STEP
 from moesim.streams import stream
 from moesim.workload.drift import check_drift
-
-# Token times are kept exactly up to this many output tokens (8 bytes each).
-MOST_TOKEN_TIMES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -179,11 +175,6 @@ def balancers(
         for row in numbers
     ]
     return over_replicas, over_ranks
-
-
-def all_steps(fleet: Fleet) -> NDArray[Any]:
-    """Rows of STEP of all steps that a fleet has taken."""
-    return np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
 
 
 def failure_notes(

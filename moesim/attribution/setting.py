@@ -43,7 +43,9 @@ class Setting:
 
     def simulate(self, seed: int) -> Result:
         """Run it; requests, arrivals, lengths and routing follow from the seed alone."""
-        scenario = self.scenario.model_copy(update={"seed": seed})
+        # Gaps are told request by request, which a streaming run cannot.
+        measure = self.scenario.measure.model_copy(update={"statistics": "exact"})
+        scenario = self.scenario.model_copy(update={"seed": seed, "measure": measure})
         demand = draw_demand(scenario.workload, DemandStreams.from_seed(seed))
         if self.equal_lengths:
             demand = of_equal_length(demand)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moesim.costs.profile import PowerProfile
+from moesim.figures.steps import ends_s
 from moesim.units import HOUR
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def energy_summary(
 
 def _span_s(requests: pd.DataFrame, steps: Sequence[pd.DataFrame]) -> float:
     """From the first arrival to the end of the last step."""
-    ends_s = [(own["start_s"] + own["duration_s"]).max() for own in steps if len(own)]
-    if not ends_s:
+    last = [ends_s(own).max() for own in steps if len(own)]
+    if not last:
         return 0.0
     finish_s = requests["finish_s"].to_numpy(np.float64)
-    last_s = float(np.nanmax([*ends_s, *finish_s]))
+    last_s = float(max(*last, finish_s[~np.isnan(finish_s)].max(initial=-np.inf)))
     return last_s - float(np.nanmin(requests["arrival_s"].to_numpy(np.float64)))

@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 import moesim
 from moesim.economics import cost_summary
+from moesim.figures.sketch import PERCENTILES, Sketch
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
-PERCENTILES = (50, 90, 95, 99)
+OUTCOMES = ("completed", "failed", "rejected", "cancelled", "lost")
 OFFLOAD_COLUMNS = (
     "duration_s",
     "expert_miss_s",
@@ -67,12 +68,14 @@ def itl(token_s: ArrayLike, request_start: ArrayLike) -> Floats:
     return np.diff(times)[within_request]
 
 
-def distribution(values: ArrayLike) -> dict[str, float | None]:
+def distribution(values: ArrayLike | Sketch) -> dict[str, float | None]:
     """mean, std (of the population), p50, p90, p95 and p99 (linear interpolation between ranks).
 
     NaN entries do not apply and are left out; with nothing left every value is None. Raises
     ValueError on infinity, which no finished run can hold.
     """
+    if isinstance(values, Sketch):
+        return values.distribution()
     numbers = np.asarray(values, np.float64).ravel()
     numbers = numbers[~np.isnan(numbers)]
     if not np.isfinite(numbers).all():
@@ -149,7 +152,7 @@ def measured_window(requests: pd.DataFrame) -> tuple[float, float]:
 
 def counted_rows(requests: pd.DataFrame) -> NDArray[np.bool_]:
     """[N] the requests that latency and throughput are measured on: completed, not warm-up."""
-    completed = requests["status"].to_numpy() == "completed"
+    completed = (requests["status"] == "completed").to_numpy(dtype=bool)
     return np.asarray(completed & ~requests["warmup"].to_numpy(dtype=bool), dtype=np.bool_)
 
 
@@ -207,7 +210,7 @@ def offload_summary(steps: pd.DataFrame) -> dict[str, float | None]:
 def summarise(
     requests: pd.DataFrame,
     steps: pd.DataFrame,
-    itl_s: ArrayLike,
+    itl_s: ArrayLike | Sketch,
     *,
     gpus: int,
     usd_per_gpu_hour: float | None,
@@ -215,6 +218,7 @@ def summarise(
     seed: int,
     replicas: int = 1,
     stages: int = 1,
+    balance: tuple[float | None, float | None] | None = None,
 ) -> dict[str, Any]:
     """The object that ``moesim run --json`` prints; JSON-serialisable, None where nothing applies.
 
@@ -225,7 +229,8 @@ def summarise(
     counted arrival to the last counted finish; cost charges `gpus` for the same window.
     `expert_imbalance.max_over_mean` is the load of the busiest rank over the mean rank, averaged
     over MoE layers within a step; its mean and p99 are over the real steps of the window (steps
-    without it, of a dense model, hold NaN or 0).
+    without it, of a dense model, hold NaN or 0), or what `balance` says where rows of `steps` are
+    many steps each.
     """
     counted = requests[counted_rows(requests)]
     start_s, end_s = measured_window(requests)
@@ -235,17 +240,15 @@ def summarise(
     finished = requests["finish_s"].to_numpy(np.float64)
     finished = finished[~np.isnan(finished)]
     duration_s = float(finished.max() - requests["arrival_s"].min()) if finished.size else 0.0
-    statuses = requests["status"].to_numpy()
-    balance = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
-    imbalance = distribution(balance[balance > 0])
+    ended = requests["status"].value_counts()
+    if balance is None:
+        shown = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
+        imbalance = distribution(shown[shown > 0])
+        balance = imbalance["mean"], imbalance["p99"]
     summary = {
         "requests": {
             "submitted": len(requests),
-            "completed": int((statuses == "completed").sum()),
-            "failed": int((statuses == "failed").sum()),
-            "rejected": int((statuses == "rejected").sum()),
-            "cancelled": int((statuses == "cancelled").sum()),
-            "lost": int((statuses == "lost").sum()),
+            **{outcome: int(ended.get(outcome, 0)) for outcome in OUTCOMES},
             "warmup": int(requests["warmup"].sum()),
         },
         "duration_s": duration_s,
@@ -262,7 +265,7 @@ def summarise(
             "output_tokens_per_s_per_gpu": _rate(output_tokens, window_s * gpus),
         },
         "expert_imbalance": {
-            "max_over_mean": {"mean": imbalance["mean"], "p99": imbalance["p99"]},
+            "max_over_mean": {"mean": balance[0], "p99": balance[1]},
         },
         "expert_offload": offload_summary(steps),
         "utilisation": utilisation(steps, duration_s, replicas, stages),

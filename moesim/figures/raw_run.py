@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.gaps import GapBlocks
 from moesim.sim.faults import FaultLog
 from moesim.sim.rebalancing import RebalanceLog
+from moesim.sim.step_folding import FoldedSteps
 from moesim.workload.groups import Groups
 from moesim.workload.threads import Threads
 
@@ -29,7 +31,11 @@ class PoolRun:
 
 @dataclass(frozen=True, eq=False)
 class RawRun:
-    """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times."""
+    """What the simulation leaves: request rows (REQUEST), step rows (STEP), token times.
+
+    In a streaming run `folded` has the steps' sums, `steps` a row of each stretch of them, and
+    `gaps` what token times would show, which are not kept.
+    """
 
     requests: NDArray[Any]
     steps: NDArray[Any]
@@ -42,6 +48,8 @@ class RawRun:
     background_finish_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     threads: Threads | None = None
     groups: Groups | None = None
+    gaps: GapBlocks | None = None
+    folded: FoldedSteps | None = None
     tiers: Mapping[str, Mapping[str, float]] | None = None  # what lower memories delivered
     faults: tuple[FaultLog, ...] | None = None
     outages: tuple[tuple[int, float, float], ...] | None = None  # (replica, from, to)

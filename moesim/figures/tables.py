@@ -88,6 +88,20 @@ def steps_table(run: RawRun, rebalances: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def totals_table(run: RawRun) -> pd.DataFrame:
+    """A row per stretch of steps of a streaming run and kind."""
+    import pandas as pd
+
+    assert run.folded is not None
+    raw = run.folded.totals
+    assert raw.dtype.names is not None
+    table = pd.DataFrame({name: raw[name] for name in raw.dtype.names})
+    table["dummy"] = table["dummy"].astype(bool)
+    if run.pools:
+        table["pool"] = pool_of_replica(run.pools)[table["replica"].to_numpy()]
+    return table
+
+
 def background_table(run: RawRun, planned: Sequence[BackgroundTransfer]) -> pd.DataFrame:
     """The scenario's background transfers, a row each."""
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.figures.metrics import counted_rows, distribution, measured_window
+from moesim.figures.metrics import OUTCOMES, counted_rows, distribution, measured_window
 from moesim.policies.queueing import VirtualTokenCounter
 from moesim.scenario import Scenario
 
@@ -192,12 +192,11 @@ def service_until(
 
 
 def _group(table: pd.DataFrame) -> dict[str, Any]:
-    statuses = table["status"].to_numpy()
+    ended = table["status"].value_counts()
     counted = table[counted_rows(table)]
-    outcomes = ("completed", "failed", "rejected", "cancelled", "lost")
     return {
         "submitted": len(table),
-        **{outcome: int((statuses == outcome).sum()) for outcome in outcomes},
+        **{outcome: int(ended.get(outcome, 0)) for outcome in OUTCOMES},
         "ttft_s": distribution(counted["ttft_s"]),
         "tpot_s": distribution(counted["tpot_s"]),
         "e2e_s": distribution(counted["e2e_s"]),

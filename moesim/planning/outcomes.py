@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moesim.deployment import deploy, step_costs
+from moesim.figures.steps import most_tokens
 from moesim.figures.traffic import limits
 from moesim.findings.estimates import HEADLINES
 from moesim.results import Result
@@ -82,7 +83,7 @@ def outcome(result: Result, units: int, percentile: float) -> Outcome:
         missed=missed,
         excess=max(excess, 1.0 + 1e-6) if missed else min(excess, 1.0),
         clearly=bool(missed) and clearly,
-        most_tokens=int((result.steps["prefill_tokens"] + result.steps["decode_tokens"]).max()),
+        most_tokens=most_tokens(result.step_totals),
         most_running=_most_running(result),
         figures={path: x for path, x in found.items() if x is not None and math.isfinite(x)},
     )

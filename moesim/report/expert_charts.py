@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from moesim.figures.metrics import counted_steps, measured_window
+from moesim.figures.steps import balanced
 from moesim.report import series, theme, words
 from moesim.report.figure import Figure, by_deployment, data, without
 from moesim.report.source import ReportedResult, chart_labels, has_expert_ranks, is_moe, labels
@@ -147,12 +148,19 @@ def imbalance(results: Sequence[ReportedResult]) -> Figure:
     if not blocks:
         return without(figure, _no_ranks(results))
     frame = pd.concat(blocks)
-    chart = alt.hconcat(_balance_cdf(frame, names), _balance_over_time(frame, names))
+    points = pd.concat(
+        [
+            _balance_points(result).assign(deployment=name)
+            for name, result in zip(names, results, strict=True)
+            if has_expert_ranks(result)
+        ]
+    )
+    chart = alt.hconcat(_balance_cdf(points, names), _balance_over_time(frame, names))
     return replace(figure, chart=chart.resolve_scale(color="shared"))
 
 
 def _balance(result: ReportedResult) -> pd.DataFrame:
-    steps = result.steps
+    steps = result.step_totals
     value = steps["imbalance"].to_numpy(np.float64)
     real = counted_steps(steps, measured_window(result.requests)) & (value > 0)
     return pd.DataFrame(
@@ -160,16 +168,26 @@ def _balance(result: ReportedResult) -> pd.DataFrame:
             "start_s": steps["start_s"].to_numpy(np.float64)[real],
             "value": value[real],
             "kind": series.step_kinds(steps)[real],
+            "weight": balanced(steps)[real],
         }
     )
 
 
-def _balance_cdf(frame: pd.DataFrame, names: list[str]) -> alt.Chart:
-    blocks = [
-        series.cdf(group["value"]).assign(deployment=str(keys[0]), kind=str(keys[1]))
-        for keys, group in frame.groupby(["deployment", "kind"])
-    ]
-    points = pd.concat(blocks)
+def _balance_points(result: ReportedResult) -> pd.DataFrame:
+    """Columns value, share, kind: the distribution over steps of each kind."""
+    if result.balance is not None:
+        of_kinds = zip(("decode only", "with prefill"), result.balance, strict=True)
+        blocks = [series.cdf(of).assign(kind=kind) for kind, of in of_kinds if of.size]
+    else:
+        frame = _balance(result)
+        blocks = [
+            series.cdf(group["value"]).assign(kind=str(kind))
+            for kind, group in frame.groupby("kind")
+        ]
+    return pd.concat(blocks) if blocks else pd.DataFrame(columns=["value", "share", "kind"])
+
+
+def _balance_cdf(points: pd.DataFrame, names: list[str]) -> alt.Chart:
     top = max(float(points.loc[points["share"] <= 0.996, "value"].max()), 1.05)
     kinds = list(KIND_DASHES)
     chart: alt.Chart = (
@@ -182,7 +200,7 @@ def _balance_cdf(frame: pd.DataFrame, names: list[str]) -> alt.Chart:
                 scale=alt.Scale(domain=[1, top], nice=False),
             ),
             y=alt.Y("share:Q", title="share of steps", axis=alt.Axis(format="%", tickCount=5)),
-            color=by_deployment(names, present=frame["deployment"]),
+            color=by_deployment(names, present=points["deployment"]),
             strokeDash=alt.StrokeDash(
                 "kind:N",
                 scale=alt.Scale(domain=kinds, range=list(KIND_DASHES.values())),
@@ -214,7 +232,8 @@ def _balance_over_time(frame: pd.DataFrame, names: list[str]) -> alt.Chart:
         position = np.clip(
             np.searchsorted(edges, group["start_s"], "right") - 1, 0, len(middle) - 1
         )
-        mean = group["value"].groupby(position).mean()
+        weight = group["weight"].groupby(position).sum()
+        mean = (group["value"] * group["weight"]).groupby(position).sum() / weight
         blocks.append(
             pd.DataFrame(
                 {"time": middle[mean.index], "value": mean.to_numpy(), "deployment": str(name)}

@@ -144,7 +144,7 @@ def in_runs(run: ReportedResult, text: str, requests: int, seeds: int = 1) -> st
 
 def exchange_share(run: ReportedResult) -> float | None:
     """Of the time of all steps: expert exchanges and all-reduces that nothing hides."""
-    steps = run.steps
+    steps = run.step_totals
     whole = float(steps["duration_s"].sum())
     if whole <= 0:
         return None
@@ -154,5 +154,5 @@ def exchange_share(run: ReportedResult) -> float | None:
 
 def waiting_share(run: ReportedResult) -> float | None:
     """Of the time of all steps: waiting for the most loaded expert rank."""
-    whole = float(run.steps["duration_s"].sum())
-    return float(run.steps["expert_imbalance_s"].sum()) / whole if whole > 0 else None
+    whole = float(run.step_totals["duration_s"].sum())
+    return float(run.step_totals["expert_imbalance_s"].sum()) / whole if whole > 0 else None

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from moesim.figures.steps import most_kv_used
 from moesim.findings.case import Case
 from moesim.report import attribution_words, facts, sure_words, words
 from moesim.report.cost_words import HOURS_PER_MONTH, offer_labels, volume_words
@@ -127,12 +128,12 @@ def bounds(run: ReportedResult, case: Case) -> list[str]:
 
 
 def _demand_bound(run: ReportedResult, case: Case) -> str:
-    steps = run.steps
+    steps = run.step_totals
     busy_s = float(steps["duration_s"].sum())
     if busy_s <= 0:
         return "No step ran: 0 s of work."
     queued = float(steps.loc[steps["waiting"] > 0, "duration_s"].sum()) / busy_s
-    peak = float(steps["kv_used_fraction"].max())
+    peak = most_kv_used(steps)
     used = words.pick(run.summary, "utilisation", "gpu_busy")
     busy = f"GPUs are in a step {words.percent(used)} of the time" if used is not None else ""
     if facts.overloaded(run, case):
@@ -154,8 +155,8 @@ def _demand_bound(run: ReportedResult, case: Case) -> str:
 
 def bound_in_short(run: ReportedResult, case: Case) -> tuple[str, str]:
     """(what binds, the figure that shows it), for a list of many deployments."""
-    steps = run.steps
-    peak = float(steps["kv_used_fraction"].max()) if len(steps) else 0.0
+    steps = run.step_totals
+    peak = most_kv_used(steps) if len(steps) else 0.0
     busy_s = float(steps["duration_s"].sum())
     queued = float(steps.loc[steps["waiting"] > 0, "duration_s"].sum()) / busy_s if busy_s else 0.0
     if facts.overloaded(run, case):

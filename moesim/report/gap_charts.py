@@ -9,7 +9,9 @@ from dataclasses import replace
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from moesim.figures.sketch import Sketch
 from moesim.report import series, words
 from moesim.report.figure import (
     Figure,
@@ -35,13 +37,14 @@ def token_gaps(results: Sequence[ReportedResult]) -> Figure:
         "a reader notices (a prefill or a preemption in between).",
         None,
     )
-    gaps = [series.usable(result.itl_s) for result in results]
-    edges = series.log_edges(gaps)
+    gaps = [result.itl for result in results]
+    values = [series.usable(gap) for gap in gaps]
+    edges = series.log_edges(values)
     if edges.size == 0:
         return without(
             figure, "No request wrote more than one token, so there are no gaps between tokens."
         )
-    unit, size = words.time_unit(float(np.median(np.concatenate(gaps))))
+    unit, size = words.time_unit(_middle(gaps))
     histogram = pd.concat(
         [
             series.log_histogram(gap, edges).assign(deployment=name)
@@ -63,6 +66,14 @@ def token_gaps(results: Sequence[ReportedResult]) -> Figure:
         _gap_histogram(histogram, names, unit, domain), _gap_tail(above, names, unit, domain)
     )
     return replace(figure, chart=chart.resolve_scale(color="shared", strokeDash="shared"))
+
+
+def _middle(gaps: Sequence[NDArray[np.float64] | Sketch]) -> float:
+    """The median of all gaps; of sketches the median of their medians."""
+    if any(isinstance(gap, Sketch) for gap in gaps):
+        known = [series.cdf(gap, 3)["value"][1] for gap in gaps if gap.size]
+        return float(np.median(known))
+    return float(np.median(np.concatenate([series.usable(gap) for gap in gaps])))
 
 
 def _gap_axis(field: str, unit: str, domain: list[float]) -> alt.X:

@@ -40,7 +40,7 @@ def network_section(runs: Sequence[ReportedResult]) -> str:
 
 
 def _share(run: ReportedResult, part: str) -> str:
-    steps = run.steps
+    steps = run.step_totals
     whole = float(steps["duration_s"].sum())
     if whole <= 0 or part not in steps:
         return NOT_APPLICABLE
@@ -48,7 +48,7 @@ def _share(run: ReportedResult, part: str) -> str:
 
 
 def _per_token(run: ReportedResult, column: str) -> str:
-    steps = run.steps
+    steps = run.step_totals
     if column not in steps:
         return NOT_APPLICABLE
     tokens = float((steps["prefill_tokens"] + steps["decode_tokens"]).sum())

@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from moesim.figures.steps import ends_s, number
 from moesim.report import series, words
 from moesim.report.figure import Figure, by_deployment, dash_by_deployment, data, without
 from moesim.report.source import ReportedResult, chart_labels, labels
@@ -74,11 +75,12 @@ def balance(results: Sequence[ReportedResult]) -> Figure:
 
 
 def _history(result: ReportedResult) -> pd.DataFrame:
-    steps = result.steps[result.steps["imbalance"] > 0]
+    steps = result.step_totals
+    steps = steps[steps["imbalance"] > 0]
     if steps.empty:
         return pd.DataFrame(columns=["time_s", "imbalance"], dtype=float)
-    bins = series.time_bins_for(len(steps))
-    edges = np.linspace(0.0, float((steps["start_s"] + steps["duration_s"]).max()), bins + 1)
+    bins = series.time_bins_for(int(number(steps).sum()))
+    edges = np.linspace(0.0, float(ends_s(steps).max()), bins + 1)
     at = np.minimum(np.searchsorted(edges, steps["start_s"], side="right") - 1, bins - 1)
     sums = np.bincount(at, steps["imbalance"] * steps["duration_s"], minlength=bins)
     spent_s = np.bincount(at, steps["duration_s"], minlength=bins)

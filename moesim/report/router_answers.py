@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moesim.figures.steps import most_kv_used
 from moesim.findings.case import Case
 from moesim.report import attribution_words, facts, sure_words, words
 from moesim.report.series import relative_load, usable
@@ -113,9 +114,9 @@ def _nearest(run: ReportedResult, case: Case) -> list[str]:
     if note := facts.overloaded(run, case):
         return [f"In this run it fails already: {note}."]
     limits: list[tuple[float, str]] = []
-    steps = run.steps
+    steps = run.step_totals
     if len(steps):
-        peak = float(steps["kv_used_fraction"].max())
+        peak = most_kv_used(steps)
         limits.append((peak, f"KV memory at {words.percent(peak)}"))
     busy = words.pick(run.summary, "utilisation", "gpu_busy")
     if busy is not None:

@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from moesim.figures.sketch import Sketch
+from moesim.figures.steps import number
+
 Floats = NDArray[np.float64]
 
 CDF_POINTS = 200
@@ -19,18 +22,27 @@ HEAT_LAYERS, HEAT_RANKS = 96, 64
 TAIL_PERCENTILES = (50, 55, 60, 65, 70, 75, 80, 85, 90, 92.5, 95, 96, 97, 98, 99, 99.5, 99.8, 99.9)
 
 
-def usable(values: ArrayLike) -> Floats:
-    """The entries that apply (no NaN), flat."""
+def usable(values: ArrayLike | Sketch) -> Floats:
+    """The entries that apply (no NaN), flat; of a sketch one for each bin that holds any."""
+    if isinstance(values, Sketch):
+        return values.value_V
     numbers = np.asarray(values, np.float64).ravel()
     return numbers[~np.isnan(numbers)]
 
 
-def cdf(values: ArrayLike, points: int = CDF_POINTS) -> pd.DataFrame:
+def weights(values: ArrayLike | Sketch) -> Floats | None:
+    """How many values each entry of `usable` stands for; None for one."""
+    return values.count_V.astype(np.float64) if isinstance(values, Sketch) else None
+
+
+def cdf(values: ArrayLike | Sketch, points: int = CDF_POINTS) -> pd.DataFrame:
     """Columns value, share: at most `points` quantiles of the empirical distribution."""
     numbers = usable(values)
     if numbers.size == 0:
         return pd.DataFrame({"value": [], "share": []}, dtype=float)
     share = np.linspace(0, 1, points)
+    if isinstance(values, Sketch):
+        return pd.DataFrame({"value": [values.quantile(s) for s in share], "share": share})
     return pd.DataFrame({"value": np.quantile(numbers, share), "share": share})
 
 
@@ -58,10 +70,10 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def log_histogram(values: ArrayLike, edges: Floats) -> pd.DataFrame:
+def log_histogram(values: ArrayLike | Sketch, edges: Floats) -> pd.DataFrame:
     """Columns low, high, share of the values in each bin of `edges`."""
-    counts, _ = np.histogram(usable(values), edges)
-    share = counts / max(int(counts.sum()), 1)
+    counts, _ = np.histogram(usable(values), edges, weights=weights(values))
+    share = counts / max(float(counts.sum()), 1.0)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "share": share})
 
 
@@ -76,8 +88,10 @@ def log_edges(samples: list[Floats], bins: int = 60) -> Floats:
     return np.geomspace(low, max(high, low * 1.5), bins + 1)
 
 
-def exceedance(values: ArrayLike, points: int = CDF_POINTS) -> pd.DataFrame:
+def exceedance(values: ArrayLike | Sketch, points: int = CDF_POINTS) -> pd.DataFrame:
     """Columns value, share: the share of values at or above `value`, evenly spaced in log share."""
+    if isinstance(values, Sketch):
+        return _sketched_exceedance(values, points)
     numbers = np.sort(usable(values))
     numbers = numbers[numbers > 0]
     if numbers.size == 0:
@@ -86,20 +100,34 @@ def exceedance(values: ArrayLike, points: int = CDF_POINTS) -> pd.DataFrame:
     return pd.DataFrame({"value": numbers[numbers.size - above], "share": above / numbers.size})
 
 
+def _sketched_exceedance(sketch: Sketch, points: int) -> pd.DataFrame:
+    share = np.cumsum(sketch.count_V[::-1])[::-1] / max(sketch.size, 1)
+    wanted = np.geomspace(float(share.min(initial=1.0)), 1.0, points)
+    behind = np.searchsorted(share[::-1], wanted * (1.0 - 1e-12))  # from the largest value down
+    at = np.unique(share.size - 1 - np.minimum(behind, share.size - 1))
+    return pd.DataFrame({"value": sketch.value_V[at], "share": share[at]}, dtype=float)
+
+
 def over_time(
-    start_s: ArrayLike, duration_s: ArrayLike, value: ArrayLike, edges_s: Floats
+    start_s: ArrayLike,
+    duration_s: ArrayLike,
+    value: ArrayLike,
+    edges_s: Floats,
+    end_s: ArrayLike | None = None,
 ) -> Floats:
     """[B] time average per bin of a quantity that holds `value` during steps and 0 between them.
 
     Steps are of one replica: sorted and not overlapping. Exact: the integral of the step function
-    at the bin edges, differenced.
+    at the bin edges, differenced. `end_s`: where rows are stretches that last longer than the steps
+    in them, whose time is then spread evenly.
     """
     start, duration = np.asarray(start_s, np.float64), np.asarray(duration_s, np.float64)
     if start.size == 0:
         return np.zeros(len(edges_s) - 1)
     area = np.concatenate(([0.0], np.cumsum(duration * np.asarray(value, np.float64))))
     # Each step adds its area between its start and its end; in between the integral is flat.
-    times = np.stack((start, start + duration), axis=1).ravel()
+    ends = start + duration if end_s is None else np.asarray(end_s, np.float64)
+    times = np.stack((start, ends), axis=1).ravel()
     integral = np.stack((area[:-1], area[1:]), axis=1).ravel()
     at_edges = np.interp(edges_s, times, integral)
     average: Floats = np.diff(at_edges) / np.diff(edges_s)
@@ -173,13 +201,14 @@ def part_times(steps: pd.DataFrame, parts: list[str]) -> pd.DataFrame:
         chosen = real if kind == "all steps" else real[kinds == kind]
         if chosen.empty or total_s <= 0:
             continue
+        many = int(number(chosen).sum())
         for part in parts:
             seconds = float(chosen[part].sum())
-            mean_s = seconds / len(chosen)
+            mean_s = seconds / many
             rows.append(
                 {
                     "kind": kind,
-                    "steps": len(chosen),
+                    "steps": many,
                     "part": part,
                     "mean_s": mean_s,
                     "share": seconds / total_s,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.figures.metrics import counted_rows
+from moesim.figures.sketch import Sketch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ class ReportedResult(Protocol):
 
     `memory` is in bytes of the fullest GPU: ``weights_<part>_bytes``, ``kv_bytes``,
     ``reserved_bytes``, ``gpu_bytes``; `notes` are the labels that every reader must see.
+    `itl` and `balance` are sketches of a streaming run, whose `step_totals` are rows of many steps.
     """
 
     @property
@@ -34,9 +36,13 @@ class ReportedResult(Protocol):
     @property
     def steps(self) -> pd.DataFrame: ...
     @property
+    def step_totals(self) -> pd.DataFrame: ...
+    @property
     def rebalances(self) -> pd.DataFrame: ...
     @property
-    def itl_s(self) -> NDArray[np.float64]: ...
+    def itl(self) -> NDArray[np.float64] | Sketch: ...
+    @property
+    def balance(self) -> tuple[Sketch, Sketch] | None: ...
     @property
     def rank_tokens_LR(self) -> NDArray[np.float64]: ...
     @property

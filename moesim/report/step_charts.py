@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from moesim.figures.steps import ends_s, most_kv_used, number
 from moesim.report import series, theme, words
 from moesim.report.figure import Figure, by_deployment, dash_by_deployment, data, without
 from moesim.report.source import ReportedResult, chart_labels, labels
@@ -18,7 +19,7 @@ KINDS = ("all steps", "decode only", "with prefill")
 
 def part_table(result: ReportedResult) -> pd.DataFrame:
     """`series.part_times` of the parts that take any time, with their names in words."""
-    frame = series.part_times(result.steps, list(theme.STEP_PARTS))
+    frame = series.part_times(result.step_totals, list(theme.STEP_PARTS))
     kept = frame.groupby("part")["share"].transform("max") > 0
     frame = frame[kept].copy()
     frame["name"] = [theme.STEP_PARTS[part][0] for part in frame["part"]]
@@ -155,18 +156,23 @@ def over_time(results: Sequence[ReportedResult]) -> Figure:
 
 
 def _history(result: ReportedResult) -> pd.DataFrame:
-    steps = result.steps
+    steps = result.step_totals
     if steps.empty:
         return pd.DataFrame(columns=["time_s", "waiting", "running", "kv"], dtype=float)
     edges = series.time_edges(
-        float((steps["start_s"] + steps["duration_s"]).max()), series.time_bins_for(len(steps))
+        float(ends_s(steps).max()), series.time_bins_for(int(number(steps).sum()))
     )
-    replicas = [group.sort_values("start_s") for _, group in steps.groupby("replica")]
+    # Stretches of steps of one kind do not overlap, those of several do.
+    kinds = [steps["dummy"], steps["prefill_tokens"] > 0, steps["waiting"] > 0]
+    by = [steps["replica"], *(kinds if "steps" in steps else [])]
+    groups = [group.sort_values("start_s") for _, group in steps.groupby(by)]
 
     def added(column: str) -> series.Floats:
         parts = [
-            series.over_time(group["start_s"], group["duration_s"], group[column], edges)
-            for group in replicas
+            series.over_time(
+                group["start_s"], group["duration_s"], group[column], edges, ends_s(group)
+            )
+            for group in groups
         ]
         return np.asarray(np.sum(parts, axis=0), np.float64)
 
@@ -175,7 +181,7 @@ def _history(result: ReportedResult) -> pd.DataFrame:
             "time_s": (edges[:-1] + edges[1:]) / 2,
             "waiting": added("waiting"),
             "running": added("running"),
-            "kv": added("kv_used_fraction") / len(replicas),
+            "kv": added("kv_used_fraction") / steps["replica"].nunique(),
         }
     )
 
@@ -229,14 +235,14 @@ def _history_panel(
 def _queue_title(results: Sequence[ReportedResult]) -> str:
     shares: list[tuple[str, float | None]] = []
     for name, result in zip(labels(results), results, strict=True):
-        steps = result.steps
+        steps = result.step_totals
         busy_s = float(steps["duration_s"].sum())
         if busy_s <= 0:
             continue
         queued = float(steps.loc[steps["waiting"] > 0, "duration_s"].sum()) / busy_s
         shares.append((name, queued))
         if len(results) == 1:
-            full = words.percent(float(steps["kv_used_fraction"].max()))
+            full = words.percent(most_kv_used(steps))
             during = f"Requests queue during {words.percent(queued)} of the busy time"
             return f"{during if queued else 'No request queues'}; KV memory peaks at {full}"
     if not shares:

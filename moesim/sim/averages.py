@@ -30,6 +30,7 @@ from moesim.sim.experts import add_traffic, expert_layer
 from moesim.sim.replay import count_rows, touch_rows
 from moesim.sim.setup import build_work, no_routes
 from moesim.sim.state import COUNTERS, STEP, Record
+from moesim.sim.token_times import kept_times
 
 SIZES_PER_OCTAVE = 2
 LAYERS = 8  # as many layers, evenly spread, stand for all
@@ -162,10 +163,10 @@ def _spread(sizes: NDArray[np.int64], values_2S: NDArray[np.float64]) -> NDArray
 def _no_record(costs: Costs) -> Record:
     per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
     return Record(
-        token_s=np.zeros(0),
         steps=np.zeros(1, STEP),
         counters=np.zeros(COUNTERS, np.int64),
         done=np.zeros(0, np.int32),
         rank_tokens_LR=np.zeros(per_rank),
         rank_active_LR=np.zeros(per_rank),
+        **kept_times(0),
     )

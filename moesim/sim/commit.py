@@ -9,6 +9,7 @@ from moesim.sim.kvcache import release
 from moesim.sim.queues import tokens_due
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import COMPLETED, DONE_FILLED, LEAST_SERVED
+from moesim.sim.token_times import count_gaps, note_tokens
 
 
 @inner
@@ -37,13 +38,11 @@ def commit(s: Any, record: Any, k: int) -> int:
                 s.service_GT[g, request.tenant] += tokens * rules.output_weight
             if request.generated == 0:
                 request.first_token_s = now
-            for _ in range(tokens):
-                if record.token_s.size > 0:
-                    record.token_s[request.token_start + request.generated] = now
-                request.generated += 1
+            note_tokens(record, request, r, tokens, now)
             if request.generated == request.output_tokens:
                 request.finish_s = now
                 request.status = COMPLETED
+                count_gaps(record, request, r)
                 if rules.keeps_kv == 0:
                     release(s, g, r)
                 record.done[record.counters[DONE_FILLED]] = r

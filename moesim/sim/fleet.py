@@ -44,6 +44,7 @@ from moesim.sim.state import (
     Record,
     State,
 )
+from moesim.sim.step_folding import StepFolder
 from moesim.sim.stop import cut_step, go_on, stop
 
 BROKEN_RULES = {
@@ -75,6 +76,7 @@ class Fleet:
         self.leap = leap
         self.priority = priority  # of its boundaries among what happens at the same instant
         self.step_chunks: list[NDArray[Any]] = []
+        self.folder: StepFolder | None = None  # in streaming runs; leaves steps in flight in chunks
         self.on_completion: Callable[[list[int]], None] | None = None
         self.on_evictions: Callable[[], None] | None = None  # empties `evicted`
         self.on_fetch: Callable[[int, float], None] | None = None  # of a replica, at a time
@@ -211,6 +213,8 @@ class Fleet:
         if count:
             self.step_chunks.append(self._record.steps[:count].copy())
             self._record.counters[STEPS_FILLED] = 0
+            if self.folder is not None:
+                self.step_chunks = self.folder.take(self.step_chunks, self.state.replicas)
         if self.on_completion is None:
             self._record.counters[DONE_FILLED] = 0
 

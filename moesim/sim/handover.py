@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 
 from moesim.sim.clock import at
 from moesim.sim.fleet import Fleet
 from moesim.sim.kv_sending import KVTransfer, PoolGPUs, Sending, nothing_handed
-from moesim.sim.state import COMPLETED, NOBODY
+from moesim.sim.state import COMPLETED, NOBODY, Record
+from moesim.sim.token_times import complete, hand_out
 from moesim.sim.transfers import Transfers
 
 
@@ -27,8 +27,8 @@ class Handover:
     """Two pools, and who of their requests is where. `handed` [N] has a row for each.
 
     `choose` names an attention rank of the decode pool for a request; `on_end` hears of requests
-    that end outside a step of it; `token_s` holds when each output token was handed out, or is
-    empty.
+    that end outside a step of it; `record` holds when output tokens of the decode pool were
+    handed out.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Handover:
         transfers: Transfers,
         by: KVTransfer,
         places: tuple[PoolGPUs, PoolGPUs],
-        token_s: NDArray[np.float64],
+        record: Record,
         choose: Callable[[int], int],
     ) -> None:
         self.env = prefill.env
         self.prefill = prefill
         self.decode = decode
         self.by = by
-        self.token_s = token_s
+        self.record = record
         self.choose = choose
         self.requests = decode.state.requests
         self.on_end: Callable[[list[int]], None] | None = None
@@ -145,13 +145,12 @@ class Handover:
     def _first_token(self, request: int) -> bool:
         """The first output token is handed out now; whether it is the last as well."""
         row = self.requests[request : request + 1]
-        row["generated"] = 1
         row["first_token_s"] = self.env.now
-        if self.token_s.size:
-            self.token_s[int(row["token_start"][0])] = self.env.now
+        hand_out(self.record, self.requests, request, 1, self.env.now)
         if row["output_tokens"][0] > 1:
             return False
         row["finish_s"] = self.env.now
+        complete(self.record, self.requests, request)
         if self.on_end is not None:
             self.on_end([request])
         return True

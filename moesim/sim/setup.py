@@ -49,6 +49,7 @@ from moesim.sim.state import (
     Record,
     State,
 )
+from moesim.sim.token_times import counted_gaps, kept_times
 from moesim.workload.demand import Demand
 
 # A buffer of step rows, emptied when full: 8,192 rows are about 1.5 MB. Where requests come by the
@@ -289,17 +290,31 @@ def _chosen(ranks: int, costs: Costs) -> Chosen:
     )
 
 
-def build_record(keep_token_times: bool, demand: Demand, costs: Costs, done_rows: int) -> Record:
-    """Room for what the run leaves behind."""
+def build_record(
+    keep_token_times: bool,
+    demand: Demand,
+    costs: Costs,
+    done_rows: int,
+    gap_blocks: NDArray[np.int64] | None = None,
+    least_gap_s: float = -1.0,
+) -> Record:
+    """Room for what the run leaves behind.
+
+    `gap_blocks` [B]: the first requests of blocks by which gaps between tokens that are longer than
+    `least_gap_s` are counted, where their times are not kept.
+    """
     tokens = int(demand.output_tokens.astype(np.int64).sum()) if keep_token_times else 0
+    times = kept_times(tokens)
+    if gap_blocks is not None:
+        times = counted_gaps(demand.output_tokens, gap_blocks, least_gap_s)
     per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
     return Record(
-        token_s=np.full(tokens, np.nan),
         steps=np.zeros(STEP_ROWS, STEP),
         counters=np.zeros(COUNTERS, np.int64),
         done=np.zeros(done_rows, np.int32),
         rank_tokens_LR=np.zeros(per_rank),
         rank_active_LR=np.zeros(per_rank),
+        **times,
     )
 
 

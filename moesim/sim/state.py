@@ -277,12 +277,21 @@ class State(NamedTuple):
 class Record(NamedTuple):
     """What a run leaves behind."""
 
-    token_s: NDArray[np.float64]  # when each output token was handed out; empty = not kept
+    # When each output token was handed out; empty = not kept. What begins with `page` or `gap`
+    # takes its place in streaming runs (sim/token_times.py), and is empty in others.
+    token_s: NDArray[np.float64]
     steps: NDArray[Any]  # STEP, a buffer that the caller empties
     counters: NDArray[np.int64]  # see COUNTER_* below
     done: NDArray[np.int32]  # requests that ended since the caller last looked
     rank_tokens_LR: NDArray[np.float64]  # token-expert pairs computed by each rank, summed
     rank_active_LR: NDArray[np.float64]  # distinct active experts, summed
+    page_s: NDArray[np.float64]  # [P, PAGE] when tokens of requests under way were handed out
+    page_before: NDArray[np.int32]  # [P] the page before of the same request, or the next free one
+    page_N: NDArray[np.int32]  # [N] the last page of each request
+    page_line: NDArray[Any]  # PAGES [1]
+    gap_block_N: NDArray[np.uint16]  # [N] the block of each request
+    gap_counts_BI: NDArray[np.int64]  # [B, bins] gaps between tokens
+    gap_moments_B: NDArray[Any]  # MOMENTS [B]
 
 
 STEPS_FILLED, DONE_FILLED, STEPS_TOTAL, ROUTED_IDS, COUNTED_STEPS = range(5)

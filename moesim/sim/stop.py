@@ -19,6 +19,7 @@ from moesim.sim.kvcache import make_room
 from moesim.sim.queues import preempt, walk_again
 from moesim.sim.setup import empty_ranks
 from moesim.sim.state import LOADING, NOBODY, NOT_ARRIVED, STEP_PARTS, Record, State
+from moesim.sim.token_times import forget_tokens
 
 
 @hot
@@ -108,15 +109,13 @@ def forget_progress(state: State, record: Record, request: int) -> int:
     """The request is as when it first came, but for its arrival; tokens it had computed."""
     row = state.requests[request]
     lost = int(row["computed"])
+    forget_tokens(record, state.requests, request)
     for name in _PROGRESS:
         row[name] = 0
     for name in ("scheduled_s", "first_token_s"):
         row[name] = np.nan
     row["next"] = row["rank"] = NOBODY
     row["status"] = NOT_ARRIVED
-    if record.token_s.size:
-        start = int(row["token_start"])
-        record.token_s[start : start + int(row["output_tokens"])] = np.nan
     return lost
 
 

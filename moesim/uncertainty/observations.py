@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.gaps import GapBlocks
 from moesim.figures.metrics import counted_rows, counted_steps, measured_window
+from moesim.figures.steps import balanced
 from moesim.uncertainty.intervals import Floats, Pooled
 from moesim.uncertainty.parts import LATENCIES, Parts, moments_of, sum_by_part
 
@@ -35,7 +37,9 @@ class Observed:
     [N] requests in order of their rows: `counted_N` (completed, not warm-up), `arrival_s_N`,
     `latency_N` by metric (NaN: does not apply), tokens; `met_N` whether one met its limits (None:
     there are none), `asked_N` whether that counts. Gaps with the row of their request; counted
-    steps with their imbalance. `window_s`: of the measured window.
+    steps with their imbalance. `window_s`: of the measured window. In a streaming run gaps are bins
+    of a block of requests, with a row of that block and `gap_weight_G` values each; `of_blocks` has
+    such rows and [blocks, 3] counts, sums and sums of squares. Steps weigh `step_weight_W`.
     """
 
     counted_N: NDArray[np.bool_]
@@ -52,6 +56,9 @@ class Observed:
     window_s: float
     gpus: int
     usd_per_gpu_hour: float | None
+    step_weight_W: Floats
+    gap_weight_G: Floats | None = None
+    of_blocks: tuple[NDArray[np.int64], Floats] | None = None
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -95,6 +102,7 @@ class Observed:
             asked_N=self.asked_N & inside_N,
             step_start_s_W=self.step_start_s_W[inside_W],
             imbalance_W=self.imbalance_W[inside_W],
+            step_weight_W=self.step_weight_W[inside_W],
         )
 
     def arrivals_s(self) -> float:
@@ -127,9 +135,13 @@ class Observed:
     ) -> Parts:
         pooled, moments = {}, {}
         for metric in LATENCIES:
-            values, owner = self._values(metric, counted_N)
-            pooled[metric] = Pooled.of(values, part_N[owner], parts)
+            values, owner, weights = self._values(metric, counted_N)
+            pooled[metric] = Pooled.of(values, part_N[owner], parts, weights)
             moments[metric] = moments_of(values, part_N[owner], parts)
+        if self.of_blocks is not None:
+            row_B, sums_B3 = (each[counted_N[self.of_blocks[0]]] for each in self.of_blocks)
+            columns = [sum_by_part(part_N[row_B], column, parts) for column in sums_B3.T]
+            moments["itl_s"] = np.stack(columns, axis=1)
         part, rows = part_N[counted_N], counted_N
         step = np.clip(np.searchsorted(starts_s, self.step_start_s_W, "right") - 1, 0, None)
         met_N = np.zeros(counted_N.size, np.bool_) if self.met_N is None else self.met_N
@@ -141,8 +153,8 @@ class Observed:
                 part, self.output_tokens_N[rows] + self.input_tokens_N[rows], parts
             ),
             "seconds": seconds_J,
-            "steps": sum_by_part(step, np.ones(step.size), parts),
-            "imbalance": sum_by_part(step, self.imbalance_W, parts),
+            "steps": sum_by_part(step, self.step_weight_W, parts),
+            "imbalance": sum_by_part(step, self.imbalance_W * self.step_weight_W, parts),
             "met": sum_by_part(part_N[asked_N], met_N[asked_N].astype(np.float64), parts),
             "asked": sum_by_part(part_N[asked_N], np.ones(int(asked_N.sum())), parts),
         }
@@ -150,45 +162,56 @@ class Observed:
 
     def _values(
         self, metric: str, counted_N: NDArray[np.bool_]
-    ) -> tuple[Floats, NDArray[np.int64]]:
-        """(values of counted requests, rows of these)."""
+    ) -> tuple[Floats, NDArray[np.int64], Floats | None]:
+        """(values of counted requests, rows of these, how many each is: None for one)."""
         if metric == "itl_s":
             kept_G = counted_N[self.gap_row_G]
-            return self.gap_s_G[kept_G], self.gap_row_G[kept_G]
+            weights = None if self.gap_weight_G is None else self.gap_weight_G[kept_G]
+            return self.gap_s_G[kept_G], self.gap_row_G[kept_G], weights
         rows = np.flatnonzero(counted_N & ~np.isnan(self.latency_N[metric]))
-        return self.latency_N[metric][rows], rows
+        return self.latency_N[metric][rows], rows, None
 
 
 def observe(
     requests: pd.DataFrame,
     steps: pd.DataFrame,
-    gaps: tuple[Floats, NDArray[np.int64]],
+    gaps: tuple[Floats, NDArray[np.int64]] | GapBlocks,
     met_N: NDArray[np.bool_] | None,
     gpus: int,
     usd_per_gpu_hour: float | None,
 ) -> Observed:
     """What a run's tables show; `gaps` between tokens with the row of their request (of very many,
-    equally spaced ones)."""
-    spacing = max(1, -(-gaps[0].size // MOST_GAPS))
+    equally spaced ones), or as a streaming run counts them; `steps`: step_totals."""
+    counted_N = counted_rows(requests)
+    weights = of_blocks = None
+    if isinstance(gaps, GapBlocks):
+        gap_s, gap_row, weights, row_B, sums_B3 = gaps.by_block(counted_N)
+        of_blocks = row_B, sums_B3
+    else:
+        spacing = max(1, -(-gaps[0].size // MOST_GAPS))
+        gap_s, gap_row = gaps[0][::spacing], gaps[1][::spacing]
     window_s = measured_window(requests)
     shown = steps[counted_steps(steps, window_s)]
     imbalance_W = shown["imbalance"].to_numpy(np.float64)
     real_W = imbalance_W > 0  # steps of a dense model have none
     return Observed(
-        counted_N=counted_rows(requests),
+        counted_N=counted_N,
         arrival_s_N=requests["arrival_s"].to_numpy(np.float64),
         latency_N={name: requests[name].to_numpy(np.float64) for name in REQUEST_LATENCIES},
         input_tokens_N=requests["prompt_tokens"].to_numpy(np.float64),
         output_tokens_N=requests["output_tokens"].to_numpy(np.float64),
         met_N=met_N,
         asked_N=~requests["warmup"].to_numpy(np.bool_),
-        gap_s_G=gaps[0][::spacing],
-        gap_row_G=gaps[1][::spacing],
+        gap_s_G=gap_s,
+        gap_row_G=gap_row,
         step_start_s_W=shown["start_s"].to_numpy(np.float64)[real_W],
         imbalance_W=imbalance_W[real_W],
         window_s=window_s[1] - window_s[0],
         gpus=gpus,
         usd_per_gpu_hour=usd_per_gpu_hour,
+        step_weight_W=balanced(shown)[real_W],
+        gap_weight_G=weights,
+        of_blocks=of_blocks,
     )
 
 
