@@ -29,13 +29,11 @@ from tests.benchmarks.spread import spread
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("four-dense-a100", "four-dense", "four-mixtral", "four-qwen", "four-deepseek")
-USUAL = Path("/tmp/venv-vidur/bin/python")
 LIMIT_S = 600.0
 
 
 def side_by_side(folder: Path, python: Path | None, requests: int, runs: int) -> dict[str, Any]:
     """Medians of both over the same requests; an `error` where Vidur is not at hand."""
-    python = python or (USUAL if USUAL.is_file() else None)
     if python is None:
         return {"error": "not at hand: --vidur names the Python of an environment that has it"}
     version = _version(python)

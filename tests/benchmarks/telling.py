@@ -23,8 +23,8 @@ def tell(found: dict[str, Any]) -> None:
         _cases(found["cases"])
     for row in found.get("growth", ()):
         print(
-            f"growth {row['name']:30} {row['requests']}: loop {row['loop_s_exponent']:.3f}, process "
-            f"{row['wall_s_exponent']:.3f}, memory {row['peak_bytes_exponent']:.3f}"
+            f"growth {row['name']:30} {row['requests']}: loop {row['loop_s_exponent']:.3f}, "
+            f"process {row['wall_s_exponent']:.3f}, memory {row['peak_bytes_exponent']:.3f}"
         )
     for shape in found.get("counting", {}).get("shapes", ()):
         _counting(shape)
@@ -85,9 +85,10 @@ def _vidur(of: dict[str, Any]) -> None:
     print(f"\nVidur {of['version']}, {of['requests']:,} requests, in turns")
     for name, each in of["simulators"].items():
         print(
-            f"  {name:24} loop {each['loop_requests_per_s']['median']:9,.0f} requests/s, process "
-            f"{each['process_requests_per_s']['median']:8,.0f}, TPOT {each['tpot_s'] * 1e3:5.1f} ms, "
+            f"  {name:18} requests/s: loop {each['loop_requests_per_s']['median']:9,.0f} "
+            f"({each['times_vidur_loop']:5.1f} x Vidur), process "
+            f"{each['process_requests_per_s']['median']:7,.0f} "
+            f"({each['times_vidur_process']:5.1f} x); TPOT {each['tpot_s'] * 1e3:5.1f} ms, "
             f"{each['steps_per_request']:5.1f} steps a request, "
-            f"{each['peak_bytes']['median'] / MEGA:6,.0f} MB; "
-            f"{each['times_vidur_loop']:6.1f} x in the loop, {each['times_vidur_process']:5.1f} x in all"
+            f"{each['peak_bytes']['median'] / MEGA:6,.0f} MB"
         )

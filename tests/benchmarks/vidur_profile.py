@@ -1,9 +1,10 @@
 """Operator timings in the form that Vidur learns from, for Llama-2-70B on four A100s.
 
 Vidur 0.0.26 fetches recorded timings from a hub; these come from a roofline instead, so that it
-runs without a network. Its speed does not depend on where they come from: the number of steps does,
-and `peers.py` reports it. Peak rates are the A100 80 GB datasheet's (NVIDIA, 2021: 312 TFLOP/s bf16,
-2,039 GB/s, 600 GB/s NVLink in both directions), with the fractions below reached.
+runs without a network. Where they come from does not change how fast it is; how many steps they
+make does, and `peers.py` reports these. Peak rates are the A100 80 GB datasheet's (NVIDIA, 2021:
+312 TFLOP/s bf16, 2,039 GB/s, 600 GB/s NVLink in both directions), of which the fractions below are
+reached.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""One run of Vidur on given requests: `PYTHON_WITH_VIDUR vidur_run.py REQUESTS.csv FOLDER OUT.json`.
+"""One run of Vidur on given requests: `PYTHON vidur_run.py REQUESTS.csv FOLDER OUT.json`.
 
-Runs in Vidur's own environment (vidur 0.0.26 from PyPI, Python 3.10 to 3.12) and imports nothing of
-moesim. FOLDER holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor.
+PYTHON is that of an environment with vidur 0.0.26 from PyPI; nothing of moesim is imported. FOLDER holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor.
 """
 
 from __future__ import annotations
