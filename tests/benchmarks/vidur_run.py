@@ -1,6 +1,7 @@
 """One run of Vidur on given requests: `PYTHON vidur_run.py REQUESTS.csv FOLDER OUT.json`.
 
-PYTHON is that of an environment with vidur 0.0.26 from PyPI; nothing of moesim is imported. FOLDER holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor.
+PYTHON is that of an environment with vidur 0.0.26 from PyPI; nothing of moesim is imported. FOLDER
+holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor.
 """
 
 from __future__ import annotations
