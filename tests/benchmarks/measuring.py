@@ -64,11 +64,10 @@ class Measuring:
         every = [*points, *grown]
         return {
             "cases": [self._figures(point, memory) for point in every],
-            "growth": [*self._growth(every)],
+            "growth": self.growth(every),
         }
 
     def _points(self, cases: Sequence[Case], sizes: Callable[[Case], Any]) -> list[Point]:
-        """What an import leaves behind is not the first run's: each checkout is run once before."""
         return [
             Point(case, size, checkout)
             for case in cases
@@ -166,7 +165,7 @@ class Measuring:
             of["command_peak_bytes"] = spread([r.peak_bytes for r in point.command])
         return of
 
-    def _growth(self, points: Sequence[Point]) -> list[dict[str, Any]]:
+    def growth(self, points: Sequence[Point]) -> list[dict[str, Any]]:
         """Exponents of time and memory over requests, of cases with several sizes."""
         found = []
         for name, checkout in dict.fromkeys((p.case.name, p.checkout) for p in points):

@@ -17,7 +17,7 @@ from moesim.scenario import Scenario, load_scenario
 from moesim.workload.demand import DemandStreams, draw_demand
 from tests.benchmarks import cases, child, peers, suite, telling, vidur_profile
 from tests.benchmarks.cases import FOUR, MATRIX, REAL_TIME, ROOT, Case, all_cases
-from tests.benchmarks.measuring import Measuring
+from tests.benchmarks.measuring import Measuring, Point
 from tests.benchmarks.python_policy import first_come_first_served
 from tests.benchmarks.spread import exponent, spread
 
@@ -36,11 +36,11 @@ MEMORY = {"read_bytes_per_s": 1e10, "copy_bytes_per_s": 5e9}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A tiny case at its usual size and one more, and one that fails."""
+    """A tiny case, and one that fails."""
     folder = tmp_path_factory.mktemp("bench")
     broken = {**TINY, "model": "no-such-model"}
-    tiny = [Case("tiny", TINY, 40, 20, growth=(80,)), Case("broken", broken, 10, 10)]
-    return Measuring(folder, [ROOT], runs=2, budget_s=60.0, quick=False).all(tiny, MEMORY)
+    both = [Case("tiny", TINY, 40, 20), Case("broken", broken, 10, 10)]
+    return Measuring(folder, [ROOT], runs=2, budget_s=60.0, quick=False).all(both, MEMORY)
 
 
 def test_every_case_is_a_scenario() -> None:
@@ -87,9 +87,20 @@ def test_a_case_is_run_and_says_what_it_took(measured: dict[str, Any]) -> None:
     assert "ids_per_s" not in tiny  # a dense model routes nothing
 
 
-def test_growth_is_told_of_large_sizes_only(measured: dict[str, Any]) -> None:
-    assert measured["growth"] == []
-    assert {each["requests"] for each in measured["cases"] if each["name"] == "tiny"} == {40, 80}
+def test_growth_is_told_of_large_sizes_only(tmp_path: Path) -> None:
+    case = Case("tiny", TINY, 10_000, 20)
+    points = [Point(case, size, ROOT) for size in (1_000, 10_000, 100_000, 1_000_000)]
+    for point in points:
+        cost = 3e-5 * point.requests if point.requests > 1_000 else 7.0
+        run = {"loop_s": cost, "wall_s": cost + 1.0, "peak_bytes": 1e6 * point.requests**0.5}
+        point.library = [run] * 3
+    measuring = Measuring(tmp_path, [ROOT], runs=3, budget_s=60.0, quick=False)
+    (grown,) = measuring.growth(points)
+    assert grown["requests"] == [10_000, 100_000, 1_000_000]
+    assert grown["loop_s_exponent"] == pytest.approx(1.0)
+    assert grown["peak_bytes_exponent"] == pytest.approx(0.5)
+    assert grown["wall_s_exponent"] < 1.0
+    assert measuring.growth(points[:2]) == []
 
 
 def test_a_case_that_fails_is_told_with_its_reason(
