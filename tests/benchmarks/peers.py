@@ -5,7 +5,8 @@ PYTHON is that of an environment of its own, made once:
     python3.11 -m venv VENV
     VENV/bin/pip install vidur==0.0.26
 
-Vidur simulates the dense model alone: it knows no experts. moesim simulates the same, on the same
+Vidur is run as it comes and with its compiled predictor; ratios are over the faster of both. It
+simulates the dense model alone: it knows no experts. moesim simulates the same, on the same
 GPUs in the same format, and models with experts, each token's counted at every layer. Both read
 the same table of requests. What ran, and what did not, is in docs/explanation/speed.md.
 """
@@ -43,22 +44,25 @@ def side_by_side(folder: Path, python: Path | None, requests: int, runs: int) ->
     table = folder / "requests.csv"
     write_requests(cases["four-dense"], requests, table)
     vidur_profile.write(folder)
-    commands = {"vidur": [str(python), str(HERE / "vidur_run.py"), str(table), str(folder)]}
+    target = folder / "peer.json"
+    vidur = [str(python), str(HERE / "vidur_run.py"), str(table), str(folder), str(target)]
+    commands = {"vidur": vidur, "vidur-native": [*vidur, "--native"]}
     for name, case in cases.items():
         source = folder / f"peer-{name}.yaml"
         source.write_text(yaml.safe_dump(on_requests(case, table)), encoding="utf-8")
-        commands[name] = [sys.executable, str(HERE / "one_run.py"), str(source)]
+        commands[name] = [sys.executable, str(HERE / "one_run.py"), str(source), str(target)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for turn in range(runs + 1):  # the first compiles, and trains the predictor
         for name, command in commands.items():
-            run = _run(name, command, folder)
+            run = _run(name, command, target)
             if turn:
                 found[name].append(run)
     figures = {name: _figures(each) for name, each in found.items()}
     for each in figures.values():
         for kind in ("loop", "process"):
             key = f"{kind}_requests_per_s"
-            each[f"times_vidur_{kind}"] = each[key]["median"] / figures["vidur"][key]["median"]
+            fastest = max(figures[name][key]["median"] for name in ("vidur", "vidur-native"))
+            each[f"times_vidur_{kind}"] = each[key]["median"] / fastest
     return {"version": version, "requests": requests, "simulators": figures}
 
 
@@ -85,9 +89,8 @@ def _version(python: Path) -> str | None:
     return told.stdout.strip() if told.returncode == 0 else None
 
 
-def _run(name: str, command: list[str], folder: Path) -> dict[str, Any]:
-    target = folder / "peer.json"
-    ran = child.run([*command, str(target)], folder, LIMIT_S, {"PYTHONPATH": str(ROOT)})
+def _run(name: str, command: list[str], target: Path) -> dict[str, Any]:
+    ran = child.run(command, target.parent, LIMIT_S, {"PYTHONPATH": str(ROOT)})
     if ran.status:
         raise RuntimeError(f"{name}: {ran.told or 'took too long'}")
     own: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))

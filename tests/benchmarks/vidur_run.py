@@ -1,7 +1,8 @@
-"""One run of Vidur on given requests: `PYTHON vidur_run.py REQUESTS.csv FOLDER OUT.json`.
+"""One run of Vidur on given requests: `PYTHON vidur_run.py TABLE.csv FOLDER OUT.json [--native]`.
 
 PYTHON is that of an environment with vidur 0.0.26 from PyPI; nothing of moesim is imported. FOLDER
-holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor.
+holds `compute` and `network` (vidur_profile.py) and keeps the trained predictor. --native: its
+tables are read by Vidur's compiled code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REPLICAS, TENSOR_PARALLEL = 4, 4
 TOKEN_BUDGET, MOST_REQUESTS, MOST_TOKENS = 2048, 128, 4096
 
 
-def settings(folder: Path, requests: int) -> Any:
+def settings(folder: Path, requests: int, native: bool) -> Any:
     """What is simulated: moesim's case `four-dense-a100`."""
     from vidur import config
 
@@ -55,6 +56,7 @@ def settings(folder: Path, requests: int) -> Any:
             prediction_max_tokens_per_request=MOST_TOKENS,
             prediction_max_batch_size=MOST_REQUESTS,
             cache_dir=str(folder / "predictor"),
+            use_native_execution_time_predictor=native,
         ),
         metrics_config=config.MetricsConfig(
             output_dir=str(folder / "output"), store_plots=False, enable_chrome_trace=False
@@ -96,7 +98,7 @@ def read_requests(path: Path) -> list[Any]:
 
 def main(arguments: list[str]) -> None:
     """Simulate and write what the process measured of itself."""
-    source, folder, target = (Path(each).resolve() for each in arguments)
+    source, folder, target = (Path(each).resolve() for each in arguments[:3])
     logging.disable(logging.INFO)
     from vidur.entities import Batch
     from vidur.request_generator.synthetic_request_generator import SyntheticRequestGenerator
@@ -107,7 +109,7 @@ def main(arguments: list[str]) -> None:
     logging.disable(logging.ERROR)  # it tells at length of what it did not fetch
     requests = read_requests(source)
     SyntheticRequestGenerator.generate_requests = lambda _: requests
-    simulator = Simulator(settings(folder, len(requests)))
+    simulator = Simulator(settings(folder, len(requests), "--native" in arguments))
     ended_s = [0.0]
     write_output = simulator._write_output
 
