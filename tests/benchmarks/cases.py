@@ -89,7 +89,7 @@ FOUR = (
     Case("python-policy-deepseek", _DEEPSEEK, 2_000, 500, policy=True),
 )
 
-PER_RANK = 32  # requests in flight on each attention rank
+PER_RANK = {"decode": 32, "prefill": 8}  # requests in flight on each attention rank
 WORK = {
     "decode": {"prompt": {"fixed": 128}, "output": {"uniform": {"low": 256, "high": 512}}},
     "prefill": {
@@ -129,7 +129,7 @@ def _matrix() -> tuple[Case, ...]:
     cases = []
     for model, experts, ranks, redundant, waves in SHAPES:
         for work, lengths in WORK.items():
-            flying = PER_RANK * ranks
+            flying = PER_RANK[work] * ranks
             workload = {"arrivals": {"closed_loop": {"concurrency": flying}}, **lengths}
             name = f"{work}-{ranks}-ranks-{experts}-experts"
             scenario = _wide(model, ranks, redundant, workload)
