@@ -45,7 +45,7 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        late = not _ends(process.pid, limit_s)
+        late, peak_bytes = _watch(process.pid, limit_s)
         if late:
             os.killpg(process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -56,7 +56,8 @@ def run(
     return Ran(
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * 1024,
+        # What wait4 tells includes the memory of this process, from which the other was forked.
+        peak_bytes=peak_bytes or usage.ru_maxrss * 1024,
         status=process.returncode,
         told="" if process.returncode == 0 else told,
         late=late,
@@ -70,13 +71,25 @@ def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
     return given
 
 
-def _ends(pid: int, limit_s: float) -> bool:
-    """Whether a process ends in time; it is left for wait4 to collect."""
+def _watch(pid: int, limit_s: float) -> tuple[bool, int]:
+    """Wait for a process, which is left for wait4 to collect: (whether its time is over, the most
+    bytes of resident memory it had)."""
     end_s = time.monotonic() + limit_s
-    wait_s = 0.001
+    wait_s, peak_bytes = 0.001, 0
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        peak_bytes = max(peak_bytes, _peak_bytes(pid))
         if time.monotonic() > end_s:
-            return False
+            return True, peak_bytes
         time.sleep(wait_s)
         wait_s = min(0.01, wait_s * 1.5)
-    return True
+    return False, peak_bytes
+
+
+def _peak_bytes(pid: int) -> int:
+    """Linux's high-water mark of a process; 0 where it is not told."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    marks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(marks[0]) * 1024 if marks else 0

@@ -135,9 +135,17 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert slow.late
     assert slow.status != 0
     assert slow.wall_s < 20
-    large = child.run([sys.executable, "-c", "x = bytearray(b'1' * 150_000_000)"], tmp_path, 30.0)
-    assert large.status == 0
-    assert large.peak_bytes > 150e6
+
+
+def test_peak_memory_is_the_process_s_own(tmp_path: Path) -> None:
+    held = np.ones(40_000_000)  # 320 MB here, before the other is forked
+    small = child.run([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 30.0)
+    hold = "import time; x = bytearray(b'1' * 150_000_000); time.sleep(0.2)"
+    large = child.run([sys.executable, "-c", hold], tmp_path, 30.0)
+    assert held.nbytes > 3e8
+    assert (small.status, large.status) == (0, 0)
+    assert small.peak_bytes < 100e6
+    assert 150e6 < large.peak_bytes < 400e6
 
 
 def test_what_nothing_is_called_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
