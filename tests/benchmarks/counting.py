@@ -26,7 +26,7 @@ from tests.benchmarks import child, machine
 from tests.benchmarks.spread import spread
 
 SHAPES = ((58, 256, 8), (94, 128, 8), (56, 8, 2), (24, 32, 4))  # layers, experts, top-k
-TRACE_IDS = 96_000_000
+TRACE_IDS = 160_000_000
 ROWS = 2_048  # of a step that decodes
 CHUNKS = (64, 512, 2_048, 8_192, 18_432)  # tokens of a prompt
 POOL = 2_048  # selections of a layer that rows are made of

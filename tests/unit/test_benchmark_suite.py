@@ -15,7 +15,7 @@ import yaml
 from moesim.deployment import deploy
 from moesim.scenario import Scenario, load_scenario
 from moesim.workload.demand import DemandStreams, draw_demand
-from tests.benchmarks import cases, child, peers, suite, telling, vidur_profile
+from tests.benchmarks import cases, child, page, peers, suite, telling, vidur_profile
 from tests.benchmarks.cases import FOUR, MATRIX, REAL_TIME, ROOT, Case, all_cases
 from tests.benchmarks.measuring import Measuring, Point
 from tests.benchmarks.python_policy import first_come_first_served
@@ -208,3 +208,14 @@ def test_the_policy_in_python_is_that_of_vllm() -> None:
 def test_recordings_are_left_out_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "ROUTING", Path("/nowhere"))
     assert not any(case.recorded for case in all_cases())
+
+
+def test_the_page_holds_the_figures_beside_it() -> None:
+    kept = page.HERE / "speed.json"
+    text = (page.HERE / "speed.md").read_text(encoding="utf-8")
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    for name, make in page.TABLES.items():
+        assert page.put(text, name, make(found)) == text, name
+    assert page.chart(found).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="must hold"):
+        page.put(text, "no-such-table", "")
