@@ -7,6 +7,7 @@ made again; a table stands between `<!-- NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from moesim.files import replace_atomically
+from moesim.report.theme import DEPLOYMENT_COLOURS
 
 HERE = Path(__file__).resolve().parents[2] / "docs" / "explanation"
 NAMES = {
@@ -131,9 +133,9 @@ def peers_table(found: dict[str, Any]) -> str:
         [
             NAMES[name],
             _rate(of["loop_requests_per_s"]),
-            f"{of['times_vidur_loop']:.1f}",
+            f"{of['times_vidur_loop']['median']:.1f}",
             _rate(of["process_requests_per_s"]),
-            f"{of['times_vidur_process']:.1f}",
+            f"{of['times_vidur_process']['median']:.1f}",
             f"{of['tpot_s'] * 1e3:.1f}",
             f"{of['steps_per_request']:.1f}",
             f"{of['peak_bytes']['median'] / MEGA:,.0f}",
@@ -147,7 +149,9 @@ def peers_table(found: dict[str, Any]) -> str:
 def message(found: dict[str, Any]) -> str:
     """What the chart shows."""
     of = found.get("vidur", {}).get("simulators", {})
-    times = [each["times_vidur_loop"] for name, each in of.items() if name.startswith("four-")]
+    times = [
+        each["times_vidur_loop"]["median"] for name, each in of.items() if name.startswith("four-")
+    ]
     if not times:
         return "Requests per wall second by model, tokens by ranks, and growth with requests"
     return (
@@ -169,7 +173,19 @@ def chart(found: dict[str, Any]) -> bytes:
     from moesim.report.figure import Figure
 
     panels = [part for part in (_beside(found), _over_ranks(found), _grown(found)) if part]
-    return png(Figure("speed", message(found), "", alt.hconcat(*panels, spacing=36)), scale=1.4)
+    apart = alt.hconcat(*panels, spacing=36).resolve_scale(color="independent", shape="independent")
+    return png(Figure("speed", message(found), "", apart), scale=1.4)
+
+
+def _log(title: str, values: pd.Series) -> dict[str, Any]:
+    """A logarithmic axis with a mark at 1, 2 and 5 of every power of ten around the values."""
+    import altair as alt
+
+    low, high = 0.8 * float(values.min()), 1.25 * float(values.max())
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [each for p in powers for each in (10.0**p, 2 * 10.0**p, 5 * 10.0**p)]
+    axis = alt.Axis(values=[each for each in marks if low <= each <= high], format="~s")
+    return {"title": title, "axis": axis, "scale": alt.Scale(type="log", domain=[low, high])}
 
 
 def _beside(found: dict[str, Any]) -> Any:
@@ -189,7 +205,9 @@ def _beside(found: dict[str, Any]) -> Any:
     if frame.empty:
         return None
     drawn = alt.Chart(frame).encode(
-        x=alt.X("requests/s:Q", title="requests per wall second, event loop").scale(type="log"),
+        x=alt.X(
+            "requests/s:Q", **_log("requests per wall second, event loop", frame["requests/s"])
+        ),
         y=alt.Y("simulated:N", title=None, sort=list(frame["simulated"])),
     )
     peer = "indexof(datum.simulated, 'Vidur') == 0"
@@ -213,15 +231,20 @@ def _over_ranks(found: dict[str, Any]) -> Any:
     if not rows:
         return None
     axis = alt.Axis(values=[8, 64, 320], format="~g")
+    frame = pd.DataFrame(rows)
     return (
-        alt.Chart(pd.DataFrame(rows))
+        alt.Chart(frame)
         .mark_point(filled=True, size=80, opacity=0.9)
         .encode(
             x=alt.X("ranks:Q", title="ranks of a replica", axis=axis).scale(
                 type="log", domain=[6, 420]
             ),
-            y=alt.Y("tokens/s:Q", title="simulated tokens per wall second").scale(type="log"),
-            color=alt.Color("experts:N", sort=["32", "64", "128", "256", "512"]),
+            y=alt.Y("tokens/s:Q", **_log("simulated tokens per wall second", frame["tokens/s"])),
+            color=alt.Color(
+                "experts:N",
+                sort=["32", "64", "128", "256", "512"],
+                scale=alt.Scale(range=[*DEPLOYMENT_COLOURS]),
+            ),
             shape="work:N",
         )
         .properties(width=230, height=230)
@@ -239,13 +262,14 @@ def _grown(found: dict[str, Any]) -> Any:
     ]
     if not rows:
         return None
+    frame = pd.DataFrame(rows)
     return (
-        alt.Chart(pd.DataFrame(rows))
+        alt.Chart(frame)
         .mark_line(point=True)
         .encode(
-            x=alt.X("requests:Q", axis=alt.Axis(format="~s")).scale(type="log"),
-            y=alt.Y("seconds:Q", title="seconds in the event loop").scale(type="log"),
-            color=alt.Color("case:N", title=None),
+            x=alt.X("requests:Q", **_log("requests", frame["requests"])),
+            y=alt.Y("seconds:Q", **_log("seconds in the event loop", frame["seconds"])),
+            color=alt.Color("case:N", title=None, scale=alt.Scale(range=[*DEPLOYMENT_COLOURS])),
         )
         .properties(width=230, height=230)
     )

@@ -58,12 +58,18 @@ def side_by_side(folder: Path, python: Path | None, requests: int, runs: int) ->
             if turn:
                 found[name].append(run)
     figures = {name: _figures(each) for name, each in found.items()}
-    for each in figures.values():
-        for kind in ("loop", "process"):
-            key = f"{kind}_requests_per_s"
-            fastest = max(figures[name][key]["median"] for name in ("vidur", "vidur-native"))
-            each[f"times_vidur_{kind}"] = each[key]["median"] / fastest
+    for name, of in figures.items():
+        for kind, key in (("loop", "loop_s"), ("process", "wall_s")):
+            of[f"times_vidur_{kind}"] = times(
+                found[name], key, found["vidur"], found["vidur-native"]
+            )
     return {"version": version, "requests": requests, "simulators": figures}
+
+
+def times(runs: list[dict[str, Any]], key: str, *others: list[dict[str, Any]]) -> dict[str, float]:
+    """How many times as fast as the fastest of others a simulator is, turn by turn."""
+    turns = zip(runs, *others, strict=True)
+    return spread([min(each[key] for each in rest) / own[key] for own, *rest in turns])
 
 
 def write_requests(case: Case, requests: int, table: Path) -> None:

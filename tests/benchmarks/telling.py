@@ -86,9 +86,9 @@ def _vidur(of: dict[str, Any]) -> None:
     for name, each in of["simulators"].items():
         print(
             f"  {name:18} requests/s: loop {each['loop_requests_per_s']['median']:9,.0f} "
-            f"({each['times_vidur_loop']:5.1f} x Vidur), process "
+            f"({each['times_vidur_loop']['median']:5.1f} x Vidur), process "
             f"{each['process_requests_per_s']['median']:7,.0f} "
-            f"({each['times_vidur_process']:5.1f} x); TPOT {each['tpot_s'] * 1e3:5.1f} ms, "
-            f"{each['steps_per_request']:5.1f} steps a request, "
+            f"({each['times_vidur_process']['median']:5.1f} x); TPOT "
+            f"{each['tpot_s'] * 1e3:5.1f} ms, {each['steps_per_request']:5.1f} steps a request, "
             f"{each['peak_bytes']['median'] / MEGA:6,.0f} MB"
         )

@@ -4,7 +4,7 @@ Vidur 0.0.26 fetches recorded timings from a hub; these come from a roofline ins
 runs without a network. Where they come from does not change how fast it is; how many steps they
 make does, and `peers.py` reports these. Peak rates are the A100 80 GB datasheet's (NVIDIA, 2021:
 312 TFLOP/s bf16, 2,039 GB/s, 600 GB/s NVLink in both directions), of which the fractions below are
-reached.
+reached: with them a step takes about as long as moesim's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 MODEL, DEVICE, NETWORK = "meta-llama/Llama-2-70b-hf", "a100", "a100_dgx"
 TENSOR_PARALLEL = 4
-FLOP_PER_MS, BYTES_PER_MS, LINK_BYTES_PER_MS = 0.65 * 312e9, 0.8 * 2.039e9, 0.75 * 300e6
-LAUNCH_MS = 0.004
+FLOP_PER_MS, BYTES_PER_MS, LINK_BYTES_PER_MS = 0.6 * 312e9, 0.7 * 2.039e9, 0.7 * 300e6
+LAUNCH_MS = 0.005
 WIDTH, KV_WIDTH, INNER, VOCABULARY = 8192, 1024, 28_672, 32_768
 BYTES = 2  # bf16
 BLOCK_TOKENS = 16
