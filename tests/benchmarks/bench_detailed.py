@@ -22,6 +22,7 @@ from moesim.sim.advance import launch
 from moesim.sim.detailed.links import OwnLinks, link_byte_s
 from moesim.sim.detailed.steps import StepTimer
 from moesim.sim.state import STEP, State
+from tests.benchmarks.machine import processor
 from tests.fixtures.priced import Priced
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,16 +108,6 @@ def compare(model: str, trace: str, what: str) -> None:
             f"{requests:20} {fast * 1e3:9.3f} ms {detailed * 1e3:10.1f} ms "
             f"{detailed / fast:7.0f} {told:>22}{short}"
         )
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:
