@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from moesim.compiled import compiled, hot, inner
 from moesim.prefetch import prefetch
 
-PREFIX_ROWS = 256  # rows of a block of the running sums
+# Rows of a block of the running sums. Pieces of generated traces have 192 rows, so that blocks of 256
+# would never apply; with 64 the sums are as large as a trace of 58 x 256 experts, top-8.
+PREFIX_ROWS = 64
 USUAL_TOP_K = 8
 MOST_IN_A_BYTE = 255
 ROWS_AHEAD = 2  # of those that tokens take, read into the cache
