@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from moesim.compiled import compiled, hot, inner
 from moesim.prefetch import prefetch
 
-# Rows of a block of the running sums. Pieces of generated traces have 192 rows, so that blocks of 256
-# would never apply; with 64 the sums are as large as a trace of 58 x 256 experts, top-8.
+# Rows of a block of the running sums. Pieces of generated traces have 192 rows, which blocks of 256
+# would never help; with 64 the sums are as large as a trace of 58 x 256 experts, top-8.
 PREFIX_ROWS = 64
 USUAL_TOP_K = 8
 MOST_IN_A_BYTE = 255
