@@ -1,0 +1,64 @@
+"""Axes and colours of a sweep's charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from moesim.findings.sweep import SweepFindings
+from moesim.report import theme
+from moesim.report.sweep_frames import order_of, spread_over
+from moesim.report.sweep_words import Named
+from moesim.report.words import time_unit
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A figure's axis: its title with the unit, and what values are divided by."""
+
+    title: str
+    size: float
+
+
+def scaled(of: Named, values: Sequence[float] | pd.Series[float]) -> Scaled:
+    """The unit that suits the largest of the values."""
+    metric, last = of.path.partition(".")[0], of.path.rpartition(".")[2]
+    if metric.endswith("_s") or (last.endswith("_s") and "per_s" not in last):
+        most = max((abs(float(value)) for value in values), default=0.0)
+        unit, size = time_unit(most) if most else ("s", 1.0)
+        return Scaled(f"{of.name} ({unit})", size)
+    return Scaled(f"{of.name} ($)" if ".usd_" in f".{of.path}" else of.name, 1.0)
+
+
+def x_axis(findings: SweepFindings, path: str, numeric: bool, ticks: int = 12) -> alt.X:
+    """The axis of a field: a scale of numbers, or names in order."""
+    if not numeric:
+        return alt.X("x:N", title=path, sort=order_of(findings, path),
+                     axis=alt.Axis(labelAngle=0, labelLimit=160))  # fmt: skip
+    values = [float(value) for value in findings.values(path)]
+    log = spread_over(values)
+    scale = alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=14)
+    axis = alt.Axis(format="~g", tickCount=min(8, ticks))
+    if len(values) <= ticks:
+        axis = alt.Axis(format="~g", values=values)
+    return alt.X("x:Q", title=path, scale=scale, axis=axis)
+
+
+def series_colour(
+    findings: SweepFindings, path: str | None, names: dict[str, str], legend: bool = True
+) -> Any:
+    """Colour by a field of few values; one colour without."""
+    if path is None:
+        return alt.value(theme.DEPLOYMENT_COLOURS[0])
+    order = order_of(findings, path)
+    return alt.Color(
+        "series:N",
+        scale=alt.Scale(domain=order, range=list(theme.DEPLOYMENT_COLOURS[: len(order)])),
+        legend=alt.Legend(title=names[path], orient="top", symbolType="stroke", symbolSize=300)
+        if legend
+        else None,
+    )
