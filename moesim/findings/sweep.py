@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,14 @@ class SweepFindings:
         return tuple(run for run in self.runs if run.error)
 
     @cached_property
+    def means(self) -> tuple[SweepRun, ...]:
+        """One for each point with figures: their means over its seeds; it settles if all do."""
+        by_point: dict[str, list[SweepRun]] = {}
+        for run in self.ran:
+            by_point.setdefault(run.point, []).append(run)
+        return tuple(_mean(runs) for runs in by_point.values())
+
+    @cached_property
     def points(self) -> int:
         """Different points among the runs."""
         return len({run.point for run in self.runs})
@@ -100,10 +108,20 @@ class SweepFindings:
         return list(found.values())
 
 
+def _mean(runs: Sequence[SweepRun]) -> SweepRun:
+    if len(runs) == 1:
+        return runs[0]
+    shared = [path for path in runs[0].figures if all(path in run.figures for run in runs)]
+    means = {path: sum(run.figures[path] for run in runs) / len(runs) for path in shared}
+    restless = next((run for run in runs if not run.settled), runs[0])
+    return replace(restless, figures=means)
+
+
 def label(value: object) -> str:
     """A value as text; None is what the scenario does by itself."""
     if value is None:
         return "default"
+    value = value.item() if hasattr(value, "item") else value  # a NumPy number
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 

@@ -12,8 +12,11 @@ import pandas as pd
 from moesim.findings.sweep import SweepFindings
 from moesim.report import theme
 from moesim.report.sweep_frames import order_of, spread_over
-from moesim.report.sweep_words import Named
+from moesim.report.sweep_words import SHARES, Named
 from moesim.report.words import time_unit
+
+# Six digits whatever the ticks between: 100 is not 1e+2.
+PLAIN = "format(datum.value, '.6~r')"
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ def x_axis(findings: SweepFindings, path: str, numeric: bool, ticks: int = 12) -
     values = [float(value) for value in findings.values(path)]
     log = spread_over(values)
     scale = alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=14)
-    axis = alt.Axis(format="~g", tickCount=min(8, ticks))
+    axis = alt.Axis(labelExpr=PLAIN, tickCount=min(8, ticks))
     if len(values) <= ticks:
-        axis = alt.Axis(format="~g", values=values)
+        axis = alt.Axis(labelExpr=PLAIN, values=values)
     return alt.X("x:Q", title=path, scale=scale, axis=axis)
 
 
@@ -58,7 +61,17 @@ def series_colour(
     return alt.Color(
         "series:N",
         scale=alt.Scale(domain=order, range=list(theme.DEPLOYMENT_COLOURS[: len(order)])),
-        legend=alt.Legend(title=names[path], orient="top", symbolType="stroke", symbolSize=300)
+        legend=alt.Legend(
+            title=names[path], orient="top", symbolType="stroke", symbolSize=300, symbolOpacity=1
+        )
         if legend
         else None,
     )
+
+
+def y_axis(of: Named, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
+    """Scale and ticks of a figure: shares up to 1, more than a decade in the logarithm."""
+    if of.path.startswith(SHARES):
+        return alt.Scale(domain=[0, 1]), alt.Axis(format="%", tickCount=5)
+    scale = alt.Scale(type="log" if spread_over(values) else "linear", nice=True)
+    return scale, alt.Axis(labelExpr=PLAIN, tickCount=6)

@@ -12,7 +12,7 @@ from moesim.errors import InputError
 from moesim.findings.sweep import SweepFindings, label, more_is_better
 from moesim.report import theme
 from moesim.report.figure import Figure, data, without
-from moesim.report.sweep_axes import scaled, series_colour, x_axis
+from moesim.report.sweep_axes import PLAIN, scaled, series_colour, x_axis, y_axis
 from moesim.report.sweep_frames import (
     Axes,
     axes_of,
@@ -21,7 +21,7 @@ from moesim.report.sweep_frames import (
 )
 from moesim.report.sweep_map import heat_map
 from moesim.report.sweep_tradeoffs import cost_against_latency, latency_percentiles
-from moesim.report.sweep_words import MAIN, Named, named, short_names
+from moesim.report.sweep_words import COST, MAIN, Named, named, short_names
 
 UNSETTLED = "hollow: the run does not settle, and would be slower the longer it went on"
 
@@ -40,10 +40,12 @@ def sweep_figures(findings: SweepFindings, chosen: Sequence[str] = ()) -> tuple[
     if "slo_attainment" in had and not chosen:
         wanted.append("slo_attainment")
     drawn: list[Figure] = []
+    decided = chosen[0] if chosen else COST
     for path in wanted:
         drawn.append(over_fields(findings, path, axes))
-        if axes is not None and (mapped := heat_map(findings, path, axes)) is not None:
-            drawn.append(mapped)
+        # Lines cannot show two fields of many values; what is decided on is shown both ways.
+        if axes is not None and (path == decided or axes.many(findings)):
+            drawn += [each for each in (heat_map(findings, path, axes),) if each is not None]
     return (*drawn, latency_percentiles(findings, axes), cost_against_latency(findings, axes))
 
 
@@ -78,8 +80,8 @@ def _lines(findings: SweepFindings, frame: pd.DataFrame, of: Named, axes: Axes) 
         }
     )
     x = x_axis(findings, axes.x, axes.x in axes.numeric)
-    y_scale = alt.Scale(type="log" if spread_over(list(shown["low"])) else "linear", nice=True)
-    y = alt.Y("value:Q", title=scale.title, scale=y_scale, axis=alt.Axis(format="~g", tickCount=6))
+    y_scale, ticks = y_axis(of, list(shown["low"]))
+    y = alt.Y("value:Q", title=scale.title, scale=y_scale, axis=ticks)
     base = alt.Chart(data(shown), width=880, height=320).encode(x=x)
     colour = series_colour(findings, axes.colour, names)
     layers: list[alt.Chart] = []
@@ -172,7 +174,7 @@ def _scattered(findings: SweepFindings, of: Named, axes: Axes, figure: Figure) -
         x = x_axis(findings, path, True)
         y = alt.Y("value:Q", title=None if number else scale.title,
                   scale=alt.Scale(type="log" if log else "linear"),
-                  axis=alt.Axis(format="~g", tickCount=5))  # fmt: skip
+                  axis=alt.Axis(labelExpr=PLAIN, tickCount=5))  # fmt: skip
         tips = [alt.Tooltip("x:Q", title=path), alt.Tooltip("told:N", title=of.name)]
         colour = alt.value(theme.DEPLOYMENT_COLOURS[0])
         marks = [

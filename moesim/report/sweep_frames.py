@@ -33,6 +33,10 @@ class Axes:
     grid: bool
     numeric: tuple[str, ...]
 
+    def many(self, findings: SweepFindings) -> bool:
+        """Whether some field has too many values for colours."""
+        return any(len(findings.values(path)) > MOST_COLOURS for path in self.rest)
+
 
 def axes_of(findings: SweepFindings) -> Axes | None:
     """None where nothing was varied among the runs that ran."""

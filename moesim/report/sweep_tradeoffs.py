@@ -12,7 +12,7 @@ from moesim.findings.sweep import SweepFindings, SweepRun, label
 from moesim.report import theme
 from moesim.report.figure import Figure, data, without
 from moesim.report.plan_charts import frontier
-from moesim.report.sweep_axes import scaled, x_axis
+from moesim.report.sweep_axes import PLAIN, scaled, x_axis
 from moesim.report.sweep_frames import MOST_COLOURS, Axes, spread_over
 from moesim.report.sweep_words import COST, METRICS, best_run, choice_words, keeps, named
 from moesim.report.words import money
@@ -114,7 +114,7 @@ def _panel(
                 "value:Q",
                 title=f"{METRICS[metric]} ({unit})",
                 scale=alt.Scale(type="log" if spread_over(list(frame["value"])) else "linear"),
-                axis=alt.Axis(format="~g", tickCount=5),
+                axis=alt.Axis(labelExpr=PLAIN, tickCount=5),
             ),
             color=alt.Color(
                 "percentile:N",
@@ -153,7 +153,7 @@ def cost_against_latency(findings: SweepFindings, axes: Axes | None) -> Figure:
         f"{money(best.figures[COST])} per million output tokens"
     )
     caption = (
-        "Each mark is one run; the line joins those that settle and that nothing cheaper beats in "
+        "Each mark is a point of the sweep, a mean over its seeds; the line joins those that settle and that nothing cheaper beats in "
         "that latency. Logarithmic scales."
     )
     chart = alt.hconcat(*panels).resolve_scale(color="shared", shape="shared")
@@ -179,7 +179,7 @@ def _tradeoffs(findings: SweepFindings, path: str, field: str | None) -> pd.Data
             "shown_y": named(path).show(run.figures[path]),
             "run": choice_words(run, findings.fields),
         }
-        for run in findings.ran
+        for run in findings.means
         if run.figures.get(COST, 0.0) > 0 and run.figures.get(path, 0.0) > 0
     ]
     return pd.DataFrame(rows) if rows else None
@@ -202,10 +202,11 @@ def _pareto(
     scale = scaled(named(f"{metric}.p99"), frame["y"])
     frame, best = (each.assign(y=each["y"] / scale.size) for each in (frame, best))
     ends = alt.Scale(type="log", nice=False, padding=16)
+    ticks = alt.Axis(labelExpr=PLAIN, tickCount=5)
     axes = {
         "x": alt.X("x:Q", title="$ per million output tokens", scale=ends,
-                   axis=alt.Axis(format="~g", tickCount=4)),
-        "y": alt.Y("y:Q", title=scale.title, scale=ends, axis=alt.Axis(format="~g", tickCount=5)),
+                   axis=alt.Axis(labelExpr=PLAIN, tickCount=4)),
+        "y": alt.Y("y:Q", title=scale.title, scale=ends, axis=ticks),
     }  # fmt: skip
     kinds = [KEPT, MISSED, OVER] if findings.slo else [SETTLED, OVER]
     shapes = ["circle", "cross", "triangle-up"] if findings.slo else ["circle", "triangle-up"]

@@ -99,12 +99,12 @@ def keeps(run: SweepRun, findings: SweepFindings) -> bool:
 
 
 def best_run(findings: SweepFindings, figure: str = COST) -> SweepRun | None:
-    """The run with the best figure among those that keep the limits, else among those that settle,
-    else among all; None where none has it."""
+    """The point with the best figure among those that keep the limits, else among those that
+    settle, else among all, its figures means over seeds; None where none has it."""
     for wanted in (
-        [run for run in findings.ran if keeps(run, findings)],
-        [run for run in findings.ran if run.settled],
-        findings.ran,
+        [run for run in findings.means if keeps(run, findings)],
+        [run for run in findings.means if run.settled],
+        findings.means,
     ):
         known = [run for run in wanted if figure in run.figures]
         if known:
@@ -163,8 +163,8 @@ def _best(findings: SweepFindings, best: SweepRun) -> str:
 
 
 def _range(findings: SweepFindings, path: str) -> str:
-    """From the least to the most of a figure among runs that settle, and where."""
-    known = [run for run in findings.ran if run.settled and path in run.figures]
+    """From the least to the most of a figure among points that settle, and where."""
+    known = [run for run in findings.means if run.settled and path in run.figures]
     if len(known) < 2:
         return ""
     low, high = (f(known, key=lambda run: run.figures[path]) for f in (min, max))

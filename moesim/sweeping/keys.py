@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import moesim
+from moesim.compiled import source_key
 from moesim.costs.measured.profile import profiles_folder
 from moesim.errors import InputError
 from moesim.file_stamps import named_files
 from moesim.scenario import Scenario
 
 FORMAT = 1  # of what is kept of a run
-# Nothing that is printed or drawn changes a figure.
-NO_FIGURES = ("cli", "report", "scenarios")
-ENDINGS = (".py", ".csv", ".yaml", ".json", ".safetensors")
+DATA = (".csv", ".yaml", ".json", ".safetensors")
 
 
 def normalised(scenario: Scenario) -> dict[str, Any]:
@@ -67,9 +66,12 @@ def _digest(name: str, size: int, changed_ns: int) -> str:
 
 @functools.cache
 def package_digest() -> str:
-    """SHA-256 over moesim's sources and data, names and contents."""
+    """SHA-256 over what a run is made from: the sources that making one imports, directly or not,
+    and the data that moesim ships."""
     package = Path(moesim.__file__).resolve().parent
-    return digest_of([*_figures_from(package), *sorted(profiles_folder().glob("*"))])
+    sources = source_key(package, package / "sweeping" / "outcomes.py")
+    data = [path for path in sorted(package.rglob("*")) if path.suffix in DATA]
+    return f"{sources[:32]}{digest_of([*data, *sorted(profiles_folder().glob('*'))])[:32]}"
 
 
 def digest_of(paths: Iterable[Path]) -> str:
@@ -81,16 +83,6 @@ def digest_of(paths: Iterable[Path]) -> str:
             whole.update(f"{path.name} {len(content)}\n".encode())
             whole.update(content)
     return whole.hexdigest()
-
-
-def _figures_from(package: Path) -> list[Path]:
-    found = []
-    for folder, names, files in os.walk(package):
-        if Path(folder) == package:
-            names[:] = [name for name in names if name not in NO_FIGURES]
-        names[:] = sorted(name for name in names if name != "__pycache__")
-        found += [Path(folder) / name for name in sorted(files) if name.endswith(ENDINGS)]
-    return found
 
 
 @dataclass(frozen=True)
