@@ -165,7 +165,7 @@ def _print(found: Sweep, written: list[Path]) -> None:
         out.print(text, soft_wrap=True)
     header, rows = sweep_words.run_rows(findings, MOST_SHOWN)
     if rows:
-        print_table(out, ["run", *header], rows)
+        print_table(out, header, rows)
     if len(findings.ran) > len(rows):
         out.print(f"{len(findings.ran) - len(rows)} more rows: --out DIR writes them all")
     for text in sweep_words.wrong_lines(findings):

@@ -51,9 +51,7 @@ def x_axis(findings: SweepFindings, path: str, numeric: bool, ticks: int = 12) -
     return alt.X("x:Q", title=path, scale=scale, axis=axis)
 
 
-def series_colour(
-    findings: SweepFindings, path: str | None, names: dict[str, str], legend: bool = True
-) -> Any:
+def series_colour(findings: SweepFindings, path: str | None, names: dict[str, str]) -> Any:
     """Colour by a field of few values; one colour without."""
     if path is None:
         return alt.value(theme.DEPLOYMENT_COLOURS[0])
@@ -63,9 +61,7 @@ def series_colour(
         scale=alt.Scale(domain=order, range=list(theme.DEPLOYMENT_COLOURS[: len(order)])),
         legend=alt.Legend(
             title=names[path], orient="top", symbolType="stroke", symbolSize=300, symbolOpacity=1
-        )
-        if legend
-        else None,
+        ),
     )
 
 
@@ -73,5 +69,6 @@ def y_axis(of: Named, values: Sequence[float]) -> tuple[alt.Scale, alt.Axis]:
     """Scale and ticks of a figure: shares up to 1, more than a decade in the logarithm."""
     if of.path.startswith(SHARES):
         return alt.Scale(domain=[0, 1]), alt.Axis(format="%", tickCount=5)
-    scale = alt.Scale(type="log" if spread_over(values) else "linear", nice=True)
+    log = spread_over(values)
+    scale = alt.Scale(type="log", nice=False, padding=10) if log else alt.Scale(type="linear")
     return scale, alt.Axis(labelExpr=PLAIN, tickCount=6)

@@ -101,13 +101,13 @@ def _varied(findings: SweepFindings) -> str:
 
 
 def _runs(findings: SweepFindings, most: int) -> str:
-    header, rows = sweep_words.run_rows(findings, most)
+    header, rows = sweep_words.named_rows(findings, most)
     if not rows:
         return "<p>No run has figures.</p>"
     of = "" if len(rows) == len(findings.ran) else f"; {len(rows)} of {len(findings.ran):,}, evenly"
     star = "" if all(run.settled for run in findings.ran) else "; *: the run does not settle"
-    caption = f"Runs by number{of}{star}"
-    return table(caption, ["run", *header], [(row[0], row[1:]) for row in rows])
+    caption = f"Runs{of}{star}"
+    return table(caption, header, rows)
 
 
 def _wrong(findings: SweepFindings) -> str:

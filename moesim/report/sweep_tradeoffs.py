@@ -153,8 +153,8 @@ def cost_against_latency(findings: SweepFindings, axes: Axes | None) -> Figure:
         f"{money(best.figures[COST])} per million output tokens"
     )
     caption = (
-        "Each mark is a point of the sweep, a mean over its seeds; the line joins those that settle and that nothing cheaper beats in "
-        "that latency. Logarithmic scales."
+        "Each mark is a point of the sweep, a mean over its seeds; the line joins those that "
+        "settle and that nothing cheaper beats in that latency. Logarithmic scales."
     )
     chart = alt.hconcat(*panels).resolve_scale(color="shared", shape="shared")
     return replace(figure, title=f"{title[:1].upper()}{title[1:]}", caption=caption, chart=chart)
@@ -220,6 +220,9 @@ def _pareto(
             scale=alt.Scale(domain=order, range=list(theme.DEPLOYMENT_COLOURS[: len(order)])),
             legend=alt.Legend(title=field, orient="top", symbolType="circle"),
         )
+    shapes_legend = alt.Legend(
+        title=None, orient="top", symbolFillColor=theme.INK, symbolStrokeColor=theme.INK
+    )
     marks = (
         alt.Chart(data(frame), width=245, height=270)
         .mark_point(filled=True, size=70, opacity=0.85)
@@ -228,7 +231,7 @@ def _pareto(
             shape=alt.Shape(
                 "kind:N",
                 scale=alt.Scale(domain=kinds, range=shapes),
-                legend=alt.Legend(title=None, orient="top") if len(kinds) > 1 else None,
+                legend=shapes_legend if len(kinds) > 1 else None,
             ),
             tooltip=[
                 alt.Tooltip("run:N"),

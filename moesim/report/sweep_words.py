@@ -180,15 +180,13 @@ def _range(findings: SweepFindings, path: str) -> str:
 
 
 def run_rows(findings: SweepFindings, most: int) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of at most `most` runs with figures, evenly over them."""
-    fields = list(findings.fields)
-    shown = [
-        (head, path) for head, path in SHOWN if any(path in run.figures for run in findings.ran)
-    ]
+    """(header, rows) of at most `most` runs with figures, evenly over them; a column for each
+    field."""
+    fields, shown = list(findings.fields), _shown(findings)
     names = short_names(fields)
     seeds = findings.seeds > 1 or not fields
     numbers = {id(run): number for number, run in enumerate(findings.runs)}
-    header = [*(names[path] for path in fields), *(["seed"] if seeds else []),
+    header = ["run", *(names[path] for path in fields), *(["seed"] if seeds else []),
               *(head for head, _ in shown)]  # fmt: skip
     rows = [
         [
@@ -200,6 +198,24 @@ def run_rows(findings: SweepFindings, most: int) -> tuple[list[str], list[list[s
         for run in _thinned(findings.ran, most)
     ]
     return header, rows
+
+
+def named_rows(findings: SweepFindings, most: int) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The same with all that was varied in the first column."""
+    shown, seeds = _shown(findings), findings.seeds > 1
+    rows = [
+        (
+            choice_words(run, findings.fields) + (f", seed {run.seed}" if seeds else ""),
+            [_figure(run, path) for _, path in shown],
+        )
+        for run in _thinned(findings.ran, most)
+    ]
+    return ["", *(head for head, _ in shown)], rows
+
+
+def _shown(findings: SweepFindings) -> list[tuple[str, str]]:
+    had = {path for run in findings.ran for path in run.figures}
+    return [(head, path) for head, path in SHOWN if path in had]
 
 
 def _thinned(runs: Sequence[SweepRun], most: int) -> Sequence[SweepRun]:

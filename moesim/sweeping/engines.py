@@ -194,7 +194,7 @@ class Dask:
             first = [waiting.pop() for _ in range(min(at_once, len(waiting)))]
             for task in first:
                 under_way[client.submit(run_task, task, pure=False)] = task
-            ended = distributed.as_completed(list(under_way))
+            ended = distributed.as_completed(list(under_way), loop=client.loop)
             try:
                 for each in ended:
                     task = under_way.pop(each)
