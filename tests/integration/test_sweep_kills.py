@@ -22,7 +22,7 @@ from tests.fixtures.sweeps import TOY
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("MOESIM_SWEEP_KILLS", "4"))
-RUNS = 20 * KILLS + 20
+RUNS = 12 * KILLS + 12
 COMMAND = """
 import sys
 from moesim.sweeping import sweep
@@ -40,11 +40,15 @@ def kept(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def killed_once(arguments: list[str], after_s: float) -> None:
-    """Begin, wait for the first word, and kill that long after."""
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE)
+def killed_once(arguments: list[str], runs: int, after_s: float) -> None:
+    """Begin, and kill so many seconds after `runs` runs are done."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
-    process.stdout.readline()
+    for line in process.stdout:
+        if int(line) >= runs:
+            break
     time.sleep(after_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -53,13 +57,14 @@ def killed_once(arguments: list[str], after_s: float) -> None:
 
 def test_killed_sweeps_go_on(tmp_path: Path) -> None:
     scenario, folder = tmp_path / "toy.yaml", tmp_path / "store"
-    scenario.write_text(yaml.safe_dump({**TOY, "workload": {**TOY["workload"], "requests": 600}}))
+    scenario.write_text(yaml.safe_dump({**TOY, "workload": {**TOY["workload"], "requests": 300}}))
     rates = f"10:{9 + RUNS}:1"
     rng = random.Random(8)
     before: dict[str, tuple[int, int]] = {}
     grew = 0
     for _ in range(KILLS):
-        killed_once([str(scenario), rates, str(folder)], rng.uniform(0.0, 3.0))
+        until = len(before) + rng.randrange(8), rng.uniform(0.0, 0.5)
+        killed_once([str(scenario), rates, str(folder)], *until)
         after = kept(folder)
         assert after.items() >= before.items()
         for path in folder.glob("runs/*/*.parquet"):
