@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,12 @@ def routes_of(
     place = folder / _key(trace, ids_TLK, placement, costs, domains, spare)
     found = _map(place)
     if found is None:
-        made = build_routes(trace, ids_TLK, placement, costs, domains, spare)
-        found = _map(place) if _write(made, place) else made
-    return made if found is None else found
+        with _alone(place):  # who waited finds what the other wrote
+            found = _map(place)
+            if found is None:
+                made = build_routes(trace, ids_TLK, placement, costs, domains, spare)
+                found = (_map(place) if _write(made, place) else None) or made
+    return found
 
 
 def _key(
@@ -105,6 +108,23 @@ def _file_of(array: NDArray[Any]) -> tuple[str, int, int, int] | None:
         return None
     status = os.stat(base.filename)
     return str(base.filename), status.st_size, status.st_mtime_ns, int(base.offset)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process at a time makes the same routes; a lock ends with the process that has it."""
+    try:
+        import fcntl
+
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(place.with_name(f".{place.name}.lock"), "wb")  # noqa: SIM115
+    except (ImportError, OSError):  # another system, or a full disk: each makes its own
+        yield
+        return
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write(routes: Routes, place: Path) -> bool:

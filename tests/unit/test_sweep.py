@@ -219,18 +219,18 @@ def test_shared_routes_are_mapped_and_change_no_figure(tmp_path: Path) -> None:
             shared = simulate(scenario)
         np.testing.assert_array_equal(shared.raw.requests, alone.raw.requests)
         np.testing.assert_array_equal(shared.raw.rank_tokens_LR, alone.raw.rank_tokens_LR)
-    (place,) = folder.iterdir()
+    (place,) = folder.glob("[!.]*")
     with shared_routes(folder):
         simulate(scenario.model_copy(update={"seed": 5}))
-        assert [place] == list(folder.iterdir())  # another demand meets the same routes
+        assert [place] == list(folder.glob("[!.]*"))  # another demand meets the same routes
         moved = {"placement": {"policy": "random"}}
         simulate(toy(tmp_path, {"all": ids}, deployment=moved))
-        assert len(list(folder.iterdir())) == 2
+        assert len(list(folder.glob("[!.]*"))) == 2
     changed = ids.copy()
     changed[0, 0] = ids[0, 0][::-1]
     with shared_routes(folder):
         simulate(toy(tmp_path, {"all": changed}))
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.glob("[!.]*"))) == 3
     assert RoutingTrace.open(tmp_path / "trace.safetensors").tokens == 6000
 
 
