@@ -25,7 +25,7 @@ HEAVY = (
     "vl_convert",
 )
 # Imported inside the functions that need them, so that nobody waits for what they do not use.
-LAZY = set(LIBRARIES)
+LAZY = {"altair", "joblib", "pandas", "pyarrow", "scipy", "vl_convert"}
 
 
 def module_level(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from moesim.compiled import cache_root
 from moesim.errors import InputError
@@ -78,8 +78,7 @@ class Sweep:
         upwards = more_is_better(figure) if most is None else most
         numbers = values.to_numpy()
         at = int(numbers.argmax() if upwards else numbers.argmin())
-        row: pd.Series[Any] = self.table.loc[int(values.index[at])]
-        return row
+        return cast("pd.Series[Any]", self.table.loc[int(values.index[at])])
 
     def _column(self, path: str) -> pd.Series[float]:
         frame = self.table if path in self.table else self.figures
