@@ -24,6 +24,7 @@ import numpy as np
 from moesim.routing.trace import RoutingTrace
 from moesim.sweeping import sweep
 
+OWN = "of its own"
 RATE = "workload.arrivals.poisson.rate_per_s"
 SCENARIO: dict[str, Any] = {
     "name": "Mixtral-8x7B",
@@ -71,8 +72,8 @@ def descendants(of: int) -> list[int]:
 
 
 def memory_mb(process: int) -> dict[str, float]:
-    """Resident, proportional (shared pages divided by those who share them) and private memory."""
-    names = {"Rss": "resident", "Pss": "proportional", "Private_Dirty": "private"}
+    """Resident, proportional (shared pages divided by those who share them), and no file's."""
+    names = {"Rss": "resident", "Pss": "proportional", "Anonymous": OWN}
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     pairs = (line.split()[:2] for line in lines)
     return {names[k.rstrip(":")]: int(v) / 1024 for k, v in pairs if k.rstrip(":") in names}
@@ -108,7 +109,7 @@ def workers_memory(tokens: int) -> None:
                         seen = memory_mb(process)
                     except (OSError, ValueError):
                         continue
-                    if seen.get("private", 0.0) > most.get(process, {}).get("private", 0.0):
+                    if seen.get(OWN, 0.0) > most.get(process, {}).get(OWN, 0.0):
                         most[process] = seen
                     last[process] = seen
 

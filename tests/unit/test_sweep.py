@@ -175,6 +175,7 @@ def test_a_worker_with_other_files_or_another_moesim_runs_nothing(tmp_path: Path
 # Workers
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(found: Sweep, tmp_path: Path) -> None:
     both = sweep(TOY, {RATE: [10, 20, 40]}, workers=2, out=tmp_path)
     alone = found.table[(found.table["deployment.replicas"] == 1) & (found.table["seed"] == 0)]
