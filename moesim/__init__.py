@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moesim.serving_cost import CostStudy, cost_study
     from moesim.serving_cost.price_list import prices
     from moesim.simulation import simulate
+    from moesim.sweeping import Sweep, sweep
     from moesim.what_if import PlacementStudy, place_study
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _MODULES = {
     "Review": "reviewing",
     "RoutingTrace": "routing.trace",
     "Scenario": "scenario",
+    "Sweep": "sweeping",
     "attribute": "attribution",
     "compare": "comparison",
     "cost_study": "serving_cost",
@@ -54,6 +56,7 @@ _MODULES = {
     "prices": "serving_cost.price_list",
     "review": "reviewing",
     "simulate": "simulation",
+    "sweep": "sweeping",
 }
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "Review",
     "RoutingTrace",
     "Scenario",
+    "Sweep",
     "__version__",
     "attribute",
     "compare",
@@ -84,6 +88,7 @@ __all__ = [
     "prices",
     "review",
     "simulate",
+    "sweep",
 ]
 
 

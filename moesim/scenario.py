@@ -165,7 +165,7 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str], folder: Path)
     data = copy.deepcopy(data)
     for override in overrides:
         _apply(data, override)
-    _resolve_paths(data, folder)
+    resolve_paths(data, folder)
     return data
 
 
@@ -213,20 +213,30 @@ def _is_file(path: Path) -> bool:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.strip().split(".")):
         raise InputError("--set", "must have the form a.b=value", override)
+    put_field(data, path.strip(), read_yaml(text, "--set"), "--set", override)
+
+
+def put_field(
+    data: dict[str, Any], path: str, value: object, option: str, shown: str | None = None
+) -> None:
+    """Set a.b.c of a scenario's data; a choice by its bare name becomes a mapping.
+
+    InputError under `option` where something else is in the way; `shown`: what was given.
+    """
     at = data
-    for key in keys[:-1]:
+    *folders, last = path.split(".")
+    for key in folders:
         if at.get(key) is None or isinstance(at[key], str):
             at[key] = {}
         at = at[key]
         if not isinstance(at, dict):
-            raise InputError("--set", f"cannot go into {key}, which is not a mapping", override)
-    at[keys[-1]] = read_yaml(text, "--set")
+            raise InputError(option, f"cannot go into {key}, which is not a mapping", shown)
+    at[last] = copy.deepcopy(value)
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+def resolve_paths(data: dict[str, Any], folder: Path) -> None:
     """Make paths written relative to the scenario's file absolute, where such a file exists."""
     places = (
         ("model",),

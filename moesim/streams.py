@@ -25,6 +25,7 @@ STREAMS = (
     "decode replica choice",
     "decode rank choice",
     "shifted popularity",
+    "sweep points",
 )
 
 

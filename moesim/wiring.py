@@ -24,6 +24,7 @@ from moesim.policies.load_balancing import LoadBalancer
 from moesim.routing.coverage import Pool
 from moesim.routing.source import GENERATED, open_routing
 from moesim.scenario import Scenario
+from moesim.shared_routes import routes_of
 from moesim.sim.averages import average_experts
 from moesim.sim.copies import prepare_to_move
 from moesim.sim.cost_tables import Costs, Work
@@ -31,7 +32,7 @@ from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer
 from moesim.sim.replay import Routes
-from moesim.sim.setup import build_costs, build_routes, no_routes
+from moesim.sim.setup import build_costs, no_routes
 from moesim.streams import stream
 from moesim.workload.drift import check_drift
 
@@ -84,7 +85,7 @@ def wire(
     compiled_costs.scalars["replica_choice"] = choice_code(choice.replica_choice)
     compiled_costs.scalars["choice_s"] = choice.seconds_to_choose()
     if scenario.routing.mode == "replay":
-        routes = build_routes(trace, ids_TLK, placement, compiled_costs, domains, spare)
+        routes = routes_of(trace, ids_TLK, placement, compiled_costs, domains, spare)
         if draw is not None:
             routes = draw.routes(routes, trace, given)
         pool = Pool.of(trace, domains) if given else None

@@ -13,9 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "moesim"
 
-HEAVY = ("altair", "pandas", "pyarrow", "scipy", "torch", "transformers", "typer", "vl_convert")
+HEAVY = (
+    "altair",
+    "joblib",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "torch",
+    "transformers",
+    "typer",
+    "vl_convert",
+)
 # Imported inside the functions that need them, so that nobody waits for what they do not use.
-LAZY = {"altair", "pandas", "pyarrow", "scipy", "vl_convert"}
+LAZY = {"altair", "joblib", "pandas", "pyarrow", "scipy", "vl_convert"}
 
 
 def module_level(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -27,6 +27,7 @@ from moesim.cli.place import place
 from moesim.cli.plan import plan
 from moesim.cli.review import review
 from moesim.cli.run import run
+from moesim.cli.sweep import sweep
 from moesim.cli.trace import app as traces
 from moesim.cli.validate import validate
 from moesim.errors import InputError, one_line
@@ -55,6 +56,7 @@ COMMANDS = (  # in the order of the help
     attribute,
     place,
     plan,
+    sweep,
     cost,
     launch,
     validate,
