@@ -319,13 +319,14 @@ def test_a_static_batch_reserves_what_its_requests_declare() -> None:
 
 @pytest.mark.parametrize("policy", [CHUNKED_PREFILL, PREFILL_FIRST, STATIC])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_a_closed_loop_keeps_its_number_in_flight(policy: int, replicas: int) -> None:
+@pytest.mark.parametrize("leap", [True, False], ids=["door", "events"])
+def test_a_closed_loop_keeps_its_number_in_flight(policy: int, replicas: int, leap: bool) -> None:
     rng = np.random.default_rng(2)
     n, loop = 40, 6
     costs = linear_costs(per_token_s=1e-3, per_step_s=0.01)
     rules = {"policy": policy, "max_running": 4, "replicas": replicas}
     demand = make_demand(rng.integers(1, 30, n), rng.integers(1, 9, n), concurrency=loop)
-    run = Harness(rules, costs).run(demand)
+    run = Harness(rules, costs, leap=leap).run(demand)
     arrival_s, finish_s = run.requests["arrival_s"], run.requests["finish_s"]
     assert (arrival_s[:loop] == 0).all()
     # Each later request starts at the very time at which one ended, in order.

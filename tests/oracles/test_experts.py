@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from moesim.compiled import compiled
 from moesim.placement.placement import Placement
 from moesim.sim.cost_tables import NORMAL
 from moesim.sim.replay import PREFIX_ROWS, Routes, build_touch, count_rows, touch_rows
 from moesim.sim.setup import build_costs, build_routes
+from moesim.sim.sums import tiles, tokens_active
 from tests.fixtures.engine import (
     Harness,
     contiguous,
@@ -181,3 +183,19 @@ def test_a_replica_of_an_expert_shares_its_tokens() -> None:
     assert shared.record.rank_tokens_LR.sum() == 1000
     assert abs(shared.record.rank_tokens_LR[0, 0] - 500) <= 1
     assert contiguous(1, 2, 2).slots == 2
+
+
+@compiled
+def sums_over(counts_P: NDArray[np.int32], first: int, stop: int, shift: int) -> Any:
+    return tokens_active(counts_P, first, stop), tiles(counts_P, first, stop, shift)
+
+
+@pytest.mark.parametrize("shift", [0, 2, 6])
+def test_sums_over_slots_are_numpys(shift: int) -> None:
+    """Of few tokens and of so many that 16 bits would not do."""
+    rng = np.random.default_rng(shift)
+    for most in (2, 9, 200_000):
+        counts_P = rng.integers(0, most, 96).astype(np.int32)
+        own = counts_P[32:64].astype(np.int64)
+        padded = np.ceil(own / 2**shift).sum()
+        assert sums_over(counts_P, 32, 64, shift) == ((own.sum(), (own > 0).sum()), padded)

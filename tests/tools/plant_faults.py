@@ -125,7 +125,7 @@ FAULTS = (
         "moesim/sim/sums.py",
         "np.int32(counts_P[p] + tile) >> shift",
         "np.int32(counts_P[p]) >> shift",
-        "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
+        "tests/oracles/test_experts.py::test_sums_over_slots_are_numpys",
     ),
     Fault(
         "copies-per-rank-not-per-node",
@@ -187,6 +187,20 @@ FAULTS = (
         "            counted = True\n",
         "tests/oracles/test_routing_replay.py::"
         "test_tokens_found_in_the_prefix_cache_take_no_expert_but_pass_their_rows",
+    ),
+    Fault(
+        "door-never-looks-again",
+        "moesim/sim/balancing.py",
+        "                refresh(s, balancing, b)\n        due.tick",
+        "                row.number += 0\n        due.tick",
+        "tests/oracles/test_front_end.py::test_a_stale_view_counts_what_was_sent_since",
+    ),
+    Fault(
+        "door-starts-two-for-one",
+        "moesim/sim/door.py",
+        "    for _ in range(ended):\n",
+        "    for _ in range(2 * ended):\n",
+        "tests/oracles/test_batching.py::test_a_closed_loop_keeps_its_number_in_flight",
     ),
     Fault(
         "snapshot-never-refreshed",
