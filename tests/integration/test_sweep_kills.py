@@ -1,6 +1,6 @@
 """Sweeps killed with SIGKILL at random moments: no finished run is lost, made again or doubled.
 
-MOESIM_SWEEP_KILLS says how often (4 unless set; 50 takes some minutes).
+MOESIM_SWEEP_KILLS says how often (2 unless set; 50 takes some minutes).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moesim.sweeping import sweep
 from tests.fixtures.sweeps import TOY
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("MOESIM_SWEEP_KILLS", "4"))
+KILLS = int(os.environ.get("MOESIM_SWEEP_KILLS", "2"))
 RUNS = 12 * KILLS + 12
 COMMAND = """
 import sys
