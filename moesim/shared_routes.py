@@ -24,7 +24,7 @@ from moesim.placement.placement import Placement
 from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import Costs
 from moesim.sim.replay import Routes
-from moesim.sim.setup import build_routes
+from moesim.sim.routes import build_routes
 
 SMALL_BYTES = 1 << 16
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of shared routes", default=None)

@@ -32,7 +32,8 @@ from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer
 from moesim.sim.replay import Routes
-from moesim.sim.setup import build_costs, no_routes
+from moesim.sim.routes import no_routes
+from moesim.sim.setup import build_costs
 from moesim.streams import stream
 from moesim.workload.drift import check_drift
 

@@ -28,7 +28,8 @@ from moesim.sim.cost_tables import (
 from moesim.sim.exchange import clear_traffic, exchange_layer
 from moesim.sim.experts import add_traffic, expert_layer
 from moesim.sim.replay import count_rows, touch_rows
-from moesim.sim.setup import build_work, no_routes
+from moesim.sim.routes import no_routes
+from moesim.sim.setup import build_work
 from moesim.sim.state import COUNTERS, STEP, Record
 from moesim.sim.token_times import kept_times
 

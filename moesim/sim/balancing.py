@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import inner
+from moesim.compiled import hot, inner
 from moesim.policies.load_balancing import (
     LeastLoaded,
     LoadBalancer,
@@ -69,8 +69,8 @@ LOOKS = row_dtype([("interval_s", "f8"), ("tick", "i8"), ("next_s", "f8")])
 
 
 class Balancing(NamedTuple):
-    """Who chooses: row 0 a replica, rows 1.. an attention rank of replica 0.. (absent where there
-    is nothing to choose). Legend: A candidates of all rows, U distinct prefix blocks, N requests.
+    """Who chooses: row 0 a replica, rows 1.. an attention rank of replica 0..; none where there
+    is one rank. Legend: A candidates of all rows, U distinct prefix blocks, N requests.
     """
 
     rows: NDArray[Any]  # BALANCER [1 + K]
@@ -138,6 +138,7 @@ def _drawn(row: NDArray[Any], rng: np.random.Generator, requests: int) -> NDArra
     return rng.integers(np.array([n, n - 1]), size=(requests, 2))
 
 
+@hot
 def last_tick(time_s: float, interval_s: float) -> int:
     """The last whole number of intervals that is not beyond a time, in floating point."""
     tick = int(time_s / interval_s)
@@ -159,11 +160,7 @@ def look_before(balancing: Any, arrival_s: float, every: bool) -> None:
             if arrival_s == np.inf:
                 look.next_s = np.inf
                 continue
-            last = np.int64(arrival_s / look.interval_s)
-            while last * look.interval_s > arrival_s:
-                last -= 1
-            while (last + 1) * look.interval_s <= arrival_s:
-                last += 1
+            last = last_tick(arrival_s, look.interval_s)
             if last < tick:  # taken
                 look.next_s = np.inf
                 continue

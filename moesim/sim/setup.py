@@ -10,12 +10,8 @@ from numpy.typing import NDArray
 
 from moesim.costs.step import StepCosts
 from moesim.errors import InputError
-from moesim.placement.copies import place_rows
 from moesim.placement.layer_law import LayerLaw
-from moesim.placement.placement import Placement
 from moesim.placement.replica_choice import NEAREST, scratch
-from moesim.routing.coverage import usable_sequences
-from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import (
     COSTS,
     LAYERED,
@@ -30,12 +26,8 @@ from moesim.sim.cost_tables import (
 )
 from moesim.sim.expert_cache import ExpertCache, no_cache
 from moesim.sim.replay import (
-    PREFIX_ROWS,
-    Routes,
     Touch,
     build_touch,
-    running_counts,
-    running_touches,
 )
 from moesim.sim.state import (
     COUNTERS,
@@ -57,7 +49,6 @@ from moesim.workload.demand import Demand
 STEP_ROWS = 8_192
 MOST_PREFIX_BYTES = 2e9
 MOST_BATCH_BYTES = 2e9
-MOST_RUNNING_SUM_BYTES = 1e9
 NO_AVERAGES = Averages(*[np.zeros((2, 0))] * len(Averages._fields))
 
 
@@ -209,8 +200,8 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
     """Scratch arrays for one step, and sound replicas."""
     layers, slots = costs.stage_of_layer.size, costs.rank_of_slot.size
     expert_ranks = costs.domain_of_rank.size
-    width = expert_ranks + _domains(costs)
-    rows = layers + layers * (LAYERED in _exchanges(costs)) + (M_TO_N in _exchanges(costs))
+    width = expert_ranks + domains_of(costs)
+    rows = layers + layers * (LAYERED in exchanges_of(costs)) + (M_TO_N in exchanges_of(costs))
     # Each GPU's ports: those of an expert-parallel rank, or of attention apart from experts.
     ports = max(expert_ranks, costs.domain_of_attention.size)
     per_rank = (rows, ports)
@@ -237,7 +228,7 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         source_LP=np.zeros((layers, slots), np.int32),
         source_LX=np.zeros((layers, width), np.int32),
         mark_X=np.zeros(width, np.int64),
-        touch=_touch(costs),
+        touch=touch_of(costs),
         recv_up_LR=np.zeros(per_rank),
         send_up_LR=np.zeros(per_rank),
         recv_out_LR=np.zeros(per_rank),
@@ -318,113 +309,25 @@ def build_record(
     )
 
 
-def build_routes(
-    trace: RoutingTrace,
-    ids_TLK: NDArray[np.uint8] | NDArray[np.uint16],
-    placement: Placement,
-    costs: Costs,
-    domain_names: tuple[str, ...],
-    spare_slots: int = 0,
-) -> Routes:
-    """Place a trace on slots and cut its sequences into the two streams that requests walk.
-
-    `ids_TLK` are the trace's experts for the model's own MoE layers; `domain_names` are the
-    demand's domains (empty: all sequences are one domain). Behind each rank's slots
-    `spare_slots` more are empty, which `costs` count.
-    """
-    # One type whatever the number of slots: another would compile the whole engine again.
-    slots_TLK = place_rows(ids_TLK, placement).astype(np.uint16, copy=False)
-    if spare_slots:
-        slots_TLK += slots_TLK // np.uint16(placement.slots_per_rank) * np.uint16(spare_slots)
-    blocks = slots_TLK.shape[0] // PREFIX_ROWS + 1
-    layers, slots = placement.layers, costs.rank_of_slot.size
-    counts = np.zeros((0, layers, slots), np.uint32)
-    if blocks * layers * slots * 4 <= MOST_RUNNING_SUM_BYTES:
-        counts = running_counts(slots_TLK, slots)
-    width = costs.domain_of_rank.size + _domains(costs)
-    touches = np.zeros((0, layers, width), np.uint32)
-    if (
-        _exchanges(costs) & {NORMAL, LAYERED, M_TO_N}
-        and blocks * layers * width * 4 <= MOST_RUNNING_SUM_BYTES
-    ):
-        touches = running_touches(slots_TLK, _touch(costs), width)
-    first = trace.sequence_start_S1[:-1].astype(np.int64)
-    rows = np.diff(trace.sequence_start_S1).astype(np.int64)
-    prompt = trace.prompt_tokens_S.astype(np.int64)
-    usable = usable_sequences(trace)
-    prompt_piece, decode_piece = (first, prompt), (first + prompt, rows - prompt)
-    if not ((prompt > 0) & (prompt < rows)).any():  # none tells prompt and output apart
-        prompt_piece, decode_piece = (first, rows), (first, rows)
-    order, starts = _by_domain(trace, usable, domain_names)
-    return Routes(
-        slots_TLK=slots_TLK,
-        counts_ALP=counts,
-        touches_ALX=touches,
-        prompt_first_Q=prompt_piece[0][order],
-        prompt_rows_Q=prompt_piece[1][order].astype(np.int32),
-        prompt_domain_start=starts,
-        decode_first_Q=decode_piece[0][order],
-        decode_rows_Q=decode_piece[1][order].astype(np.int32),
-        decode_domain_start=starts,
-    )
-
-
-def no_routes() -> Routes:
-    """The routes of a dense model: none."""
-    nothing = np.zeros(0, np.int64)
-    return Routes(
-        slots_TLK=np.zeros((0, 0, 1), np.uint16),
-        counts_ALP=np.zeros((0, 0, 0), np.uint32),
-        touches_ALX=np.zeros((0, 0, 0), np.uint32),
-        prompt_first_Q=nothing,
-        prompt_rows_Q=nothing.astype(np.int32),
-        prompt_domain_start=np.zeros(1, np.int32),
-        decode_first_Q=nothing,
-        decode_rows_Q=nothing.astype(np.int32),
-        decode_domain_start=np.zeros(1, np.int32),
-    )
-
-
 def needs_sources(costs: Costs) -> bool:
     """Whether any exchange depends on which rank a token comes from."""
-    return bool(_exchanges(costs) & {NORMAL, LOW_LATENCY, LAYERED})
+    return bool(exchanges_of(costs) & {NORMAL, LOW_LATENCY, LAYERED})
 
 
-def _exchanges(costs: Costs) -> set[int]:
+def exchanges_of(costs: Costs) -> set[int]:
+    """How tokens reach their experts, in steps with prompts and without."""
     scalars = costs.scalars[0]
     return {int(scalars["prefill_exchange"]), int(scalars["decode_exchange"])}
 
 
-def _by_domain(
-    trace: RoutingTrace, usable_S: NDArray[np.bool_], names: tuple[str, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Sequences in order of the demand's domains, and where each domain starts."""
-    if not names:
-        order = np.flatnonzero(usable_S)
-        return order, np.array([0, order.size], np.int32)
-    pieces = []
-    for name in names:
-        if name not in trace.domains:
-            raise InputError(
-                "workload.domains",
-                f"must name domains of the routing trace ({', '.join(trace.domains[:12])})",
-                name,
-            )
-        of_domain = trace.domain_S == trace.domains.index(name)
-        found = np.flatnonzero(usable_S & of_domain)
-        if found.size == 0:
-            raise InputError("workload.domains", "must have sequences in the routing trace", name)
-        pieces.append(found)
-    starts = np.concatenate([[0], np.cumsum([piece.size for piece in pieces])])
-    return np.concatenate(pieces), starts.astype(np.int32)
-
-
-def _touch(costs: Costs) -> Touch:
+def touch_of(costs: Costs) -> Touch:
+    """Whom each slot's tokens touch."""
     layers = costs.stage_of_layer.size
-    return build_touch(costs.rank_of_slot, costs.domain_of_rank, _domains(costs), layers)
+    return build_touch(costs.rank_of_slot, costs.domain_of_rank, domains_of(costs), layers)
 
 
-def _domains(costs: Costs) -> int:
+def domains_of(costs: Costs) -> int:
+    """Domains of the expert-parallel group."""
     return int(costs.domain_of_rank.max(initial=0)) + 1
 
 

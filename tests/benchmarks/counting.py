@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from moesim.compiled import compiled, hot
 from moesim.placement.load import load_from_trace
 from moesim.sim.replay import ROWS_AHEAD, count_rows, read_ahead, running_counts
-from moesim.sim.setup import no_routes
+from moesim.sim.routes import no_routes
 from tests.benchmarks import child, machine
 from tests.benchmarks.spread import spread
 

@@ -14,7 +14,8 @@ from moesim.compiled import compiled
 from moesim.placement.placement import Placement
 from moesim.sim.cost_tables import NORMAL
 from moesim.sim.replay import PREFIX_ROWS, Routes, build_touch, count_rows, touch_rows
-from moesim.sim.setup import build_costs, build_routes
+from moesim.sim.routes import build_routes
+from moesim.sim.setup import build_costs
 from moesim.sim.sums import tiles, tokens_active
 from tests.fixtures.engine import (
     Harness,

@@ -203,6 +203,21 @@ FAULTS = (
         "tests/oracles/test_batching.py::test_a_closed_loop_keeps_its_number_in_flight",
     ),
     Fault(
+        "gaps-across-pages-read-from-one",
+        "moesim/sim/token_times.py",
+        "            page = record.page_before[page]\n        earlier_s",
+        "            page = page + 0\n        earlier_s",
+        "tests/unit/test_streaming.py::test_gaps_lie_in_the_bins_of_the_exact_ones",
+    ),
+    Fault(
+        "runs-kept-without-their-files",
+        "moesim/sweeping/keys.py",
+        '        "files": dict(files),\n',
+        '        "files": {},\n',
+        "tests/unit/test_sweep.py::"
+        "test_the_key_changes_with_all_that_a_run_depends_on_and_nothing_else",
+    ),
+    Fault(
         "snapshot-never-refreshed",
         "moesim/sim/frontend.py",
         "                balancer.refresh()\n",
