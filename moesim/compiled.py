@@ -25,9 +25,11 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound=type)
 
 _PACKAGE = Path(__file__).resolve().parent
 _DECORATING = threading.Lock()
+_BUNDLES: list[type] = []  # that numba does not know of yet
 
 
 @overload
@@ -52,11 +54,12 @@ def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], 
 def hot(function: F) -> F:
     """`compiled`, for functions that neither allocate arrays nor keep them.
 
-    Without numba's reference counts (`_nrt=False`), a call that passes a tuple of arrays costs what
-    its numbers cost, and compiles in half the time. Such a function must not create an array other
+    Compiled callers link it as they do an `inner` function; its own code is for Python alone.
+    Without numba's reference counts (`_nrt=False`), a call that passes arrays costs what its
+    numbers cost, and compiles in half the time. Such a function must not create an array other
     than a view of an argument, and must not be handed arrays that nobody else holds.
     """
-    return compiled(_nrt=False, no_cfunc_wrapper=True)(function)
+    return compiled(_nrt=False, no_cfunc_wrapper=True, apart=True)(function)
 
 
 def inner(function: F) -> F:
@@ -67,12 +70,30 @@ def inner(function: F) -> F:
     )
 
 
+def bundle(kind: T) -> T:
+    """For a named tuple of arrays: compiled code takes it by its address (moesim.bundles)."""
+    _BUNDLES.append(kind)
+    return kind
+
+
+def _take_bundles_by_address() -> None:
+    if not _BUNDLES:
+        return
+    try:
+        from moesim.bundles import take_by_address
+    except ImportError:  # a Numba whose inner modules are others: tuples are passed by value
+        return
+    while _BUNDLES:
+        take_by_address(_BUNDLES.pop())
+
+
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     import numba
 
     from moesim.registries import start_without_linalg
 
     start_without_linalg()
+    _take_bundles_by_address()
     if options.get("linked"):
         own = {name: value for name, value in options.items() if name != "linked"}
         try:
@@ -80,6 +101,13 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
         except ImportError:  # a Numba whose inner modules are others
             return numba.njit(**own)(plain)
         return numba.njit(pipeline_class=LinkedCompiler, **own)(plain)
+    if options.get("apart"):
+        own = {name: value for name, value in options.items() if name != "apart"}
+        whole = _jit(plain, own)
+        part = _jit(plain, {**own, "no_cpython_wrapper": True, "linked": True})
+        # What Numba asks of a callee.
+        whole.get_call_template, whole.get_overload = part.get_call_template, part.get_overload
+        return whole
     config: Any = numba.config
     source = Path(plain.__code__.co_filename)
     if not source.is_file():  # typed into an interpreter: nothing to key a cache on

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import inner
+from moesim.compiled import bundle, inner
 
 
+@bundle
 class LayerLaw(NamedTuple):
     """Numbers of the formula above; tile = 1 << tile_shift, `tile_s` [tiles + 1] may be empty."""
 

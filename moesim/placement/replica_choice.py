@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import hot, inner
+from moesim.compiled import bundle, hot, inner
 from moesim.errors import InputError
 from moesim.placement.copies import MULTIPLIER
 from moesim.placement.layer_law import slowest_s
@@ -34,6 +34,7 @@ _SWEEPS = 6  # over the replicated experts, before single tokens are moved along
 _ANY = 1 << 30  # no limit to a rank's active experts
 
 
+@bundle
 class Scratch(NamedTuple):
     """What `spread` writes to besides its result."""
 

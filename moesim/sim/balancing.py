@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import hot, inner
+from moesim.compiled import bundle, hot, inner
 from moesim.policies.load_balancing import (
     LeastLoaded,
     LoadBalancer,
@@ -68,6 +68,7 @@ KNOWN = row_dtype(
 LOOKS = row_dtype([("interval_s", "f8"), ("tick", "i8"), ("next_s", "f8")])
 
 
+@bundle
 class Balancing(NamedTuple):
     """Who chooses: row 0 a replica, rows 1.. an attention rank of replica 0..; none where there
     is one rank. Legend: A candidates of all rows, U distinct prefix blocks, N requests.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.compiled import bundle
 from moesim.placement.layer_law import LayerLaw
 from moesim.placement.replica_choice import Scratch
 from moesim.sim.replay import Touch
@@ -102,6 +103,7 @@ COSTS = row_dtype(
 )
 
 
+@bundle
 class Averages(NamedTuple):
     """Experts and exchanges by tokens of the group [2, T + 1] (PROMPT, DECODE), summed over all
     layers, where each step takes the mean of batches of its size instead of replaying its tokens.
@@ -117,6 +119,7 @@ class Averages(NamedTuple):
     scale_out_bytes: NDArray[np.float64]
 
 
+@bundle
 class Costs(NamedTuple):
     """Times per unit of work for one deployment; built by moesim.costs.step."""
 
@@ -149,6 +152,7 @@ class Costs(NamedTuple):
     average: Averages  # empty where routing is replayed
 
 
+@bundle
 class Condition(NamedTuple):
     """What is wrong with the GPUs of each replica, and where its experts are; changed between steps
     (sim/faults.py, sim/rebalancing.py).
@@ -170,6 +174,7 @@ class Condition(NamedTuple):
     load_KLE: NDArray[np.int64]  # tokens of each expert in the steps that count it
 
 
+@bundle
 class Chosen(NamedTuple):
     """Scratch of copies chosen from counts (sim/copy_choice.py); empty where they are not."""
 
@@ -181,6 +186,7 @@ class Chosen(NamedTuple):
     dealt_LE: NDArray[np.int64]
 
 
+@bundle
 class Work(NamedTuple):
     """Scratch of one step, and the condition of the ranks that take it; a part is the whole of the
     step, or one of the J halves or micro-batches that its batch is cut into."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import hot, inner
+from moesim.compiled import bundle, hot, inner
 from moesim.sim.balancing import Balancing, choose, look, look_before, next_look_s, no_balancing
 from moesim.sim.queues import push_inbox, push_waiting
 from moesim.sim.state import FAILED, State, row_dtype
@@ -30,6 +30,7 @@ DOOR = row_dtype(
 )
 
 
+@bundle
 class Door(NamedTuple):
     """Requests on their way to attention ranks."""
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import hot, inner
+from moesim.compiled import bundle, hot, inner
 
 # Which of two held experts leaves first (field `cache_policy` of COSTS).
 LRU, LFU, STATIC, BELADY = range(4)
@@ -29,6 +29,7 @@ NEVER = np.iinfo(np.int32).max
 MOST_TOKENS = 1 << 24  # of one expert in a step, in the order of use
 
 
+@bundle
 class ExpertCache(NamedTuple):
     """State of all caches; without replicas where every expert stays in GPU memory."""
 

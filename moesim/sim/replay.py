@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled, hot, inner
+from moesim.compiled import bundle, compiled, hot, inner
 from moesim.prefetch import prefetch
 
 # Rows of a block of the running sums. Pieces of generated traces have 192 rows, which blocks of 256
@@ -29,6 +29,7 @@ ROWS_AHEAD = 2  # of those that tokens take, read into the cache
 LINE_IDS = 32  # of two bytes, in a line of the cache
 
 
+@bundle
 class Routes(NamedTuple):
     """A routing trace placed on physical slots."""
 
@@ -43,6 +44,7 @@ class Routes(NamedTuple):
     decode_domain_start: NDArray[np.int32]
 
 
+@bundle
 class Touch(NamedTuple):
     """Whom each slot's tokens touch, as bits, and scratch to count them; X = ranks + domains."""
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.compiled import bundle
 from moesim.sim.expert_cache import ExpertCache
 
 # From COMPLETED on a request has ended: FAILED could never fit, REJECTED was turned away,
@@ -250,6 +251,7 @@ RULES = row_dtype(
 )
 
 
+@bundle
 class State(NamedTuple):
     """The simulated cluster's state; see the module's legend."""
 
@@ -274,6 +276,7 @@ class State(NamedTuple):
     experts: ExpertCache
 
 
+@bundle
 class Record(NamedTuple):
     """What a run leaves behind."""
 
