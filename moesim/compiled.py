@@ -76,6 +76,15 @@ def bundle(kind: T) -> T:
     return kind
 
 
+def _compilers() -> Any:
+    """moesim.linked; None with a Numba whose inner modules are others."""
+    try:
+        from moesim import linked
+    except ImportError:
+        return None
+    return linked
+
+
 def _take_bundles_by_address() -> None:
     if not _BUNDLES:
         return
@@ -96,13 +105,13 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     _take_bundles_by_address()
     if options.get("linked"):
         own = {name: value for name, value in options.items() if name != "linked"}
-        try:
-            from moesim.linked import LinkedCompiler
-        except ImportError:  # a Numba whose inner modules are others
-            return numba.njit(**own)(plain)
-        return numba.njit(pipeline_class=LinkedCompiler, **own)(plain)
+        if (compilers := _compilers()) is not None:
+            own["pipeline_class"] = compilers.LinkedCompiler
+        return numba.njit(**own)(plain)
     if options.get("apart"):
         own = {name: value for name, value in options.items() if name != "apart"}
+        if (compilers := _compilers()) is not None:
+            own["pipeline_class"] = compilers.PruningCompiler
         whole = _jit(plain, own)
         part = _jit(plain, {**own, "no_cpython_wrapper": True, "linked": True})
         # What Numba asks of a callee.

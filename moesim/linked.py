@@ -16,15 +16,19 @@ import functools
 from typing import Any
 
 from numba import njit
+from numba.core import ir, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.typed_passes import NopythonTypeInference
+from numba.core.untyped_passes import RewriteSemanticConstants
 
 # Numba has no types: mypy is to know nothing of these, rather than that they are untyped.
 _register: Any = register_pass
 _usual: Any = DefaultPassBuilder
 _njit: Any = njit
+_ir: Any = ir
+_types: Any = types
 
 
 class _NoEnvironment:
@@ -81,12 +85,73 @@ class _LinkOnly(FunctionPass):
         return False
 
 
-class _Linking(CompilerBase):
-    """Numba's pipeline with `_LinkOnly` ahead of lowering."""
+@_register(mutates_CFG=False, analysis_only=False)
+class _KnowNone(FunctionPass):
+    """Members of arguments that are None, for the pruning of dead branches behind this pass.
+
+    Numba itself knows of arguments that are None, not of their members.
+    """
+
+    _name = "moesim_know_none"
+
+    def __init__(self) -> None:
+        base: Any = FunctionPass
+        base.__init__(self)
+
+    def run_pass(self, state: Any) -> bool:
+        """As the base class."""
+        known = dict(zip(state.func_ir.arg_names, state.args, strict=True))
+        changed = False
+        for assigned in self._assigned(state.func_ir):
+            of, name = assigned.value, assigned.target.name
+            kind = None
+            if isinstance(of, _ir.Arg):
+                kind = known.get(of.name)
+            elif isinstance(of, _ir.Expr) and of.op == "getattr":
+                kind = _members(known.get(of.value.name)).get(of.attr)
+                if isinstance(kind, _types.NoneType):
+                    assigned.value = _ir.Const(None, assigned.loc)
+                    state.func_ir._definitions[name] = [assigned.value]
+                    changed = True
+            if kind is not None:
+                known[name] = kind
+        return changed
+
+    @staticmethod
+    def _assigned(func_ir: Any) -> Any:
+        """Assignments to what has one value in all of the function, in order."""
+        for label in sorted(func_ir.blocks):
+            for each in func_ir.blocks[label].find_insts(_ir.Assign):
+                if len(func_ir._definitions[each.target.name]) == 1:
+                    yield each
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    """Types of the members of a named tuple, passed by address or by value."""
+    if isinstance(kind, _types.BaseNamedTuple):
+        return dict(zip(kind.fields, kind.types, strict=True))
+    members = getattr(kind, "members", None)  # other types' are lists
+    return members if isinstance(members, dict) else {}
+
+
+class PruningCompiler(CompilerBase):
+    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches."""
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
         passes = _usual.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_KnowNone, RewriteSemanticConstants)
+        passes.finalize()
+        return [passes]
+
+
+class _Linking(CompilerBase):
+    """The same with `_LinkOnly` ahead of lowering."""
+
+    def define_pipelines(self) -> list[Any]:
+        """As the base class."""
+        passes = _usual.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_KnowNone, RewriteSemanticConstants)
         passes.add_pass_after(_LinkOnly, NopythonTypeInference)
         passes.finalize()
         return [passes]
@@ -99,7 +164,7 @@ class LinkedCompiler(_Linking):
         """As the base class."""
         if can_link():
             return super().define_pipelines()
-        return [_usual.define_nopython_pipeline(self.state)]
+        return PruningCompiler.define_pipelines(self)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from moesim.sim.door import (
     wake,
 )
 from moesim.sim.fetch import asks
+from moesim.sim.parts import lacks
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
@@ -35,7 +36,7 @@ from moesim.sim.state import (
 )
 
 # Why `fleet` returned.
-HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED, DUE = range(8)
+HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED, DUE, LACKING = range(9)
 
 
 @inner
@@ -207,8 +208,11 @@ def fleet(
     the replica wait for blocks from elsewhere, after its launch, and after every launch where the
     rules say so; EVICTED where the last step evicted blocks that a memory below is to take in; DUE
     before the replica composes a batch, where it has taken the steps after which it is looked at;
-    otherwise the time of the next boundary.
+    LACKING where this engine was compiled without what the run needs; otherwise the time of the
+    next boundary.
     """
+    if lacks(s, c, w):
+        return LACKING, -1, now
     rules = s.rules[0]
     room = record.steps.size - 1
     while True:

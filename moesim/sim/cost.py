@@ -90,18 +90,20 @@ def _experts(
             group_tokens += max(padded, w.part_tokens[d])
         tokens += w.part_tokens[d]
     kind = PROMPT if prefill else DECODE
-    averaged = c.average.slowest_s.shape[1] > 0
-    if averaged:
+    averaged = False
+    if w.rare and c.average.slowest_s.shape[1] > 0:
+        averaged = True
         average_layers(c, w, step, kind, tokens, half)
         if exchange != ALL_GATHER:
             return
     else:
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
-        if s.replicas[k].steps > s.replicas[k].load_step:
+        if w.rare and s.replicas[k].steps > s.replicas[k].load_step:
             add_load(w, k)
-    offloaded = offloads(s) and not averaged
+    offloaded = False
     start_s = 0.0
-    if offloaded:
+    if w.rare and not averaged and offloads(s):
+        offloaded = True
         begin_offload(s)
     for layer in range(layers):
         if not averaged:
@@ -111,7 +113,7 @@ def _experts(
         )
         w.layer_s[half, layer, 0] += c.scalars[0].choice_s
         step.dispatch_s += c.scalars[0].choice_s
-        if offloaded:
+        if w.rare and offloaded:
             start_s += front_s + w.layer_s[half, layer, 0]
             w.layer_s[half, layer, 1] = offload_layer(
                 s, c, w, step, k, layer, kind, group_tokens, start_s, w.layer_s[half, layer, 1]
@@ -177,10 +179,12 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     w.slowdown[OUT] = s.replicas[k].out_slowdown
     prefill = count_tokens(s, w, step, k, b)
     exchange = _exchange(s, c, prefill)
-    policy = choose_overlap(s, c, w, k, b, prefill, exchange)
+    policy = NO_OVERLAP
+    if w.rare:
+        policy = choose_overlap(s, c, w, k, b, prefill, exchange)
     w.stage_s[:] = 0.0
     parts = 2 if policy >= TWO_BATCH else 1
-    if policy == PING_PONG:
+    if w.rare and policy == PING_PONG:
         parts = cut_batch(s, c, w, k, b, prefill)
     head_s = 0.0
     layers = w.layer_s.shape[1]
@@ -189,13 +193,13 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
         front_s = _front_s(s, c, w)
         if part == 0:
             head_s = output_layer(s, c, w, step, k)
-        if layers > 0:
+        if w.experts and layers > 0:
             _experts(s, routes, c, w, record, step, k, b, prefill, padded, part, exchange, front_s)
-        if policy == PING_PONG:
+        if w.rare and policy == PING_PONG:
             price_ffn(s, c, w, step, PROMPT if prefill else DECODE, part)
-    if policy == PING_PONG:
+    if w.rare and policy == PING_PONG:
         ping_pong(c, w, step, parts, head_s)
-    elif policy != NO_OVERLAP:
+    elif w.rare and policy != NO_OVERLAP:
         overlap(c, w, step, policy, parts)
     else:
         for layer in range(layers):

@@ -225,3 +225,7 @@ class Work(NamedTuple):
     replica: NDArray[np.int64]  # [1] whose step it is
     chosen: Chosen
     condition: Condition
+    # Parts of the engine that the run needs; None: not compiled (sim/parts.py).
+    experts: bool | None = True
+    sources: bool | None = True
+    rare: bool | None = True

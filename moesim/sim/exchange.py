@@ -204,7 +204,7 @@ def exchange_layer(
         step.scale_up_bytes += 2 * group_tokens * cost.gather_up_bytes
         step.scale_out_bytes += 2 * group_tokens * cost.gather_out_bytes
         return once_s, once_s
-    if exchange < NORMAL:
+    if exchange < NORMAL or not w.sources:
         return 0.0, 0.0
     messages = w.recv_up_LR.shape[0] - w.source_LP.shape[0] + layer
     there = messages if exchange == LOW_LATENCY else layer

@@ -111,13 +111,13 @@ def _count(s: Any, routes: Any, c: Any, w: Any, k: int, d: int, touch: bool, int
     for i in range(w.first_D1[d], w.first_D1[d + 1]):
         row, rows = w.rows_S2[i, 0], w.rows_S2[i, 1]
         read_ahead(routes, w.rows_S2[min(i + ROWS_AHEAD, last), 0])
-        if moved:
+        if w.rare and moved:
             count_remapped(routes, c, w, k, d, ranks, row, rows, into)
             if touch:
                 touch_remapped(routes, c, w, k, d, ranks, row, rows)
         else:
             count_rows(routes, row, rows, into)
-            if touch:
+            if w.sources and touch:
                 touch_rows(routes, row, rows, w.touch, w.source_LX)
 
 
@@ -140,14 +140,14 @@ def route_tokens(
     record.counters[ROUTED_IDS] += _take_all_rows(s, routes, w, k, b, half)
     by_source = exchange >= NORMAL
     by_counts = c.scalars[0].replica_choice > NEAREST
-    if by_counts:
+    if w.rare and by_counts:
         count_experts(routes, w)
         share_out(c, w, k)
-    if by_counts and not by_source:
+    if w.rare and by_counts and not by_source:
         take_shares(w)
         return
     w.counts_LP[:] = 0
-    if by_source:
+    if w.sources and by_source:
         clear_traffic(w)
     into = w.source_LP if by_source else w.counts_LP
     touch = by_source and exchange != LOW_LATENCY
@@ -157,11 +157,11 @@ def route_tokens(
         if by_source:
             w.source_LP[:] = 0
             w.source_LX[:] = 0
-        if by_counts:
+        if w.rare and by_counts:
             deal(routes, c, w, k, d, touch)
         else:
             _count(s, routes, c, w, k, d, touch, into)
-        if by_source:
+        if w.sources and by_source:
             add_traffic(c, w, d, exchange)
             for layer in range(w.counts_LP.shape[0]):
                 counts_P, source_P = w.counts_LP[layer], w.source_LP[layer]

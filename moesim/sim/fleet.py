@@ -19,6 +19,7 @@ from moesim.sim.advance import (
     DUE,
     EVICTED,
     FETCH,
+    LACKING,
     fleet,
     launch,
 )
@@ -27,6 +28,7 @@ from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
 from moesim.sim.fetch import asks, rejoin
 from moesim.sim.kvcache import bytes_of
+from moesim.sim.parts import fit
 from moesim.sim.remote_kv import end_at_landing, land, let_go
 from moesim.sim.replay import Routes
 from moesim.sim.schedule import (
@@ -70,6 +72,7 @@ class Fleet:
         leap: bool = True,
         priority: int = LOW,
     ) -> None:
+        state, work = fit(state, costs, work)
         self.env = env
         self.state = state
         self.policy = policy
@@ -192,6 +195,7 @@ class Fleet:
                         look(replica, time_s)
                 horizon = self.env.peek() if self.leap else -np.inf
             else:
+                assert reason != LACKING, "the engine was fitted before the run was complete"
                 break
         if reason == COMPLETION:
             notice = at(self.env, time_s, NORMAL)

@@ -187,11 +187,11 @@ def attention_and_dense(
         reduce_s = max(reduce_s, c.token_s[kind, ALL_REDUCED, n])
     reduce_s *= slowest_link(w, cost.reduce_out_bytes > 0.0)
     reduce_s += most_tokens * contention_s(c, w, cost.reduce_up_bytes, cost.reduce_out_bytes)
-    if policy == NO_OVERLAP:
+    if w.rare and policy != NO_OVERLAP:
+        _front(s, c, w, step, k, kind, padded, reduce_s, half, policy)
+    else:
         for stage in range(rules.stages):
             _layers(s, c, w, step, k, stage, kind, padded, reduce_s)
-    else:
-        _front(s, c, w, step, k, kind, padded, reduce_s, half, policy)
     step.all_reduce_s += reduce_s
     step.scale_up_bytes += cost.reduce_up_bytes * most_tokens
     step.scale_out_bytes += cost.reduce_out_bytes * most_tokens

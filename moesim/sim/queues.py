@@ -29,9 +29,9 @@ def push_waiting(s: Any, g: int, r: int, first: bool) -> None:
     request.status = WAITING
     request.rank = g
     order = s.rules[0].queue_order
-    if order == LEAST_SERVED and request.preemptions == 0 and not first:
+    if s.queues and order == LEAST_SERVED and request.preemptions == 0 and not first:
         lift_counter(s, g, r)
-    if order == BY_PRIORITY:
+    if s.queues and order == BY_PRIORITY:
         insert_by_priority(s, g, r)
     elif first:
         request.next = rank.head
@@ -70,7 +70,7 @@ def receive(s: Any, g: int) -> None:
     rank = s.ranks[g]
     if rank.inbox == 0:
         return
-    if s.rules[0].queue_order != FIRST_COME:
+    if s.queues and s.rules[0].queue_order != FIRST_COME:
         r = rank.inbox_head
         while r != NOBODY:
             after = s.requests[r].next

@@ -145,7 +145,7 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
             continue
         if growth_bytes(s, r, s.requests[r].computed + granted) > 0:
             before = rank.running
-            if rules.queue_order == BY_PRIORITY:
+            if s.queues and rules.queue_order == BY_PRIORITY:
                 i, given_back = _make_way_by_priority(s, k, b, d, i, granted)
                 if i < 0:
                     return
@@ -162,7 +162,7 @@ def chunked_prefill(s: Any, k: int, b: int, d: int) -> None:
     if rules.schedule_ahead > 0:
         seats -= rank.left
     while budget > 0 and rank.waiting > 0 and rank.running < seats:
-        if rules.queue_order == LEAST_SERVED:
+        if s.queues and rules.queue_order == LEAST_SERVED:
             favour_least_served(s, g)
         r = rank.head
         granted = admit(s, g, r, min(budget, most))
@@ -226,14 +226,14 @@ def schedule(s: Any, k: int, b: int) -> int:
     rules = s.rules[0]
     for d in range(rules.ranks):
         s.batch_size[k, b, d] = 0
-        if s.below.shape[1] > 0:
+        if s.queues and s.below.shape[1] > 0:
             set_aside(s, k * rules.ranks + d)
-        if rules.remote_kv > 0:
+        if s.queues and rules.remote_kv > 0:
             seat_landed(s, k * rules.ranks + d)
             reserve_remote(s, k * rules.ranks + d)
-    if rules.policy == IN_FLIGHT:
+    if s.schedulers and rules.policy == IN_FLIGHT:
         in_flight(s, k, b)
-    elif rules.policy == PREFILL_FIRST:
+    elif s.schedulers and rules.policy == PREFILL_FIRST:
         prefill_first(s, k, b)
     total = 0
     for d in range(rules.ranks):
@@ -241,7 +241,7 @@ def schedule(s: Any, k: int, b: int) -> int:
             scheduled_ahead(s, k, b, d)
         elif rules.policy == CHUNKED_PREFILL:
             chunked_prefill(s, k, b, d)
-        elif rules.policy == STATIC:
+        elif s.schedulers and rules.policy == STATIC:
             static_batch(s, k, b, d)
         total += s.batch_size[k, b, d]
     return total

@@ -274,6 +274,9 @@ class State(NamedTuple):
     below: NDArray[np.bool_]  # [G, U] blocks that a lower memory has; U 0: there is none
     service_GT: NDArray[np.float64]  # weighted tokens that each rank has given to each tenant
     experts: ExpertCache
+    # Parts of the engine that the run needs; None: not compiled (sim/parts.py).
+    schedulers: bool | None = True
+    queues: bool | None = True
 
 
 @bundle
