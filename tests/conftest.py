@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread for each test process, before anything loads a library that reads this: torch spends
+# ten times the work of a tiny model on handing it out, and more where other tests keep cores busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
