@@ -45,6 +45,7 @@ LIMIT_S = 600.0
 @compiled
 def plain_rows(ids_TLK: Any, rows_N: Any, counts_LE: Any) -> None:
     """The triple loop, over rows anywhere."""
+    counts_LE[:] = 0
     for i in range(rows_N.size):
         for layer in range(ids_TLK.shape[1]):
             for j in range(ids_TLK.shape[2]):
@@ -54,6 +55,7 @@ def plain_rows(ids_TLK: Any, rows_N: Any, counts_LE: Any) -> None:
 @compiled
 def plain_range(ids_TLK: Any, first: int, rows: int, counts_LE: Any) -> None:
     """The triple loop, over contiguous rows."""
+    counts_LE[:] = 0
     for t in range(first, first + rows):
         for layer in range(ids_TLK.shape[1]):
             for j in range(ids_TLK.shape[2]):
