@@ -23,8 +23,9 @@ from moesim.prefetch import prefetch
 # Rows between two edges of running sums: these are then as large as the trace that they are of,
 # with 256 experts, top-8 and a byte an id.
 PREFIX_ROWS = 64
-# What sums and tallies of 16 bits can tell apart: no expert is chosen twice by a token.
+# What 16 bits can count, as no expert is chosen twice by a token; and what lies between two edges.
 MOST_ROWS = 65_535
+MOST_CHUNK_ROWS = MOST_ROWS - PREFIX_ROWS
 USUAL_TOP_K = 8
 MOST_IN_A_BYTE = 255
 ROWS_AHEAD = 3  # of those that tokens take, read into the cache
@@ -320,7 +321,7 @@ def next_rows(s: Any, routes: Any, r: int, decode: bool, most: int) -> Any:
         request.prompt_piece = q
         request.prompt_row = routes.prompt_first_Q[q]
         request.prompt_rows_left = routes.prompt_rows_Q[q]
-    rows = min(most, request.prompt_rows_left, MOST_ROWS)
+    rows = min(most, request.prompt_rows_left, MOST_CHUNK_ROWS)
     row = request.prompt_row
     request.prompt_row += rows
     request.prompt_rows_left -= rows
