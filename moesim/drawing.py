@@ -78,6 +78,7 @@ class Draw:
         rng = np.random.default_rng([self.seed, self.number, ROUTING_STREAM])
         drawn_Q = resampled_pieces(routes, trace, rng)
         return routes._replace(
+            edge_Q=routes.edge_Q[drawn_Q],
             prompt_first_Q=routes.prompt_first_Q[drawn_Q],
             prompt_rows_Q=routes.prompt_rows_Q[drawn_Q],
             decode_first_Q=routes.decode_first_Q[drawn_Q],

@@ -37,7 +37,7 @@ from moesim.operators import Linear, ffn_operators, linear_operators
 from moesim.pools import plan_pools
 from moesim.results import Result
 from moesim.scenario import Scenario
-from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work
+from moesim.sim.cost_tables import ATTENTION_LINEAR, DECODE, DENSE, PROMPT, Work, slot_tokens
 from moesim.typical_step import Batch, price, typical_batches
 from moesim.wiring import Wired, wire
 
@@ -280,7 +280,7 @@ class _Rows:
 
     def _expert_light_s(self) -> float:
         """Mean over ranks, summed over layers; 0 where routing is averaged."""
-        of, counts_LP = self.of, self.work.counts_LP
+        of, counts_LP = self.of, slot_tokens(self.work)
         if not counts_LP.any():
             return 0.0
         layers, ep = len(of.model.moe_layers), of.sharding.expert_parallel

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from moesim.assembly import Assembled
 from moesim.sim.clock import LOW, at
-from moesim.sim.cost_tables import DECODE, OUT, PROMPT, UP
+from moesim.sim.cost_tables import DECODE, OUT, PROMPT, UP, slot_tokens
 from moesim.sim.state import STEPS_FILLED
 
 Floats = NDArray[np.float64]
@@ -88,12 +88,13 @@ def _key(step: Any) -> Key:
 def _see(run: Assembled, step: Any) -> Seen:
     """The step that began last."""
     seen = _batch(run, int(step["replica"]))
-    if run.work.counts_LP.shape[0] and run.work.counts_LP.any():
+    tokens_LP = slot_tokens(run.work)
+    if tokens_LP.any():
         prompts = bool(seen.prompt_tokens_D.any())
         seen = replace(
             seen,
             expert_s_LR=_expert_seconds(run, int(step["replica"]), prompts),
-            tokens_LP=run.work.counts_LP.copy(),
+            tokens_LP=tokens_LP.copy(),
             expert_LP=_expert_of_slot(run, int(step["replica"])),
         )
     far, rank = _busiest_link(run, step)
@@ -145,7 +146,8 @@ def _expert_seconds(run: Assembled, k: int, prompts: bool) -> Floats:
     costs, work = run.wired.costs, run.work
     cost, ranks = costs.scalars[0], costs.domain_of_rank.size
     tile = 1 << int(cost["tile_shift"])
-    tokens_LRp = work.counts_LP.reshape(work.counts_LP.shape[0], ranks, -1).astype(np.int64)
+    tokens_LP = slot_tokens(work)
+    tokens_LRp = tokens_LP.reshape(len(tokens_LP), ranks, -1).astype(np.int64)
     tiles_LRp = -(-tokens_LRp // tile)
     pairs_LR = tokens_LRp.sum(axis=2)
     if costs.expert_tile_s.size:

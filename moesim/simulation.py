@@ -35,6 +35,7 @@ from moesim.rebalancing import check_rebalancing, rebalance
 from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.background import start_background
+from moesim.sim.cost_tables import slot_tokens
 from moesim.sim.rebalancing import Replacer
 from moesim.sim.state import (
     COMPLETED,
@@ -277,7 +278,7 @@ def _watcher(on_step: Callable[[NDArray[np.int32]], None], run: Assembled) -> Ca
         if counters[STEPS_TOTAL] > seen:
             seen += 1
             assert counters[STEPS_TOTAL] == seen
-            on_step(run.work.counts_LP)
+            on_step(slot_tokens(run.work))
 
     return watch
 

@@ -13,7 +13,7 @@ from moesim.figures.gaps import GapBlocks, block_starts
 from moesim.scenario import Scenario
 from moesim.sim.bins import RELATIVE_ERROR
 from moesim.sim.fleet import Fleet
-from moesim.sim.state import STEP, Record
+from moesim.sim.state import Record
 from moesim.sim.step_folding import FoldedSteps, StepFolder
 from moesim.workload.demand import Demand
 
@@ -67,8 +67,7 @@ def steps_of(fleet: Fleet) -> tuple[NDArray[Any], FoldedSteps | None]:
         folded = fleet.folder.finish(fleet.step_chunks)
         fleet.step_chunks = []
         return folded.steps, folded
-    steps = np.concatenate(fleet.step_chunks) if fleet.step_chunks else np.zeros(0, STEP)
-    return steps, None
+    return fleet.kept_steps.all(), None
 
 
 def gaps_of(record: Record) -> GapBlocks | None:

@@ -31,7 +31,7 @@ from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.expert_cache import ExpertCache, next_uses
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import Balancer
-from moesim.sim.replay import Routes
+from moesim.sim.replay import Routes, placed
 from moesim.sim.routes import no_routes
 from moesim.sim.setup import build_costs
 from moesim.streams import stream
@@ -95,7 +95,7 @@ def wire(
             experts = build_expert_cache(
                 deployment.offload,
                 trace,
-                routes.slots_TLK,
+                placed(routes),
                 placement.slots,
                 scenario.deployment.replicas,
                 None if expert_uses is None else next_uses(expert_uses)[None],

@@ -26,8 +26,8 @@ from moesim.sim.cost_tables import (
     Costs,
 )
 from moesim.sim.exchange import clear_traffic, exchange_layer
-from moesim.sim.experts import add_traffic, expert_layer
-from moesim.sim.replay import count_rows, touch_rows
+from moesim.sim.experts import add_traffic, expert_layer, sum_ranks
+from moesim.sim.replay import NO_PIECE, count_range, touch_rows
 from moesim.sim.routes import no_routes
 from moesim.sim.setup import build_work
 from moesim.sim.state import COUNTERS, STEP, Record
@@ -116,14 +116,15 @@ def _sample(
         w.source_LP[:] = 0
         w.source_LX[:] = 0
         for i in range(d * rows_n.size // ranks, (d + 1) * rows_n.size // ranks):
-            count_rows(routes, rows_n[i], 1, w.source_LP)
+            count_range(routes, rows_n[i], rows_n[i] + 1, 1, w.source_LP)
             if exchange in (NORMAL, LAYERED, M_TO_N):
-                touch_rows(routes, rows_n[i], 1, w.touch, w.source_LX)
+                touch_rows(routes, NO_PIECE, rows_n[i], 1, w.touch, w.source_LX)
         add_traffic(c, w, d, exchange)
         for layer in range(w.counts_LP.shape[0]):
             counts, source = w.counts_LP[layer], w.source_LP[layer]
             for p in range(counts.size):
                 counts[p] += source[p]
+    sum_ranks(w)
     for layer in range(w.counts_LP.shape[0]):
         expert_layer(c, w, record, step, layer, kind, group_tokens)
         if exchange >= NORMAL:

@@ -15,18 +15,19 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.placement.replica_choice import spread
+from moesim.sim.replay import slot_at
 
 
 @inner
 def count_experts(routes: Any, w: Any) -> None:
-    """Count the experts of all ranks' tokens, which take the rows w.rows_S2."""
+    """Count the experts of all ranks' tokens, which take the rows w.rows_S3."""
     of = w.chosen
     of.tokens_LE[:] = 0
     for i in range(w.first_D1[w.first_D1.size - 1]):
-        for t in range(w.rows_S2[i, 0], w.rows_S2[i, 0] + w.rows_S2[i, 1]):
+        for t in range(w.rows_S3[i, 1], w.rows_S3[i, 1] + w.rows_S3[i, 2]):
             for layer in range(routes.slots_TLK.shape[1]):
                 for j in range(routes.slots_TLK.shape[2]):
-                    slot = routes.slots_TLK[t, layer, j]
+                    slot = slot_at(routes, t, layer, j)
                     of.tokens_LE[layer, w.condition.expert_of_slot_LP[layer, slot]] += 1
 
 
@@ -91,10 +92,10 @@ def deal(routes: Any, c: Any, w: Any, k: int, d: int, touch: bool) -> None:
     w.mark_X[:] = -1
     stamp = 0
     for i in range(w.first_D1[d], w.first_D1[d + 1]):
-        for t in range(w.rows_S2[i, 0], w.rows_S2[i, 0] + w.rows_S2[i, 1]):
+        for t in range(w.rows_S3[i, 1], w.rows_S3[i, 1] + w.rows_S3[i, 2]):
             for layer in range(routes.slots_TLK.shape[1]):
                 for j in range(routes.slots_TLK.shape[2]):
-                    first = routes.slots_TLK[t, layer, j]
+                    first = slot_at(routes, t, layer, j)
                     expert = w.condition.expert_of_slot_LP[layer, first]
                     slot = _next_copy(w, k, layer, expert)
                     w.source_LP[layer, slot] += 1

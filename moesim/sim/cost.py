@@ -32,7 +32,8 @@ from moesim.sim.cost_tables import (
     UP,
 )
 from moesim.sim.exchange import exchange_layer
-from moesim.sim.expert_offload import begin_offload, offload_layer, offloads
+from moesim.sim.expert_cache import offloads
+from moesim.sim.expert_offload import begin_offload, offload_layer
 from moesim.sim.experts import average_layers, expert_layer, route_tokens
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap

@@ -205,8 +205,17 @@ class Work(NamedTuple):
     ffn_s: NDArray[np.float64]  # [J] shared experts and dense layers
     dense_s: NDArray[np.float64]  # [J, 3]
     path: NDArray[np.float64]  # [4 + J, 5]
+    # Tokens of each slot in a part: of the two that which `tallied` says.
     counts_LP: NDArray[np.int32]
-    rows_S2: NDArray[np.int64]  # pieces of the trace that tokens take: first row, rows
+    tally_LP: NDArray[np.uint16]
+    tallied: NDArray[np.bool_]  # [2] whether in tally_LP; and whether few enough for words_LW
+    words_LW: NDArray[np.uint64]  # tally_LP, four slots of a rank to a word; or empty
+    packed_W: NDArray[np.uint64]
+    pairs_LR: NDArray[np.int32]  # token-expert pairs of each rank, summed over their slots
+    active_LR: NDArray[np.int32]  # its slots that have any
+    rank_s_R: NDArray[np.float64]  # of one layer
+    # Rows of the trace that tokens take: prompt piece or NO_PIECE, first row, rows.
+    rows_S3: NDArray[np.int64]
     first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last
     source_LP: NDArray[np.int32]  # counts of one attention rank
     source_LX: NDArray[np.int32]  # touches of one attention rank
@@ -229,3 +238,8 @@ class Work(NamedTuple):
     experts: bool | None = True
     sources: bool | None = True
     rare: bool | None = True
+
+
+def slot_tokens(work: Work) -> NDArray[np.int32]:
+    """[L, P] tokens of each slot in the part that was counted last."""
+    return work.tally_LP.astype(np.int32) if work.tallied[0] else work.counts_LP

@@ -47,6 +47,12 @@ class ExpertCache(NamedTuple):
     store_s_R: NDArray[np.float64]  # and its share of the store
 
 
+@inner
+def offloads(s: Any) -> bool:
+    """Whether any expert may be outside GPU memory."""
+    return s.experts.held_KLP.shape[0] > 0
+
+
 def no_cache() -> ExpertCache:
     """The caches of a deployment whose experts all stay in GPU memory: none."""
     return ExpertCache(

@@ -26,12 +26,6 @@ TRANSFER, CPU, FASTER = range(3)
 
 
 @inner
-def offloads(s: Any) -> bool:
-    """Whether any expert may be outside GPU memory."""
-    return s.experts.held_KLP.shape[0] > 0
-
-
-@inner
 def begin_offload(s: Any) -> None:
     """A step begins: nothing is under way."""
     s.experts.link_s_R[:] = 0.0

@@ -18,8 +18,11 @@ from moesim.placement.replica_choice import NEAREST
 from moesim.sim.copy_choice import count_experts, deal, share_out, take_shares
 from moesim.sim.cost_tables import LAYERED, LOW_LATENCY, M_TO_N, NORMAL, OUT, UP
 from moesim.sim.exchange import add_low_latency, add_m_to_n, add_normal, clear_traffic
+from moesim.sim.expert_cache import offloads
 from moesim.sim.remap import count_remapped, touch_remapped
 from moesim.sim.replay import (
+    MOST_ROWS,
+    NO_PIECE,
     ROWS_AHEAD,
     count_rows,
     next_rows,
@@ -29,7 +32,7 @@ from moesim.sim.replay import (
 )
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
-from moesim.sim.sums import tiles, tokens_active
+from moesim.sim.sums import WORD_TOKENS, add_up_ranks, add_up_words, tiles, tokens_at
 
 
 @inner
@@ -39,9 +42,10 @@ def part_of(w: Any, d: int, part: int) -> Any:
 
 
 @inner
-def _note(w: Any, at: int, row: int, rows: int) -> int:
-    w.rows_S2[at, 0] = row
-    w.rows_S2[at, 1] = rows
+def _note(w: Any, at: int, piece: int, row: int, rows: int) -> int:
+    w.rows_S3[at, 0] = piece
+    w.rows_S3[at, 1] = row
+    w.rows_S3[at, 2] = rows
     return at + 1
 
 
@@ -49,7 +53,7 @@ def _note(w: Any, at: int, row: int, rows: int) -> int:
 def _take_rows(
     s: Any, routes: Any, w: Any, k: int, b: int, d: int, first: int, last: int, at: int
 ) -> int:
-    """Note the routing rows of tokens [first, last) of rank d's batch in w.rows_S2 from piece `at`
+    """Note the routing rows of tokens [first, last) of rank d's batch in w.rows_S3 from piece `at`
     on; the piece behind the last."""
     before = 0
     for i in range(s.batch_size[k, b, d]):
@@ -75,20 +79,20 @@ def _take_rows(
             counted = request.routed >= start
             if not counted:
                 limit = min(limit, start)
-            row, rows = next_rows(s, routes, r, decode, limit - request.routed)
+            piece, row, rows = next_rows(s, routes, r, decode, limit - request.routed)
             request.routed += rows
             if counted:
-                at = _note(w, at, row, rows)
+                at = _note(w, at, piece, row, rows)
         for ahead in range(max(start, stop), end):
             row = peek_row(request, ahead - max(start, request.computed - rejected))
-            at = _note(w, at, row, 1)
+            at = _note(w, at, NO_PIECE, row, 1)
     return at
 
 
 @inner
 def _take_all_rows(s: Any, routes: Any, w: Any, k: int, b: int, half: int) -> int:
     """The routing rows of all ranks' tokens of a part, those of rank d in pieces w.first_D1[d] to
-    w.first_D1[d + 1]; ids in them."""
+    w.first_D1[d + 1]; how many they are."""
     at = 0
     w.first_D1[0] = 0
     for d in range(s.rules[0].ranks):
@@ -98,8 +102,8 @@ def _take_all_rows(s: Any, routes: Any, w: Any, k: int, b: int, half: int) -> in
         w.first_D1[d + 1] = at
     rows = 0
     for i in range(at):
-        rows += w.rows_S2[i, 1]
-    return rows * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
+        rows += w.rows_S3[i, 2]
+    return rows
 
 
 @inner
@@ -109,16 +113,16 @@ def _count(s: Any, routes: Any, c: Any, w: Any, k: int, d: int, touch: bool, int
     ranks = s.rules[0].ranks
     last = w.first_D1[ranks] - 1
     for i in range(w.first_D1[d], w.first_D1[d + 1]):
-        row, rows = w.rows_S2[i, 0], w.rows_S2[i, 1]
-        read_ahead(routes, w.rows_S2[min(i + ROWS_AHEAD, last), 0])
+        piece, row, rows = w.rows_S3[i, 0], w.rows_S3[i, 1], w.rows_S3[i, 2]
+        read_ahead(routes, w.rows_S3[min(i + ROWS_AHEAD, last), 1])
         if w.rare and moved:
             count_remapped(routes, c, w, k, d, ranks, row, rows, into)
             if touch:
                 touch_remapped(routes, c, w, k, d, ranks, row, rows)
         else:
-            count_rows(routes, row, rows, into)
+            count_rows(routes, piece, row, rows, into)
             if w.sources and touch:
-                touch_rows(routes, row, rows, w.touch, w.source_LX)
+                touch_rows(routes, piece, row, rows, w.touch, w.source_LX)
 
 
 @inner
@@ -137,36 +141,75 @@ def route_tokens(
     s: Any, routes: Any, c: Any, w: Any, record: Any, k: int, b: int, exchange: int, half: int
 ) -> None:
     """Count the slots that the tokens of a part chose, and who sends them where, into `w`."""
-    record.counters[ROUTED_IDS] += _take_all_rows(s, routes, w, k, b, half)
+    rows = _take_all_rows(s, routes, w, k, b, half)
+    record.counters[ROUTED_IDS] += rows * routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
     by_source = exchange >= NORMAL
     by_counts = c.scalars[0].replica_choice > NEAREST
     if w.rare and by_counts:
         count_experts(routes, w)
         share_out(c, w, k)
     if w.rare and by_counts and not by_source:
+        w.tallied[0] = False
         take_shares(w)
+    elif w.sources and by_source:
+        _count_sources(s, routes, c, w, k, exchange, by_counts)
+    else:
+        _count_all(s, routes, c, w, k, rows)
+    sum_ranks(w)
+
+
+@inner
+def _count_all(s: Any, routes: Any, c: Any, w: Any, k: int, rows: int) -> None:
+    """Count the slots of all ranks' rows: in 16 bits where these suffice and nobody wants more."""
+    w.tallied[0] = rows <= MOST_ROWS and not offloads(s)
+    w.tallied[1] = rows < WORD_TOKENS and w.words_LW.shape[1] > 0
+    ranks = s.rules[0].ranks
+    if w.tallied[0]:
+        w.tally_LP[:] = 0
+        for d in range(ranks):
+            _count(s, routes, c, w, k, d, False, w.tally_LP)
         return
     w.counts_LP[:] = 0
-    if w.sources and by_source:
-        clear_traffic(w)
-    into = w.source_LP if by_source else w.counts_LP
-    touch = by_source and exchange != LOW_LATENCY
+    for d in range(ranks):
+        _count(s, routes, c, w, k, d, False, w.counts_LP)
+
+
+@inner
+def _count_sources(
+    s: Any, routes: Any, c: Any, w: Any, k: int, exchange: int, by_counts: bool
+) -> None:
+    """Count rank by rank, and add what each sends."""
+    w.tallied[0] = False
+    w.counts_LP[:] = 0
+    clear_traffic(w)
+    touch = exchange != LOW_LATENCY
     for d in range(s.rules[0].ranks):
         if w.first_D1[d] == w.first_D1[d + 1]:
             continue
-        if by_source:
-            w.source_LP[:] = 0
-            w.source_LX[:] = 0
+        w.source_LP[:] = 0
+        w.source_LX[:] = 0
         if w.rare and by_counts:
             deal(routes, c, w, k, d, touch)
         else:
-            _count(s, routes, c, w, k, d, touch, into)
-        if w.sources and by_source:
-            add_traffic(c, w, d, exchange)
-            for layer in range(w.counts_LP.shape[0]):
-                counts_P, source_P = w.counts_LP[layer], w.source_LP[layer]
-                for p in range(counts_P.size):
-                    counts_P[p] += source_P[p]
+            _count(s, routes, c, w, k, d, touch, w.source_LP)
+        add_traffic(c, w, d, exchange)
+        for layer in range(w.counts_LP.shape[0]):
+            counts_P, source_P = w.counts_LP[layer], w.source_LP[layer]
+            for p in range(counts_P.size):
+                counts_P[p] += source_P[p]
+
+
+@inner
+def sum_ranks(w: Any) -> None:
+    """What the counted slots add up to on each rank."""
+    for layer in range(w.pairs_LR.shape[0]):
+        pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
+        if w.tallied[0] and w.tallied[1]:
+            add_up_words(w.words_LW[layer], w.packed_W, pairs_R, active_R)
+        elif w.tallied[0]:
+            add_up_ranks(w.tally_LP[layer], pairs_R, active_R)
+        else:
+            add_up_ranks(w.counts_LP[layer], pairs_R, active_R)
 
 
 @inner
@@ -198,49 +241,72 @@ def of_group(c: Any, kind: int, group_tokens: int) -> Any:
 
 
 @inner
+def _ranks_s(c: Any, w: Any, layer: int, kind: int, group_tokens: int) -> None:
+    """Seconds that each rank's experts of a layer would take on sound GPUs, into w.rank_s_R."""
+    cost = c.scalars[0]
+    pairs_R, active_R, rank_s_R = w.pairs_LR[layer], w.active_LR[layer], w.rank_s_R
+    ranks = pairs_R.size
+    per_rank = c.rank_of_slot.size // ranks
+    group_s, ratio = of_group(c, kind, group_tokens)
+    single = group_tokens <= 1 << cost.tile_shift  # no expert has more than one tile
+    if single and per_rank < c.first_tiles_s.size:
+        # As rank_s, with nothing to decide from rank to rank: the compiler takes several at once.
+        kernel_s, pair_s = cost.expert_kernel_s, cost.expert_pair_s
+        for r in range(ranks):
+            time_s = c.first_tiles_s[active_R[r]] + (pairs_R[r] * pair_s + group_s)
+            rank_s_R[r] = (time_s + kernel_s) * ratio - kernel_s
+        return
+    for r in range(ranks):
+        first, stop = r * per_rank, (r + 1) * per_rank
+        active = active_R[r]
+        tiled = np.int64(active)
+        tile_s = 0.0
+        if not single and w.tallied[0]:
+            tiled = tiles(w.tally_LP[layer], first, stop, cost.tile_shift)
+        elif not single:
+            tiled = tiles(w.counts_LP[layer], first, stop, cost.tile_shift)
+        if tiled == active and active < c.first_tiles_s.size:
+            tile_s = c.first_tiles_s[active]
+        elif c.expert_tile_s.size > 0:
+            tile = (1 << cost.tile_shift) - 1
+            for p in range(first, stop):
+                tile_s += c.expert_tile_s[(tokens_at(w, layer, p) + tile) >> cost.tile_shift]
+        rank_s_R[r] = rank_s(c, active, pairs_R[r], tiled, tile_s, group_s, ratio)
+
+
+@inner
 def expert_layer(
     c: Any, w: Any, record: Any, step: Any, layer: int, kind: int, group_tokens: int
 ) -> float:
-    """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank."""
+    """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank. Of what
+    has been counted and summed (`sum_ranks`)."""
     cost = c.scalars[0]
     ranks = c.domain_of_rank.size
-    per_rank = c.rank_of_slot.size // ranks
-    measured = c.expert_tile_s.size > 0
-    single = group_tokens <= 1 << cost.tile_shift  # no expert has more than one tile
-    group_s, ratio = of_group(c, kind, group_tokens)
-    counts_P = w.counts_LP[layer]
+    _ranks_s(c, w, layer, kind, group_tokens)
     slow_R = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer]]
-    tokens_R, active_R = record.rank_tokens_LR[layer], record.rank_active_LR[layer]
+    pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
+    tokens_R, used_R = record.rank_tokens_LR[layer], record.rank_active_LR[layer]
     slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
     sum_s = 0.0
     sound_s = 0.0
     worst = 1.0
-    most_pairs = 0
+    for r in range(ranks):
+        sound_s += w.rank_s_R[r]
+        time_s = w.rank_s_R[r] * slow_R[r]
+        sum_s += time_s
+        if slow_R[r] > worst:
+            worst = slow_R[r]
+        if time_s > slowest_s:
+            slowest_s = time_s
+    most_pairs = np.int32(0)
     all_pairs = 0
     all_active = 0
     for r in range(ranks):
-        first, stop = r * per_rank, (r + 1) * per_rank
-        pairs, active = tokens_active(counts_P, first, stop)
-        tiled = active if single else tiles(counts_P, first, stop, cost.tile_shift)
-        tile_s = 0.0
-        if tiled == active and active < c.first_tiles_s.size:
-            tile_s = c.first_tiles_s[active]
-        elif measured:
-            tile = (1 << cost.tile_shift) - 1
-            for p in range(first, stop):
-                tile_s += c.expert_tile_s[(counts_P[p] + tile) >> cost.tile_shift]
-        time_s = rank_s(c, active, pairs, tiled, tile_s, group_s, ratio)
-        slow = slow_R[r]
-        sound_s += time_s
-        worst = max(worst, slow)
-        time_s *= slow
-        slowest_s = max(slowest_s, time_s)
-        sum_s += time_s
-        most_pairs = max(most_pairs, pairs)
-        all_pairs += pairs
-        all_active += active
-        tokens_R[r] += pairs
-        active_R[r] += active
+        most_pairs = max(most_pairs, pairs_R[r])
+        all_pairs += pairs_R[r]
+        all_active += active_R[r]
+        tokens_R[r] += pairs_R[r]
+        used_R[r] += active_R[r]
     step.active_experts += all_active
     mean_s = sum_s / ranks
     if cost.even_routing > 0:  # a slow GPU stays slow
@@ -248,7 +314,7 @@ def expert_layer(
     step.experts_s += mean_s + cost.expert_kernel_s
     step.expert_imbalance_s += slowest_s - mean_s
     if all_pairs > 0:
-        imbalance = most_pairs * ranks / all_pairs
+        imbalance = np.int64(most_pairs) * ranks / all_pairs
         if cost.even_routing > 0:
             imbalance = 1.0
         step.imbalance += imbalance

@@ -47,6 +47,7 @@ from moesim.sim.state import (
     State,
 )
 from moesim.sim.step_folding import StepFolder
+from moesim.sim.step_rows import StepRows
 from moesim.sim.stop import cut_step, go_on, stop
 
 BROKEN_RULES = {
@@ -78,7 +79,8 @@ class Fleet:
         self.policy = policy
         self.leap = leap
         self.priority = priority  # of its boundaries among what happens at the same instant
-        self.step_chunks: list[NDArray[Any]] = []
+        self.step_chunks: list[NDArray[Any]] = []  # of `kept_steps`, unless these are streamed
+        self.kept_steps = StepRows()
         self.folder: StepFolder | None = None  # in streaming runs; leaves steps in flight in chunks
         self.on_completion: Callable[[list[int]], None] | None = None
         self.on_evictions: Callable[[], None] | None = None  # empties `evicted`
@@ -211,11 +213,17 @@ class Fleet:
         assert self.on_completion is not None
         self.on_completion(done)
 
+    def keep(self, steps: NDArray[Any]) -> NDArray[Any]:
+        """Rows of steps from the buffer, as they are kept."""
+        kept = steps.copy() if self.folder is not None else self.kept_steps.keep(steps)
+        self.step_chunks.append(kept)
+        return kept
+
     def flush(self) -> None:
         """Move the filled step rows out of the buffer."""
         count = int(self._record.counters[STEPS_FILLED])
         if count:
-            self.step_chunks.append(self._record.steps[:count].copy())
+            self.keep(self._record.steps[:count])
             self._record.counters[STEPS_FILLED] = 0
             if self.folder is not None:
                 self.step_chunks = self.folder.take(self.step_chunks, self.state.replicas)

@@ -15,6 +15,8 @@ from typing import Any
 
 from moesim.compiled import inner
 from moesim.placement.replica_choice import NEAREST, hashed, nearest
+from moesim.sim.replay import slot_at
+from moesim.sim.sums import tokens_at
 
 
 @inner
@@ -48,7 +50,7 @@ def count_remapped(
         source = _source(c, ranks, d, t)
         for layer in range(routes.slots_TLK.shape[1]):
             for j in range(routes.slots_TLK.shape[2]):
-                first = routes.slots_TLK[t, layer, j]
+                first = slot_at(routes, t, layer, j)
                 counts_LP[layer, _slot(c, w.condition, k, layer, t, first, source)] += 1
 
 
@@ -64,7 +66,7 @@ def touch_remapped(
         source = _source(c, of_ranks, d, t)
         for layer in range(routes.slots_TLK.shape[1]):
             for j in range(routes.slots_TLK.shape[2]):
-                first = routes.slots_TLK[t, layer, j]
+                first = slot_at(routes, t, layer, j)
                 slot = _slot(c, w.condition, k, layer, t, first, source)
                 rank = c.rank_of_slot[slot]
                 if w.mark_X[rank] != stamp:
@@ -79,11 +81,11 @@ def touch_remapped(
 
 @inner
 def add_load(w: Any, k: int) -> None:
-    """Add the tokens of a part, which w.counts_LP has by slot, to their experts' load."""
+    """Add the tokens of a part, which are counted by slot, to their experts' load."""
     condition = w.condition
     for layer in range(w.counts_LP.shape[0]):
         start_E1 = condition.copy_start_KLE1[k, layer]
-        slot_P, counts_P = condition.copy_slot_KLP[k, layer], w.counts_LP[layer]
+        slot_P = condition.copy_slot_KLP[k, layer]
         for e in range(start_E1.size - 1):
             for i in range(start_E1[e], start_E1[e + 1]):
-                condition.load_KLE[k, layer, e] += counts_P[slot_P[i]]
+                condition.load_KLE[k, layer, e] += tokens_at(w, layer, slot_P[i])

@@ -6,7 +6,7 @@ domain (bootstrap over sequences). The draw is a hash of (seed, request, number 
 does not depend on what other requests do, and computing again after a preemption meets the same
 experts. Where the trace tells prompt and output apart, draw i takes the same sequence in both.
 
-Legend: T trace rows, L MoE layers, K top-k, P physical slots, Q pieces, A blocks of trace rows,
+Legend: T trace rows, L MoE layers, K top-k, P physical slots, Q pieces, A edges of pieces,
 X = ranks and domains, W words of eight counters, V words of 64 bits, B values of a byte.
 """
 
@@ -20,28 +20,44 @@ from numpy.typing import NDArray
 from moesim.compiled import bundle, compiled, hot, inner
 from moesim.prefetch import prefetch
 
-# Rows of a block of the running sums. Pieces of generated traces have 192 rows, which blocks of 256
-# would never help; with 64 the sums are as large as a trace of 58 x 256 experts, top-8.
+# Rows between two edges of running sums: these are then as large as the trace that they are of,
+# with 256 experts, top-8 and a byte an id.
 PREFIX_ROWS = 64
+# What 16 bits can count, as no expert is chosen twice by a token; and what lies between two edges.
+MOST_ROWS = 65_535
+MOST_CHUNK_ROWS = MOST_ROWS - PREFIX_ROWS
 USUAL_TOP_K = 8
 MOST_IN_A_BYTE = 255
-ROWS_AHEAD = 2  # of those that tokens take, read into the cache
-LINE_IDS = 32  # of two bytes, in a line of the cache
+ROWS_AHEAD = 3  # of those that tokens take, read into the cache
+LINE_BYTES = 64  # of the cache
+NO_PIECE = -1
 
 
 @bundle
 class Routes(NamedTuple):
-    """A routing trace placed on physical slots."""
+    """A routing trace placed on physical slots.
 
+    Running sums begin anew with every prompt piece q: entry edge_Q[q] + i of them counts its rows
+    before its (i + 1)-th edge, modulo 2^16. Edges are every PREFIX_ROWS rows and its end.
+    """
+
+    # One of the two is the trace: bytes where there are no more than 256 slots. The other is empty.
+    narrow_TLK: NDArray[np.uint8]
     slots_TLK: NDArray[np.uint16]
-    counts_ALP: NDArray[np.uint32]  # counts of all rows before block a; empty without MoE layers
-    touches_ALX: NDArray[np.uint32]  # tokens that touch rank x < R or domain x - R; may be empty
+    counts_ALP: NDArray[np.uint16]  # rows that choose each slot; empty without MoE layers
+    touches_ALX: NDArray[np.uint16]  # rows that touch rank x < R or domain x - R; may be empty
+    edge_Q: NDArray[np.int64]
     prompt_first_Q: NDArray[np.int64]
     prompt_rows_Q: NDArray[np.int32]
     prompt_domain_start: NDArray[np.int32]  # [domains + 1] into the pieces
     decode_first_Q: NDArray[np.int64]
     decode_rows_Q: NDArray[np.int32]
     decode_domain_start: NDArray[np.int32]
+
+
+def placed(routes: Routes) -> NDArray[Any]:
+    """[T, L, K] slots of the trace's rows."""
+    return routes.narrow_TLK if routes.narrow_TLK.size else routes.slots_TLK
 
 
 @bundle
@@ -86,144 +102,196 @@ def _piece(seed: int, request: int, count: int, domain_start: Any, domain: int) 
 
 
 @inner
-def _edges(row: int, rows: int, blocks: int) -> Any:
-    """Block edges nearest to both ends of rows [row, row + rows), as (first block, last block);
-    the same edge twice where no running sums help."""
-    if rows < PREFIX_ROWS or blocks == 0:
-        return 0, 0
-    a = (row + PREFIX_ROWS // 2) // PREFIX_ROWS
-    b = (row + rows + PREFIX_ROWS // 2) // PREFIX_ROWS
-    return a, min(b, blocks - 1)
+def slot_at(routes: Any, row: int, layer: int, j: int) -> int:
+    """The slot of a row's j-th choice."""
+    if routes.narrow_TLK.size > 0:
+        return np.int64(routes.narrow_TLK[row, layer, j])
+    return np.int64(routes.slots_TLK[row, layer, j])
 
 
 @inner
-def _remainder(row: int, rows: int, a: int, b: int, side: int) -> Any:
-    """Rows [first, stop) on one side of blocks [a, b), and whether to add (1) or to subtract (-1)
-    them; side 0 has all rows where there are no blocks."""
+def _edges(routes: Any, sums: int, piece: int, row: int, rows: int) -> Any:
+    """Edges nearest to both ends of rows [row, row + rows) of a prompt piece, as (first, last), 0
+    being its start; the same edge twice where none of the `sums` help."""
+    if piece == NO_PIECE or sums == 0:
+        return 0, 0
+    whole = routes.prompt_rows_Q[piece]
+    start = row - routes.prompt_first_Q[piece]
+    last = (whole + PREFIX_ROWS - 1) // PREFIX_ROWS
+    a = min((start + PREFIX_ROWS // 2) // PREFIX_ROWS, last)
+    b = min((start + rows + PREFIX_ROWS // 2) // PREFIX_ROWS, last)
+    if start + rows == whole:
+        b = last
+    return a, b
+
+
+@inner
+def _edge_row(routes: Any, piece: int, edge: int) -> int:
+    """The row of the trace that an edge of a piece lies before."""
+    return np.int64(
+        routes.prompt_first_Q[piece] + min(edge * PREFIX_ROWS, routes.prompt_rows_Q[piece])
+    )
+
+
+@inner
+def _remainder(routes: Any, piece: int, row: int, rows: int, a: int, b: int, side: int) -> Any:
+    """Rows [first, stop) on one side of edges a to b, and whether to add (1) or to subtract (-1)
+    them; side 0 has all rows where both edges are one."""
     if a == b:
         return row, row + rows * (side == 0), 1
-    first, stop = row, a * PREFIX_ROWS
+    first, stop = row, _edge_row(routes, piece, a)
     if side == 1:
-        first, stop = b * PREFIX_ROWS, row + rows
+        first, stop = _edge_row(routes, piece, b), row + rows
     if stop < first:
         return stop, first, -1
     return first, stop, 1
 
 
+@inner
+def _add_sums(sums_ALX: Any, edge: int, a: int, b: int, into_LX: Any) -> None:
+    """Add what lies between edges a and b of the piece whose first edge but its start is `edge`."""
+    for layer in range(into_LX.shape[0]):
+        high, out = sums_ALX[edge + b - 1, layer], into_LX[layer]
+        if a == 0:
+            for p in range(out.size):
+                out[p] += high[p]
+        else:
+            low = sums_ALX[edge + a - 1, layer]
+            for p in range(out.size):
+                out[p] += np.uint16(high[p] - low[p])
+
+
 @hot
-def count_rows(routes: Any, row: int, rows: int, counts_LP: Any) -> None:
+def count_rows(routes: Any, piece: int, row: int, rows: int, counts_LP: Any) -> None:
     """Add the slots chosen by trace rows [row, row + rows) to counts_LP.
 
-    Whole blocks come from running sums (nearest block edge on both sides), the rest row by row.
+    Of a prompt piece, whole blocks come from running sums (nearest edge on both sides) and the rest
+    row by row; all rows where `piece` is NO_PIECE.
     """
-    a, b = _edges(row, rows, routes.counts_ALP.shape[0])
+    a, b = _edges(routes, routes.counts_ALP.shape[0], piece, row, rows)
     if a < b:
-        for layer in range(counts_LP.shape[0]):
-            low, high = routes.counts_ALP[a, layer], routes.counts_ALP[b, layer]
-            out = counts_LP[layer]
-            for p in range(out.size):
-                out[p] += np.int32(high[p] - low[p])
+        _add_sums(routes.counts_ALP, routes.edge_Q[piece], a, b, counts_LP)
     for side in range(2):
-        first, stop, sign = _remainder(row, rows, a, b, side)
-        _count_range(routes.slots_TLK, first, stop, sign, counts_LP)
+        first, stop, sign = _remainder(routes, piece, row, rows, a, b, side)
+        if first < stop:
+            count_range(routes, first, stop, sign, counts_LP)
 
 
 @inner
-def _count_range(slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any) -> None:
-    add = np.int32(sign)
-    top_k = slots_TLK.shape[2]
-    for t in range(start, stop):
-        for layer in range(slots_TLK.shape[1]):
-            slots_K, counts_P = slots_TLK[t, layer], counts_LP[layer]
-            if top_k == USUAL_TOP_K:  # which the compiler unrolls
-                for j in range(USUAL_TOP_K):
-                    counts_P[slots_K[j]] += add
+def count_range(routes: Any, start: int, stop: int, sign: int, counts_LP: Any) -> None:
+    """Add (sign 1) or subtract (-1) the slots of trace rows [start, stop), row by row."""
+    if routes.narrow_TLK.size > 0:
+        _count_ids(routes.narrow_TLK, start, stop, sign, counts_LP)
+    else:
+        _count_ids(routes.slots_TLK, start, stop, sign, counts_LP)
+
+
+@inner
+def _count_ids(slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any) -> None:
+    """Over flat arrays with unsigned bounds, for which no index is asked whether it counts from the
+    end."""
+    layers, top_k = np.uint64(slots_TLK.shape[1]), np.uint64(slots_TLK.shape[2])
+    slots = np.uint64(counts_LP.shape[1])
+    ids, counts = slots_TLK.reshape(slots_TLK.size), counts_LP.reshape(counts_LP.size)
+    at = np.uint64(start) * layers * top_k
+    for _ in range(start, stop):
+        first = np.uint64(0)
+        for _ in range(layers):
+            if top_k == np.uint64(USUAL_TOP_K):  # which the compiler unrolls
+                for j in range(np.uint64(USUAL_TOP_K)):
+                    counts[first + np.uint64(ids[at + j])] += sign
             else:
                 for j in range(top_k):
-                    counts_P[slots_K[j]] += add
+                    counts[first + np.uint64(ids[at + j])] += sign
+            at += top_k
+            first += slots
 
 
 @hot
-def touch_rows(routes: Any, row: int, rows: int, touch: Any, touches_LX: Any) -> None:
-    """Add, for rows [row, row + rows), the tokens that go to each rank and to each domain once."""
-    a, b = _edges(row, rows, routes.touches_ALX.shape[0])
+def touch_rows(routes: Any, piece: int, row: int, rows: int, touch: Any, touches_LX: Any) -> None:
+    """Add, for rows [row, row + rows), the tokens that go to each rank and to each domain once; as
+    count_rows."""
+    a, b = _edges(routes, routes.touches_ALX.shape[0], piece, row, rows)
     if a < b:
-        for layer in range(touches_LX.shape[0]):
-            low, high = routes.touches_ALX[a, layer], routes.touches_ALX[b, layer]
-            out = touches_LX[layer]
-            for x in range(out.size):
-                out[x] += np.int32(high[x] - low[x])
+        _add_sums(routes.touches_ALX, routes.edge_Q[piece], a, b, touches_LX)
     for side in range(2):
-        first, stop, sign = _remainder(row, rows, a, b, side)
-        _touch_range(routes.slots_TLK, first, stop, sign, touch, touches_LX)
+        first, stop, sign = _remainder(routes, piece, row, rows, a, b, side)
+        _touch_range(routes, first, stop, sign, touch, touches_LX)
 
 
 @inner
 def _touch_range(
-    slots_TLK: Any, start: int, stop: int, sign: int, touch: Any, touches_LX: Any
+    routes: Any, start: int, stop: int, sign: int, touch: Any, touches_LX: Any
 ) -> None:
     """Eight tokens' worth of adding up in one: each byte of a word counts one rank or domain, for
     as many rows as a byte can count."""
-    add = np.int32(sign)
-    words = touch.count_LW.shape[1]
+    layers, words = touch.count_LW.shape
+    top_k = routes.slots_TLK.shape[2]
     while start < stop:
         some = min(stop, start + MOST_IN_A_BYTE)
         touch.count_LW[:] = np.uint64(0)
         for t in range(start, some):
-            for layer in range(slots_TLK.shape[1]):
-                slots_K, count_W = slots_TLK[t, layer], touch.count_LW[layer]
+            for layer in range(layers):
+                count_W = touch.count_LW[layer]
                 for v in range(touch.bits_VP.shape[0]):
                     bits_P = touch.bits_VP[v]
                     bits = np.uint64(0)
-                    for j in range(slots_K.size):
-                        bits |= bits_P[slots_K[j]]
+                    for j in range(top_k):
+                        bits |= bits_P[slot_at(routes, t, layer, j)]
                     for i in range(8 * v, min(8 * v + 8, words)):
                         count_W[i] += touch.spread_B[bits & np.uint64(255)]
                         bits >>= np.uint64(8)
-        for layer in range(slots_TLK.shape[1]):
+        for layer in range(layers):
             out = touches_LX[layer]
             for x in range(out.size):
                 eight = touch.count_LW[layer, x >> 3] >> np.uint64(8 * (x & 7))
-                out[x] += add * np.int32(eight & np.uint64(255))
+                out[x] += sign * np.int32(eight & np.uint64(255))
         start = some
 
 
 @compiled
-def running_counts(slots_TLK: Any, slots: int) -> NDArray[np.uint32]:
-    """[A + 1, L, P] how often rows before each block edge choose each slot."""
-    rows, layers, top_k = slots_TLK.shape
-    blocks = rows // PREFIX_ROWS
-    sums = np.zeros((blocks + 1, layers, slots), np.uint32)
-    for a in range(blocks):
-        sums[a + 1] = sums[a]
-        for t in range(a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS):
-            for layer in range(layers):
-                for j in range(top_k):
-                    sums[a + 1, layer, slots_TLK[t, layer, j]] += np.uint32(1)
-    return sums
+def running_counts(routes: Any, edges: int, slots: int) -> NDArray[np.uint16]:
+    """[A, L, P] how often a piece's rows before each edge choose each slot, modulo 2^16."""
+    layers = routes.slots_TLK.shape[1]
+    sums_ALP = np.zeros((edges, layers, slots), np.uint16)
+    for q in range(routes.edge_Q.size):
+        edge, rows = routes.edge_Q[q], routes.prompt_rows_Q[q]
+        for i in range((rows + PREFIX_ROWS - 1) // PREFIX_ROWS):
+            if i > 0:
+                sums_ALP[edge + i] = sums_ALP[edge + i - 1]
+            first, stop = _edge_row(routes, q, i), _edge_row(routes, q, i + 1)
+            count_range(routes, first, stop, 1, sums_ALP[edge + i])
+    return sums_ALP
 
 
 @compiled
-def running_touches(slots_TLK: Any, touch: Any, width: int) -> NDArray[np.uint32]:
-    """[A + 1, L, X] how many rows before each block edge touch each rank and domain."""
-    rows, layers = slots_TLK.shape[0], slots_TLK.shape[1]
-    blocks = rows // PREFIX_ROWS
-    sums = np.zeros((blocks + 1, layers, width), np.uint32)
-    block = np.zeros((layers, width), np.int32)
-    for a in range(blocks):
-        _touch_range(slots_TLK, a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS, 1, touch, block)
-        for layer in range(layers):
-            for x in range(width):
-                sums[a + 1, layer, x] = np.uint32(block[layer, x])
-    return sums
+def running_touches(routes: Any, touch: Any, edges: int, width: int) -> NDArray[np.uint16]:
+    """[A, L, X] how many of a piece's rows before each edge touch each rank and domain."""
+    sums_ALX = np.zeros((edges, routes.slots_TLK.shape[1], width), np.uint16)
+    for q in range(routes.edge_Q.size):
+        edge, rows = routes.edge_Q[q], routes.prompt_rows_Q[q]
+        for i in range((rows + PREFIX_ROWS - 1) // PREFIX_ROWS):
+            if i > 0:
+                sums_ALX[edge + i] = sums_ALX[edge + i - 1]
+            first, stop = _edge_row(routes, q, i), _edge_row(routes, q, i + 1)
+            _touch_range(routes, first, stop, 1, touch, sums_ALX[edge + i])
+    return sums_ALX
 
 
 @inner
 def read_ahead(routes: Any, row: int) -> None:
     """Let the memory bring a row of the trace closer, which is counted soon."""
-    ids = routes.slots_TLK.shape[1] * routes.slots_TLK.shape[2]
-    for i in range(row * ids, (row + 1) * ids, LINE_IDS):
-        prefetch(routes.slots_TLK, i)
+    if routes.narrow_TLK.size > 0:
+        _prefetch_row(routes.narrow_TLK, row, LINE_BYTES)
+    else:
+        _prefetch_row(routes.slots_TLK, row, LINE_BYTES // 2)
+
+
+@inner
+def _prefetch_row(slots_TLK: Any, row: int, line_ids: int) -> None:
+    ids = slots_TLK.shape[1] * slots_TLK.shape[2]
+    for i in range(row * ids, (row + 1) * ids, line_ids):
+        prefetch(slots_TLK, i)
 
 
 @inner
@@ -234,7 +302,8 @@ def peek_row(request: Any, ahead: int) -> int:
 
 @inner
 def next_rows(s: Any, routes: Any, r: int, decode: bool, most: int) -> Any:
-    """Advance request r by up to `most` contiguous rows of one stream: (first row, rows)."""
+    """Advance request r by up to `most` contiguous rows of one stream: (prompt piece or NO_PIECE,
+    first row, rows)."""
     request = s.requests[r]
     seed = s.rules[0].seed
     if decode:
@@ -247,14 +316,15 @@ def next_rows(s: Any, routes: Any, r: int, decode: bool, most: int) -> Any:
         row = request.decode_row
         request.decode_row += rows
         request.decode_rows_left -= rows
-        return row, rows
+        return NO_PIECE, row, rows
     if request.prompt_rows_left == 0:
         q = _piece(seed, r, request.prompt_draws, routes.prompt_domain_start, request.domain)
         request.prompt_draws += 1
+        request.prompt_piece = q
         request.prompt_row = routes.prompt_first_Q[q]
         request.prompt_rows_left = routes.prompt_rows_Q[q]
-    rows = min(most, request.prompt_rows_left)
+    rows = min(most, request.prompt_rows_left, MOST_CHUNK_ROWS)
     row = request.prompt_row
     request.prompt_row += rows
     request.prompt_rows_left -= rows
-    return row, rows
+    return request.prompt_piece, row, rows

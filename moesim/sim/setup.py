@@ -41,6 +41,7 @@ from moesim.sim.state import (
     Record,
     State,
 )
+from moesim.sim.sums import WORD_SLOTS
 from moesim.sim.token_times import counted_gaps, kept_times
 from moesim.workload.demand import Demand
 
@@ -206,6 +207,9 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
     ports = max(expert_ranks, costs.domain_of_attention.size)
     per_rank = (rows, ports)
     parts = max(2, int(costs.scalars[0]["micro_batches"]))
+    tally_LP, words_LW = np.zeros((layers, slots), np.uint16), np.zeros((layers, 0), np.uint64)
+    if expert_ranks and slots // expert_ranks % WORD_SLOTS == 0:
+        words_LW = tally_LP.view(np.uint64)
     return Work(
         attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
@@ -222,8 +226,15 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         dense_s=np.zeros((parts, 3)),
         path=np.zeros((4 + parts, 5)),
         counts_LP=np.zeros((layers, slots), np.int32),
+        tally_LP=tally_LP,
+        tallied=np.zeros(2, np.bool_),
+        words_LW=words_LW,
+        packed_W=np.zeros(words_LW.shape[1], np.uint64),
+        pairs_LR=np.zeros((layers, expert_ranks), np.int32),
+        active_LR=np.zeros((layers, expert_ranks), np.int32),
+        rank_s_R=np.zeros(expert_ranks),
         # A piece has a token at least. Memory that is never written is never taken.
-        rows_S2=np.zeros((ranks * costs.head_s.size * (layers > 0), 2), np.int64),
+        rows_S3=np.zeros((ranks * costs.head_s.size * (layers > 0), 3), np.int64),
         first_D1=np.zeros(ranks + 1, np.int64),
         source_LP=np.zeros((layers, slots), np.int32),
         source_LX=np.zeros((layers, width), np.int32),

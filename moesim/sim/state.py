@@ -41,6 +41,7 @@ REQUEST = row_dtype(
         ("prefix_start", "i8"),  # its first entry of prefix_blocks
         ("prompt_row", "i8"),  # next routing row of its prompt
         ("decode_row", "i8"),  # next routing row of its output
+        ("prompt_piece", "i4"),  # of the routing trace, in which it is
         ("prompt_rows_left", "i4"),
         ("decode_rows_left", "i4"),
         ("prompt_draws", "i4"),

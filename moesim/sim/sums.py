@@ -8,11 +8,17 @@ counts from the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from moesim.compiled import inner
+
+WORD_SLOTS = 4  # tallies in a word
+WORD_TOKENS = 1 << 14  # four tallies of fewer add up to 16 bits
+ONES = np.uint64(0x0001_0001_0001_0001)
+LOW_BITS, HIGH_BITS = np.uint64(0x7FFF) * ONES, np.uint64(0x8000) * ONES
 
 
 @inner
@@ -36,3 +42,76 @@ def tiles(counts_P: Any, first: int, stop: int, tile_shift: int) -> Any:
     for p in range(np.uint64(first), np.uint64(stop)):
         found = np.int32(found + np.int32(np.int32(counts_P[p] + tile) >> shift))
     return np.int64(found)
+
+
+def _few_of(per_rank: int) -> Callable[..., None]:
+    """`_add_up_any` for so many slots of a rank: loops of a length that the compiler knows."""
+
+    @inner
+    def add_up(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
+        first = np.uint64(0)
+        for r in range(np.uint64(pairs_R.size)):
+            pairs = np.int32(0)
+            active = np.int32(0)
+            for i in range(np.uint64(per_rank)):
+                n = np.int32(counts_P[first + i])
+                pairs = np.int32(pairs + n)
+                active = np.int32(active + np.int32(n > 0))
+            pairs_R[r] = pairs
+            active_R[r] = active
+            first += np.uint64(per_rank)
+
+    return add_up
+
+
+_add_up_2, _add_up_4 = _few_of(2), _few_of(4)
+
+
+@inner
+def _add_up_any(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
+    per_rank = counts_P.size // pairs_R.size
+    for r in range(pairs_R.size):
+        pairs_R[r], active_R[r] = tokens_active(counts_P, r * per_rank, (r + 1) * per_rank)
+
+
+@inner
+def add_up_ranks(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
+    """Of one layer, for each rank: token-expert pairs, and slots that have any."""
+    per_rank = counts_P.size // pairs_R.size
+    if per_rank == 2:
+        _add_up_2(counts_P, pairs_R, active_R)
+    elif per_rank == 4:
+        _add_up_4(counts_P, pairs_R, active_R)
+    else:
+        _add_up_any(counts_P, pairs_R, active_R)
+
+
+@inner
+def add_up_words(words_W: Any, packed_W: Any, pairs_R: Any, active_R: Any) -> None:
+    """As `add_up_ranks`, of tallies in 16 bits, four to a word: for less than WORD_TOKENS tokens.
+
+    No sum crosses from word to word until each is one number, so that vectors need no shuffling.
+    """
+    for i in range(np.uint64(words_W.size)):
+        word = words_W[i]
+        used = (((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS
+        pairs = (word * ONES) >> np.uint64(48)  # the product's top 16 bits add up all four
+        active = ((used >> np.uint64(15)) * ONES) >> np.uint64(48)
+        packed_W[i] = pairs | (active << np.uint64(32))
+    words = words_W.size // pairs_R.size
+    first = np.uint64(0)
+    for r in range(np.uint64(pairs_R.size)):
+        packed = np.uint64(0)
+        for i in range(first, first + np.uint64(words)):
+            packed += packed_W[i]
+        pairs_R[r] = np.int32(packed & np.uint64(0xFFFFFFFF))
+        active_R[r] = np.int32(packed >> np.uint64(32))
+        first += np.uint64(words)
+
+
+@inner
+def tokens_at(w: Any, layer: int, p: int) -> int:
+    """Tokens of a slot in the part that has been counted."""
+    if w.tallied[0]:
+        return np.int64(w.tally_LP[layer, p])
+    return np.int64(w.counts_LP[layer, p])

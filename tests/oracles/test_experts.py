@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from moesim.compiled import compiled
 from moesim.placement.placement import Placement
+from moesim.routing.trace import RoutingTrace
 from moesim.sim.cost_tables import NORMAL
-from moesim.sim.replay import PREFIX_ROWS, Routes, build_touch, count_rows, touch_rows
+from moesim.sim.replay import PREFIX_ROWS, build_touch, count_rows, placed, touch_rows
 from moesim.sim.routes import build_routes
 from moesim.sim.setup import build_costs
-from moesim.sim.sums import tiles, tokens_active
+from moesim.sim.sums import WORD_TOKENS, add_up_ranks, add_up_words, tiles, tokens_active
 from tests.fixtures.engine import (
     Harness,
     contiguous,
@@ -95,15 +96,12 @@ def test_even_routing_on_an_even_placement_has_no_imbalance(ranks: int) -> None:
     assert (run.record.rank_tokens_LR == (64 + 32 + 16) * 2 / ranks).all()
 
 
-def routes_of(
-    ids_TLK: NDArray[Any], placement: Placement, domain_of_rank: list[int]
-) -> tuple[Routes, Any]:
-    experts = int(placement.slot_expert_LP.max()) + 1
+def routes_of(trace: RoutingTrace, placement: Placement, domain_of_rank: list[int]) -> Any:
+    """(routes, costs) of ranks in these domains."""
     step_costs = linear_costs(
-        layers=ids_TLK.shape[1], domain_of_rank=domain_of_rank, prefill_exchange=NORMAL
+        layers=placement.layers, domain_of_rank=domain_of_rank, prefill_exchange=NORMAL
     )
     costs = build_costs(step_costs, placement.slots, np.arange(2, dtype=np.int32))
-    trace = make_trace(ids_TLK, experts)
     return build_routes(trace, trace.ids_TLK, placement, costs, ()), costs
 
 
@@ -134,23 +132,47 @@ def every_range(rows: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("rows", [2 * PREFIX_ROWS, 700, 900])
-def test_running_sums_count_like_counting(rows: int) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_running_sums_count_like_counting(rows: int, wide: bool) -> None:
+    """In the first and in the last of three prompts, of which one is shorter than a block; with
+    slots that one byte can tell, and with more of them."""
     rng = np.random.default_rng(rows)
-    ids = rng.permuted(np.tile(np.arange(8), (rows, 2, 1)), axis=2)[..., :3].astype(np.uint8)
-    slot_expert = np.stack([rng.permutation([*range(8), 0, 5, 5, 2]) for _ in range(2)])
-    domain_of_rank = [0, 0, 1, 1]
-    routes, costs = routes_of(ids, Placement(slot_expert.astype(np.int32), 4), domain_of_rank)
-    assert routes.counts_ALP.shape[0] == routes.touches_ALX.shape[0] == rows // PREFIX_ROWS + 1
-    counts = numpy_counts(routes.slots_TLK, 12)
-    touches = numpy_touches(routes.slots_TLK, 3, domain_of_rank)
-    counted, touched = np.zeros((2, 12), np.int32), np.zeros((2, 6), np.int32)
+    prompts = np.array([rows, 20, rows - 7])
+    ids = rng.permuted(np.tile(np.arange(8), (prompts.sum() + 15, 2, 1)), axis=2)[..., :3]
+    held = [*range(8), 0, 5, 5, 2] * (25 if wide else 1)
+    slot_expert = np.stack([rng.permutation(held) for _ in range(2)]).astype(np.int32)
+    slots, domain_of_rank = len(held), [0, 0, 1, 1]
+    trace = make_trace(ids, 8, prompts + 5, prompts)
+    routes, costs = routes_of(trace, Placement(slot_expert, 4), domain_of_rank)
+    assert (routes.narrow_TLK.size == 0) == wide
+    edges = -(-prompts // PREFIX_ROWS)
+    assert routes.counts_ALP.shape[0] == routes.touches_ALX.shape[0] == edges.sum()
+    counts = numpy_counts(placed(routes), slots)
+    touches = numpy_touches(placed(routes), slots // 4, domain_of_rank)
+    counted, touched = np.zeros((2, slots), np.int32), np.zeros((2, 6), np.int32)
+    tally = np.zeros((2, slots), np.uint16)
     touch = build_touch(costs.rank_of_slot, costs.domain_of_rank, 2, 2)
-    for start, stop in every_range(rows):
-        counted[:], touched[:] = 0, 0
-        count_rows(routes, start, stop - start, counted)
-        touch_rows(routes, start, stop - start, touch, touched)
-        assert (counted == counts[stop] - counts[start]).all(), (start, stop)
-        assert (touched == touches[stop] - touches[start]).all(), (start, stop)
+    for piece in (0, 2):
+        first = int(routes.prompt_first_Q[piece])
+        for start, stop in every_range(int(prompts[piece])):
+            a, b = first + start, first + stop
+            counted[:], touched[:], tally[:] = 0, 0, 0
+            count_rows(routes, piece, a, b - a, counted)
+            count_rows(routes, piece, a, b - a, tally)
+            touch_rows(routes, piece, a, b - a, touch, touched)
+            assert (counted == counts[b] - counts[a]).all(), (start, stop)
+            assert (tally == counted).all(), (start, stop)
+            assert (touched == touches[b] - touches[a]).all(), (start, stop)
+
+
+@pytest.mark.parametrize("exchange", [0, NORMAL])
+def test_prompts_longer_than_16_bits_are_counted_whole(exchange: int) -> None:
+    """All 150,000 tokens of a step choose expert 0, along a piece of 70,000 rows."""
+    costs = linear_costs(1e-6, layers=1, ranks=2, domain_of_rank=[0, 1], prefill_exchange=exchange)
+    trace = make_trace(np.zeros((70_000, 1, 1)), 2)
+    run = Harness({"token_budget": 200_000}, costs, trace).run(make_demand([150_000], [1]))
+    assert run.steps["prefill_tokens"].tolist() == [150_000]
+    assert run.record.rank_tokens_LR.tolist() == [[150_000, 0]]
 
 
 @given(
@@ -184,6 +206,31 @@ def test_a_replica_of_an_expert_shares_its_tokens() -> None:
     assert shared.record.rank_tokens_LR.sum() == 1000
     assert abs(shared.record.rank_tokens_LR[0, 0] - 500) <= 1
     assert contiguous(1, 2, 2).slots == 2
+
+
+@compiled
+def summed_by_rank(counts_LP: Any, words_LW: Any, pairs_R: Any, active_R: Any) -> None:
+    if words_LW.shape[1] > 0:
+        add_up_words(words_LW[1], np.zeros_like(words_LW[1]), pairs_R, active_R)
+    else:
+        add_up_ranks(counts_LP[1], pairs_R, active_R)
+
+
+@pytest.mark.parametrize("per_rank", [1, 2, 3, 4, 5, 8, 32])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_sums_over_ranks_are_numpys(per_rank: int, dtype: Any) -> None:
+    rng = np.random.default_rng(per_rank)
+    ranks, words = 3, np.zeros((3, 0), np.uint64)
+    for most in (2, WORD_TOKENS):
+        counts = rng.integers(0, most, (3, ranks * per_rank)).astype(dtype)
+        counts[1, : per_rank // 2] = most - 1
+        own = counts[1].astype(np.int64).reshape(ranks, per_rank)
+        whole = per_rank % 4 == 0 and dtype == np.uint16
+        for words_LW in (words, *([counts.view(np.uint64)] if whole else [])):
+            pairs, active = np.zeros(ranks, np.int32), np.zeros(ranks, np.int32)
+            summed_by_rank(counts, words_LW, pairs, active)
+            assert (pairs == own.sum(axis=1)).all()
+            assert (active == (own > 0).sum(axis=1)).all()
 
 
 @compiled

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.placement.copies import copy_table
 from moesim.placement.placement import Placement
 from moesim.placement.replica_choice import ACTIVE, HASH, LEAST_LOADED, LP, NEAREST, spread
-from moesim.sim.cost_tables import LOW_LATENCY, NORMAL, Costs
+from moesim.sim.cost_tables import LOW_LATENCY, NORMAL, Costs, slot_tokens
 from moesim.sim.setup import build_costs, build_work
 from tests.fixtures.engine import (
     Harness,
@@ -76,7 +76,7 @@ def test_shares_come_from_the_counts_of_all_ranks() -> None:
     ids = [[[0, 1]], [[0, 1]], [[0, 3]], [[0, 3]]]
     slots = [[0, 1, 0, 2, 3, 4, 5, 6]]
     found = run(ids, slots, LP, [4, 4, 1, 1], exchange=LOW_LATENCY)
-    counts = found.work.counts_LP[0]
+    counts = slot_tokens(found.work)[0]
     assert counts.tolist() == [2, 6, 8, 0, 4, 0, 0, 0]
 
 
@@ -108,7 +108,7 @@ def test_a_step_computes_what_the_choice_outside_says(choice: int, exchange: int
         for layer in range(3):
             tokens_LE[layer] += np.bincount(ids[:n, layer].ravel(), minlength=6)
     expected = outside(choice, tokens_LE, Placement(slots, 4))
-    assert (found.work.counts_LP == expected).all()
+    assert (slot_tokens(found.work) == expected).all()
     assert found.record.rank_tokens_LR.sum() == sum(prompts) * 3 * 3
 
 

@@ -13,7 +13,7 @@ from moesim.sim.cost_tables import NORMAL, Costs
 from moesim.sim.detailed.batch import Piece
 from moesim.sim.detailed.rows import RowWalk
 from moesim.sim.detailed.traffic import Routed
-from moesim.sim.replay import Routes
+from moesim.sim.replay import Routes, placed
 
 Floats = NDArray[np.float64]
 CHUNK = 512  # tokens whose ids are in memory at once
@@ -33,7 +33,7 @@ def route(costs: Costs, routes: Routes, walk: RowWalk, half: list[list[Piece]], 
         rows_T = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         source_LP = np.zeros((layers, slots), np.int64)
         for start in range(0, rows_T.size, CHUNK):
-            slots_TLK = routes.slots_TLK[rows_T[start : start + CHUNK]].astype(np.int64)
+            slots_TLK = placed(routes)[rows_T[start : start + CHUNK]].astype(np.int64)
             ids += slots_TLK.size
             place = slots_TLK + np.arange(layers)[None, :, None] * slots
             source_LP += np.bincount(place.ravel(), minlength=layers * slots).reshape(layers, slots)

@@ -32,8 +32,7 @@ class DetailedMode:
         filled = int(record.counters[STEPS_FILLED]) - 1
         record.counters[STEPS_FILLED] = filled
         # The row is complete when the step ends; the buffer may be needed before that.
-        row = record.steps[filled : filled + 1].copy()
-        self.fleet.step_chunks.append(row)
+        row = self.fleet.keep(record.steps[filled : filled + 1])
         self._state.batch_end_s[k, b] = np.inf
         self._state.stage_free_s[k, 0] = np.inf
         self.timer.env.process(self._fly(self.timer.begin(k, b, row)))
