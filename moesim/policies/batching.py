@@ -142,12 +142,14 @@ class RequestsView:
     ) -> None:
         whole = (request, prompt_tokens, max_output_tokens, computed_tokens, generated_tokens)
         columns = [np.asarray(each, np.int64) for each in whole]
+        columns.append(np.maximum(0, columns[1] + columns[4] - columns[3]))
         columns.append(np.asarray(arrival_s, np.float64).view(np.int64))
         self._columns: Sequence[NDArray[np.int64]] = columns
 
     @classmethod
     def of(cls, columns: Sequence[NDArray[np.int64]]) -> RequestsView:
-        """From the columns in the order of the constructor, the last as the bits of its floats."""
+        """From columns in the order of the constructor, `due_tokens` ahead of `arrival_s`, whose
+        floats are given as their bits."""
         view = cls.__new__(cls)
         view._columns = columns
         return view
@@ -178,15 +180,14 @@ class RequestsView:
         return self._columns[4]
 
     @property
-    def arrival_s(self) -> NDArray[np.float64]:
-        """When it reached the front end."""
-        return self._columns[5].view(np.float64)
-
-    @property
     def due_tokens(self) -> NDArray[np.int64]:
         """Tokens to grant before the next output token; 0 where the last of them is in flight."""
-        columns = self._columns
-        return columns[1] + columns[4] - columns[3]
+        return self._columns[5]
+
+    @property
+    def arrival_s(self) -> NDArray[np.float64]:
+        """When it reached the front end."""
+        return self._columns[6].view(np.float64)
 
 
 class RankView(NamedTuple):

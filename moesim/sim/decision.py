@@ -26,8 +26,8 @@ NOT_HERE, TOO_MANY_TOKENS, TOO_MANY_REQUESTS, NO_TOKENS, NO_GRANT = -1, -2, -3, 
 # others follow these, LEFT what is left of its token budget, REFUSED_AT which grant was refused.
 RANK, SEATED, QUEUED, FREE_TOKENS, GRANTS, MORE, LEFT, REFUSED, REFUSED_AT = range(9)
 
-# Rows of Decision.columns; the last holds the bits of floats.
-REQUEST, PROMPT, LIMIT, COMPUTED, GENERATED, ARRIVAL = range(6)
+# Rows of Decision.columns_CM, those of RequestsView.of; the last holds the bits of floats.
+REQUEST, PROMPT, LIMIT, COMPUTED, GENERATED, TO_GRANT, ARRIVAL = range(7)
 
 MOST_GRANTS = 4096  # handed over at a time
 
@@ -47,7 +47,7 @@ def no_decision(state: State) -> Decision:
     ask = np.zeros(9, np.int64)
     ask[RANK] = NOBODY
     # Only as much of it is ever touched as there are requests at one rank.
-    columns = np.empty((6, state.requests.size if external else 0), np.int64)
+    columns = np.empty((7, state.requests.size if external else 0), np.int64)
     grants = np.zeros(2 * MOST_GRANTS if external else 0, np.int64)
     return Decision(ask, columns, columns[ARRIVAL].view(np.float64), grants)
 
@@ -62,6 +62,7 @@ def _show(s: Any, decision: Any, r: int, at: int) -> None:
     columns[LIMIT, at] = request.max_output_tokens
     columns[COMPUTED, at] = request.computed
     columns[GENERATED, at] = request.generated
+    columns[TO_GRANT, at] = tokens_due(s, r)
     decision.arrival_s_M[at] = request.arrival_s
 
 
