@@ -7,9 +7,8 @@ the simulator carries them out and checks them. It runs in Python, one step at a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,25 +123,74 @@ def default_max_requests(engine: str, gpu_memory_bytes: float, gpu_name: str) ->
     return 1_024
 
 
-@dataclass(frozen=True)
 class RequestsView:
-    """What an engine knows of some requests, in order; one entry each."""
+    """What an engine knows of some requests, in order; arrays with one entry each.
 
-    request: NDArray[np.int64]
-    prompt_tokens: NDArray[np.int64]
-    max_output_tokens: NDArray[np.int64]
-    computed_tokens: NDArray[np.int64]
-    generated_tokens: NDArray[np.int64]
-    arrival_s: NDArray[np.float64]
+    They are the policy's own, as they were at the moment of the decision.
+    """
+
+    __slots__ = ("_columns",)
+
+    def __init__(
+        self,
+        request: NDArray[np.int64],
+        prompt_tokens: NDArray[np.int64],
+        max_output_tokens: NDArray[np.int64],
+        computed_tokens: NDArray[np.int64],
+        generated_tokens: NDArray[np.int64],
+        arrival_s: NDArray[np.float64],
+    ) -> None:
+        whole = (request, prompt_tokens, max_output_tokens, computed_tokens, generated_tokens)
+        columns = [np.asarray(each, np.int64) for each in whole]
+        columns.append(np.maximum(0, columns[1] + columns[4] - columns[3]))
+        columns.append(np.asarray(arrival_s, np.float64).view(np.int64))
+        self._columns: Sequence[NDArray[np.int64]] = columns
+
+    @classmethod
+    def of(cls, columns: Sequence[NDArray[np.int64]]) -> RequestsView:
+        """From columns in the order of the constructor, `due_tokens` ahead of `arrival_s`, whose
+        floats are given as their bits."""
+        view = cls.__new__(cls)
+        view._columns = columns
+        return view
+
+    @property
+    def request(self) -> NDArray[np.int64]:
+        """What grants name a request by."""
+        return self._columns[0]
+
+    @property
+    def prompt_tokens(self) -> NDArray[np.int64]:
+        """Length of the prompt."""
+        return self._columns[1]
+
+    @property
+    def max_output_tokens(self) -> NDArray[np.int64]:
+        """Most output tokens that were asked for."""
+        return self._columns[2]
+
+    @property
+    def computed_tokens(self) -> NDArray[np.int64]:
+        """Leading tokens in the cache, or computed by the batches in flight."""
+        return self._columns[3]
+
+    @property
+    def generated_tokens(self) -> NDArray[np.int64]:
+        """Output tokens so far."""
+        return self._columns[4]
 
     @property
     def due_tokens(self) -> NDArray[np.int64]:
         """Tokens to grant before the next output token; 0 where the last of them is in flight."""
-        return self.prompt_tokens + self.generated_tokens - self.computed_tokens
+        return self._columns[5]
+
+    @property
+    def arrival_s(self) -> NDArray[np.float64]:
+        """When it reached the front end."""
+        return self._columns[6].view(np.float64)
 
 
-@dataclass(frozen=True)
-class RankView:
+class RankView(NamedTuple):
     """An attention rank at the moment it composes a batch."""
 
     now_s: float

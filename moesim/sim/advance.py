@@ -16,6 +16,7 @@ import numpy as np
 from moesim.compiled import hot, inner
 from moesim.sim.commit import commit
 from moesim.sim.cost import step_cost
+from moesim.sim.decision import decided
 from moesim.sim.door import (
     let_in,
     next_arrival_s,
@@ -196,6 +197,7 @@ def fleet(
     w: Any,
     record: Any,
     door: Any,
+    decision: Any,
     now: float,
     horizon: float,
     stop_on_completion: bool,
@@ -203,13 +205,13 @@ def fleet(
     """Take boundaries and arrivals by the door up to `now`, and further ones before `horizon`.
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
-    scheduled after it yet; DECISION where replica's batch must be composed outside (policy
-    EXTERNAL); COMPOSED where it is, and the detailed mode is to time it; FETCH where requests of
-    the replica wait for blocks from elsewhere, after its launch, and after every launch where the
-    rules say so; EVICTED where the last step evicted blocks that a memory below is to take in; DUE
-    before the replica composes a batch, where it has taken the steps after which it is looked at;
-    LACKING where this engine was compiled without what the run needs; otherwise the time of the
-    next boundary.
+    scheduled after it yet; DECISION where a policy outside must say what an attention rank of the
+    replica computes (policy EXTERNAL; sim/decision.py), or has broken a rule; COMPOSED where it is,
+    and the detailed mode is to time it; FETCH where requests of the replica wait for blocks from
+    elsewhere, after its launch, and after every launch where the rules say so; EVICTED where the
+    last step evicted blocks that a memory below is to take in; DUE before the replica composes a
+    batch, where it has taken the steps after which it is looked at; LACKING where this engine was compiled without
+    what the run needs; otherwise the time of the next boundary.
     """
     if lacks(s, c, w):
         return LACKING, -1, now
@@ -243,11 +245,14 @@ def fleet(
                 return COMPLETION, k, t
         elif replica.steps >= replica.due_step:
             return DUE, k, t
-        elif rules.policy == EXTERNAL:
-            return DECISION, k, t
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
-            requests = schedule(s, k, b)
+            if rules.policy == EXTERNAL:
+                requests = decided(s, decision, k, b)
+                if requests < 0:
+                    return DECISION, k, t
+            else:
+                requests = schedule(s, k, b)
             if rules.detailed > 0:
                 return COMPOSED, k, t
             launch(s, routes, c, w, record, k, t, requests)

@@ -9,8 +9,9 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.bound import bound
 from moesim.errors import InputError
-from moesim.policies.batching import BatchingPolicy, RankView, RequestsView
+from moesim.policies.batching import BatchingPolicy
 from moesim.sim.advance import (
     BUFFER_FULL,
     COMPLETION,
@@ -21,27 +22,19 @@ from moesim.sim.advance import (
     FETCH,
     LACKING,
     fleet,
-    launch,
 )
 from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.cost_tables import Costs, Work
+from moesim.sim.deciding import Deciding
+from moesim.sim.decision import no_decision
 from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
 from moesim.sim.fetch import asks, rejoin
-from moesim.sim.kvcache import bytes_of
 from moesim.sim.parts import fit
 from moesim.sim.remote_kv import end_at_landing, land, let_go
 from moesim.sim.replay import Routes
-from moesim.sim.schedule import (
-    NO_TOKENS,
-    NOT_HERE,
-    TOO_MANY_REQUESTS,
-    TOO_MANY_TOKENS,
-    apply_grant,
-)
 from moesim.sim.state import (
     COMPLETED,
     DONE_FILLED,
-    NOBODY,
     STEPS_FILLED,
     Record,
     State,
@@ -49,13 +42,6 @@ from moesim.sim.state import (
 from moesim.sim.step_folding import StepFolder
 from moesim.sim.step_rows import StepRows
 from moesim.sim.stop import cut_step, go_on, stop
-
-BROKEN_RULES = {
-    NOT_HERE: "must name requests that wait or run on this rank, each once in a batch",
-    TOO_MANY_TOKENS: "must not grant more tokens than are due",
-    TOO_MANY_REQUESTS: "must not let more requests run than max_requests",
-    NO_TOKENS: "may grant no tokens only to preempt a running request that is not in flight",
-}
 
 
 class Fleet:
@@ -91,13 +77,16 @@ class Fleet:
         # Times a replica's batch, composed at a time for so many requests (the detailed mode).
         self.on_composed: Callable[[int, float, int], None] | None = None
         self._parts = (state, routes, costs, work, record)
-        self._door = shut_door()
+        self._decision = no_decision(state)
+        self._deciding = None if policy is None else Deciding(policy, self._decision, state)
+        self._enqueue = bound(enqueue, state)
+        self._use(shut_door())
         self._record = record
         self._armed_s = np.inf
 
     def enqueue(self, request: int, rank: int) -> None:
         """A request arrives at an attention rank now."""
-        enqueue(self.state, request, rank, self.env.now)
+        self._enqueue(request, rank, float(self.env.now))
         self.arm(self.env.now)
 
     def rejoin(self, request: int, rank: int) -> None:
@@ -152,10 +141,13 @@ class Fleet:
 
     def admit_by(self, door: Door) -> None:
         """Let all requests in through a door, at their own times."""
-        self._door = door
+        self._use(door)
         first_s = float(next_arrival_s(self.state, door))
         if first_s < np.inf:
             self.arm(first_s)
+
+    def _use(self, door: Door) -> None:
+        self._advance = bound(fleet, *self._parts, door, self._decision)
 
     def arm(self, time_s: float) -> None:
         """Look at the replicas at `time_s`."""
@@ -167,21 +159,20 @@ class Fleet:
 
     def _turn(self, timer: simpy.Event) -> None:
         """Advance every replica to anybody else's next event, hand on completions, arm again."""
-        now = self.env.now
+        now = float(self.env.now)
         if now < self._armed_s:
             return  # a later timer took this one's place
         self._armed_s = np.inf
-        horizon = self.env.peek() if self.leap else -np.inf
+        horizon = float(self.env.peek()) if self.leap else -np.inf
         while True:
-            reason, replica, time_s = fleet(
-                *self._parts, self._door, now, horizon, self.on_completion is not None
-            )
+            reason, replica, time_s = self._advance(now, horizon, self.on_completion is not None)
             if self.on_turn is not None:
                 self.on_turn()
             if reason == BUFFER_FULL:
                 self.flush()
             elif reason == DECISION:
-                self._decide(replica, time_s)
+                assert self._deciding is not None
+                self._deciding.decide(time_s)
             elif reason == COMPOSED:
                 self._time(replica, time_s)
             elif reason == EVICTED:
@@ -195,7 +186,7 @@ class Fleet:
                 for look in (self.on_fetch, self.on_launch):
                     if look is not None:
                         look(replica, time_s)
-                horizon = self.env.peek() if self.leap else -np.inf
+                horizon = float(self.env.peek()) if self.leap else -np.inf
             else:
                 assert reason != LACKING, "the engine was fitted before the run was complete"
                 break
@@ -230,37 +221,12 @@ class Fleet:
         if self.on_completion is None:
             self._record.counters[DONE_FILLED] = 0
 
-    def _decide(self, k: int, now: float) -> None:
-        """Let the Python policy compose replica k's batch and put it in flight."""
-        assert self.policy is not None
-        state = self.state
-        rules, replica = state.rules[0], state.replicas[k]
-        b = int((replica["oldest"] + replica["in_flight"]) % rules["stages"])
-        ranks = int(rules["ranks"])
-        total = 0
-        for d in range(ranks):
-            state.batch_size[k, b, d] = 0
-            left = int(rules["token_budget"])
-            for grant in self.policy(self._view(k * ranks + d, now)):
-                request, tokens = _checked(grant, state.requests.size, left)
-                granted = apply_grant(state, k, b, d, request, tokens)
-                if granted < 0:
-                    raise InputError("batching policy", BROKEN_RULES[granted], grant)
-                left -= granted
-                total += granted > 0
-        self._launch(k, now, total)
-
-    def _launch(self, k: int, now: float, requests: int) -> None:
-        if self.on_composed is None:
-            launch(*self._parts, k, now, requests)
-        else:
-            self.on_composed(k, now, requests)
-
     def _time(self, k: int, now: float) -> None:
         """Let the detailed mode time the batch that replica k has composed."""
         replica = self.state.replicas[k]
         b = int((replica["oldest"] + replica["in_flight"]) % self.state.rules[0]["stages"])
-        self._launch(k, now, int(self.state.batch_size[k, b].sum()))
+        assert self.on_composed is not None
+        self.on_composed(k, now, int(self.state.batch_size[k, b].sum()))
         if asks(self.state, k):
             assert self.on_fetch is not None
             self.on_fetch(k, now)
@@ -278,45 +244,3 @@ class Fleet:
                 left,
                 hint="grant a running request 0 tokens to preempt it where memory is short",
             )
-
-    def _view(self, g: int, now: float) -> RankView:
-        state = self.state
-        rules, rank = state.rules[0], state.ranks[g]
-        running = state.running[g, : rank["running"]].astype(np.int64)
-        waiting = []
-        r = int(rank["head"])
-        while r != NOBODY:
-            waiting.append(r)
-            r = int(state.requests[r]["next"])
-        free_bytes = int(rank["kv_free_bytes"] + rank["kv_idle_bytes"])
-        block_bytes = bytes_of(rules, 1)
-        return RankView(
-            now_s=now,
-            token_budget=int(rules["token_budget"]),
-            max_requests=int(rules["max_running"]),
-            kv_free_tokens=free_bytes // block_bytes * int(rules["block_tokens"]),
-            running=self._requests_view(running),
-            waiting=self._requests_view(np.array(waiting, np.int64)),
-        )
-
-    def _requests_view(self, request: NDArray[np.int64]) -> RequestsView:
-        rows = self.state.requests[request]
-        return RequestsView(
-            request=request,
-            prompt_tokens=rows["prompt_tokens"].astype(np.int64),
-            max_output_tokens=rows["max_output_tokens"].astype(np.int64),
-            computed_tokens=rows["computed"].astype(np.int64),
-            generated_tokens=rows["generated"].astype(np.int64),
-            arrival_s=rows["arrival_s"],
-        )
-
-
-def _checked(grant: object, requests: int, left: int) -> tuple[int, int]:
-    """A policy's grant as (request, tokens), or InputError."""
-    whole = isinstance(grant, tuple) and len(grant) == 2
-    if whole and all(isinstance(number, int | np.integer) for number in grant):  # type: ignore[attr-defined]
-        request, tokens = int(grant[0]), int(grant[1])  # type: ignore[index]
-        if 0 <= request < requests and 0 <= tokens <= left:
-            return request, tokens
-    rule = f"must grant (request, tokens) with at most the {left} tokens left in the budget"
-    raise InputError("batching policy", rule, grant)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.compiled import hot, inner
+from moesim.compiled import inner
 from moesim.sim.fetch import set_aside
 from moesim.sim.kvcache import blocks_of, bytes_of, grow, growth_bytes
 from moesim.sim.order import favour_least_served, more_urgent
@@ -33,14 +33,9 @@ from moesim.sim.state import (
     LEAST_SERVED,
     NOBODY,
     PREFILL_FIRST,
-    RUNNING,
     STATIC,
-    WAITING,
 )
 from moesim.sim.trtllm import in_flight
-
-# What apply_grant answers where a policy broke a rule.
-NOT_HERE, TOO_MANY_TOKENS, TOO_MANY_REQUESTS, NO_TOKENS = -1, -2, -3, -4
 
 
 @inner
@@ -245,43 +240,3 @@ def schedule(s: Any, k: int, b: int) -> int:
             static_batch(s, k, b, d)
         total += s.batch_size[k, b, d]
     return total
-
-
-@hot
-def apply_grant(s: Any, k: int, b: int, d: int, r: int, tokens: int) -> int:
-    """Carry out one decision of a policy written in Python; tokens granted, 0 if memory forbids.
-
-    A waiting request is admitted first; a running one that is granted 0 tokens is preempted.
-    Negative answers name a broken rule.
-    """
-    rules = s.rules[0]
-    g = k * rules.ranks + d
-    request = s.requests[r]
-    if request.rank != g or request.status not in (WAITING, RUNNING):
-        return NOT_HERE
-    for i in range(s.batch_size[k, b, d]):
-        if s.batch_request[k, b, d, i] == r:
-            return NOT_HERE
-    if request.status == WAITING:
-        if tokens == 0:
-            return NO_TOKENS
-        if s.ranks[g].running >= rules.max_running:
-            return TOO_MANY_REQUESTS
-        granted = admit(s, g, r, tokens)
-        if granted > 0:
-            add_to_batch(s, k, b, d, r, granted)
-        return granted
-    if tokens > tokens_due(s, r):
-        return TOO_MANY_TOKENS
-    if tokens == 0:
-        if request.in_flight > 0:
-            return NO_TOKENS
-        i = 0
-        while s.running[g, i] != r:
-            i += 1
-        preempt(s, g, i, True)
-        return 0
-    if not grow(s, g, r, request.computed + tokens):
-        return 0
-    add_to_batch(s, k, b, d, r, tokens)
-    return tokens

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.errors import InputError
-from moesim.policies.batching import RankView
+from moesim.policies.batching import RankView, RequestsView
 from moesim.policies.load_balancing import Loads
+from moesim.sim.decision import MOST_GRANTS
 from moesim.sim.state import CHUNKED_PREFILL, EXTERNAL
 from tests.fixtures.engine import Harness, linear_costs, make_demand
 
@@ -115,7 +116,61 @@ def test_a_grant_that_memory_forbids_leaves_the_queue_as_it_was() -> None:
     assert run.requests["scheduled_s"][2] == 4
 
 
+def test_a_view_shows_how_requests_stand_and_stays_as_it_was() -> None:
+    """At 1 s request 0 has its first token, 1 and 2 wait; views are looked at when all is over."""
+
+    def first_in_line(view: RankView) -> Iterator[tuple[int, int]]:
+        views.append(view)
+        yield from one_by_one(view)
+
+    views: list[RankView] = []
+    rules = {"policy": EXTERNAL, "token_budget": 50, "max_running": 3, "kv_capacity_bytes": 160}
+    harness = Harness(rules, linear_costs(per_step_s=1.0), policy=first_in_line)
+    harness.run(make_demand([20, 30, 10], [2, 1, 3], [0, 0.25, 0.5], max_output=[4, 5, 6]))
+    first, second = views[:2]
+    assert (first.now_s, first.token_budget, first.max_requests) == (0.0, 50, 3)
+    assert (first.running.request.size, first.waiting.request.tolist()) == (0, [0])
+    assert (first.kv_free_tokens, second.kv_free_tokens) == (160, 160 - 32)  # blocks of 16
+    assert second.now_s == 1.0
+    assert _columns(second.running) == [[0], [20], [4], [20], [1], [0.0], [1]]
+    waiting = [[1, 2], [30, 10], [5, 6], [0, 0], [0, 0], [0.25, 0.5], [30, 10]]
+    assert _columns(second.waiting) == waiting
+    assert _columns(RequestsView(*map(np.array, waiting[:6]))) == waiting
+
+
+def _columns(view: RequestsView) -> list[list[float]]:
+    columns = (
+        view.request,
+        view.prompt_tokens,
+        view.max_output_tokens,
+        view.computed_tokens,
+        view.generated_tokens,
+        view.arrival_s,
+        view.due_tokens,
+    )
+    return [column.tolist() for column in columns]
+
+
+def test_more_grants_than_are_handed_over_at_a_time() -> None:
+    """Everybody's prompt in one step."""
+
+    def everybody(view: RankView) -> Iterator[tuple[int, int]]:
+        for requests in (view.running, view.waiting):
+            yield from zip(requests.request, requests.due_tokens, strict=True)
+
+    count = MOST_GRANTS + 2
+    rules = {"policy": EXTERNAL, "token_budget": 2 * count, "max_running": count}
+    harness = Harness(rules, linear_costs(per_step_s=1.0), policy=everybody)
+    run = harness.run(make_demand([2] * count, [1] * count))
+    assert run.requests["finish_s"].tolist() == [1.0] * count
+
+
 Grants = Callable[[RankView], Any]
+
+
+def endless(view: RankView) -> Any:
+    while True:
+        yield 0, 1
 
 
 def twice(view: RankView) -> Any:
@@ -143,8 +198,12 @@ def more_than_due(view: RankView) -> Any:
         (lambda view: [(0, 101)], "at most the 100 tokens left"),
         (lambda view: [(0, 5), (2, 96)], "at most the 95 tokens left"),
         (lambda view: [(0, -1)], "at most the 100 tokens left"),
+        (lambda view: [(0, 10**30)], "at most the 100 tokens left"),
+        (lambda view: [(0, 5), (2, -(10**30))], "at most the 95 tokens left"),
+        (endless, "each once in a batch"),
         (lambda view: [(99, 1)], r"must grant \(request, tokens\)"),
         (lambda view: [(0, 1.5)], r"must grant \(request, tokens\)"),
+        (lambda view: [(0, 5), (2,)], "at most the 95 tokens left"),
         (lambda view: [0], r"must grant \(request, tokens\)"),
         (lambda view: [(0, 0)], "only to preempt a running request"),
         (twice, "each once in a batch"),
