@@ -210,8 +210,8 @@ def fleet(
     and the detailed mode is to time it; FETCH where requests of the replica wait for blocks from
     elsewhere, after its launch, and after every launch where the rules say so; EVICTED where the
     last step evicted blocks that a memory below is to take in; DUE before the replica composes a
-    batch, where it has taken the steps after which it is looked at; LACKING where this engine was compiled without
-    what the run needs; otherwise the time of the next boundary.
+    batch, where it has taken the steps after which it is looked at; LACKING where this engine was
+    compiled without what the run needs; otherwise the time of the next boundary.
     """
     if lacks(s, c, w):
         return LACKING, -1, now

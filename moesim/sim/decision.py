@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import inner
+from moesim.compiled import bundle, inner
 from moesim.sim.kvcache import bytes_of, grow
 from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
 from moesim.sim.state import EXTERNAL, NOBODY, RUNNING, WAITING, State
@@ -32,6 +32,7 @@ REQUEST, PROMPT, LIMIT, COMPUTED, GENERATED, TO_GRANT, ARRIVAL = range(7)
 MOST_GRANTS = 4096  # handed over at a time
 
 
+@bundle
 class Decision(NamedTuple):
     """What is asked of a policy, and its answer; legend: M most requests at a rank."""
 
