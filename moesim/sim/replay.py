@@ -193,16 +193,17 @@ def _count_ids(slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any)
     layers, top_k = np.uint64(slots_TLK.shape[1]), np.uint64(slots_TLK.shape[2])
     slots = np.uint64(counts_LP.shape[1])
     ids, counts = slots_TLK.reshape(slots_TLK.size), counts_LP.reshape(counts_LP.size)
+    add = np.int64(sign)  # NumPy's, which plain Python wraps to 16 bits as well
     at = np.uint64(start) * layers * top_k
     for _ in range(start, stop):
         first = np.uint64(0)
         for _ in range(layers):
             if top_k == np.uint64(USUAL_TOP_K):  # which the compiler unrolls
                 for j in range(np.uint64(USUAL_TOP_K)):
-                    counts[first + np.uint64(ids[at + j])] += sign
+                    counts[first + np.uint64(ids[at + j])] += add
             else:
                 for j in range(top_k):
-                    counts[first + np.uint64(ids[at + j])] += sign
+                    counts[first + np.uint64(ids[at + j])] += add
             at += top_k
             first += slots
 
