@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled, hot, inner
+from moesim.compiled import hot, inner
 from moesim.prefetch import prefetch
 
 # Rows of a block of the running sums. Pieces of generated traces have 192 rows, which blocks of 256
@@ -186,13 +186,19 @@ def _touch_range(
         start = some
 
 
-@compiled
 def running_counts(slots_TLK: Any, slots: int) -> NDArray[np.uint32]:
     """[A + 1, L, P] how often rows before each block edge choose each slot."""
-    rows, layers, top_k = slots_TLK.shape
-    blocks = rows // PREFIX_ROWS
-    sums = np.zeros((blocks + 1, layers, slots), np.uint32)
-    for a in range(blocks):
+    rows, layers = slots_TLK.shape[:2]
+    sums = np.zeros((rows // PREFIX_ROWS + 1, layers, slots), np.uint32)
+    _sum_counts(slots_TLK, sums)
+    return sums
+
+
+@hot
+def _sum_counts(slots_TLK: Any, sums: Any) -> None:
+    """Fill what `running_counts` returns."""
+    _, layers, top_k = slots_TLK.shape
+    for a in range(sums.shape[0] - 1):
         sums[a + 1] = sums[a]
         for t in range(a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS):
             for layer in range(layers):
@@ -201,19 +207,22 @@ def running_counts(slots_TLK: Any, slots: int) -> NDArray[np.uint32]:
     return sums
 
 
-@compiled
 def running_touches(slots_TLK: Any, touch: Any, width: int) -> NDArray[np.uint32]:
     """[A + 1, L, X] how many rows before each block edge touch each rank and domain."""
-    rows, layers = slots_TLK.shape[0], slots_TLK.shape[1]
-    blocks = rows // PREFIX_ROWS
-    sums = np.zeros((blocks + 1, layers, width), np.uint32)
-    block = np.zeros((layers, width), np.int32)
-    for a in range(blocks):
-        _touch_range(slots_TLK, a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS, 1, touch, block)
-        for layer in range(layers):
-            for x in range(width):
-                sums[a + 1, layer, x] = np.uint32(block[layer, x])
+    rows, layers = slots_TLK.shape[:2]
+    sums = np.zeros((rows // PREFIX_ROWS + 1, layers, width), np.uint32)
+    _sum_touches(slots_TLK, touch, np.zeros((layers, width), np.int32), sums)
     return sums
+
+
+@hot
+def _sum_touches(slots_TLK: Any, touch: Any, block: Any, sums: Any) -> None:
+    """Fill what `running_touches` returns; `block` has room for one row of it, and is zero."""
+    for a in range(sums.shape[0] - 1):
+        _touch_range(slots_TLK, a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS, 1, touch, block)
+        for layer in range(block.shape[0]):
+            for x in range(block.shape[1]):
+                sums[a + 1, layer, x] = np.uint32(block[layer, x])
 
 
 @inner
