@@ -331,7 +331,7 @@ class Compiled:
             try:
                 path = file_of(self._folder(), self.py_func, kinds)
                 entry = load(path, kinds, self._keeps_lock)
-            except ZeroDivisionError:
+            except Exception:  # anything: Numba compiles it anew
                 entry = None
         if entry is None:
             self._by_numba = True
