@@ -19,6 +19,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ from typing import Any
 import numpy as np
 
 MAGIC = b"moesim-native-1\n"
+NONE_FITS = b"moesim-native-1: only Numba can call it\n"
 MOST_KEPT = 64  # tuples whose description is kept
+# After so many numbers described (0.1 s) Numba, which does it far faster, is worth its import.
+PATIENCE = 1_000_000
 _LEAST, _MOST = -(2**63), 2**63
 _FLOAT, _INT, _BOOL, _NONE = "d", "q", "b", "n"
 _SCALARS: dict[type, str] = {
@@ -114,23 +118,26 @@ def _block(value: Any) -> _Block:
 
 
 def _kept_block(value: Any) -> _Block:
-    block = _KEPT.get(id(value))
-    if block is None:
-        if len(_KEPT) >= MOST_KEPT:
-            _KEPT.clear()
-        block = _KEPT[id(value)] = _block(value)
+    if len(_KEPT) >= MOST_KEPT:
+        _KEPT.clear()
+    block = _KEPT[id(value)] = _block(value)
     return block
 
 
-def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], list[_Block]]:
-    """Kinds of the arguments, what is passed for each, and what must live during the call."""
+def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], list[_Block], int]:
+    """Kinds of the arguments, what is passed for each, the blocks that must live during the call,
+    and how many numbers had to be described anew."""
     kinds: list[str] = []
     passed: list[Any] = []
     blocks: list[_Block] = []
+    described = 0
     for value in arguments:
         scalar = _SCALARS.get(type(value))
         if scalar is None:
-            block = _kept_block(value) if isinstance(value, tuple) else _block(value)
+            block = _KEPT.get(id(value))
+            if block is None:
+                block = _kept_block(value) if isinstance(value, tuple) else _block(value)
+                described += len(block.numbers)
             blocks.append(block)
             kinds.append(block.kind)
             passed.append(block.address)
@@ -139,7 +146,7 @@ def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], lis
                 raise _UnknownKindError
             kinds.append(scalar)
             passed.append(value)
-    return tuple(kinds), passed, blocks
+    return tuple(kinds), passed, blocks, described
 
 
 def passed_numbers(arguments: tuple[Any, ...]) -> list[int | str]:
@@ -245,7 +252,10 @@ def load(path: Path, kinds: tuple[str, ...], keeps_lock: bool) -> Entry | None:
     start = len(MAGIC) + 32
     body = memoryview(content)[start:]
     told = content[len(MAGIC) : start]
+    if content == NONE_FITS:
+        return None
     if content[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != told:
+        path.unlink()  # to be written anew
         return None
     size = int.from_bytes(body[:8], "little")
     header = json.loads(bytes(body[8 : 8 + size]))
@@ -257,7 +267,7 @@ def load(path: Path, kinds: tuple[str, ...], keeps_lock: bool) -> Entry | None:
     if engine is None:
         return None
     make = ctypes.PYFUNCTYPE if keeps_lock else ctypes.CFUNCTYPE
-    types = [_PASSED.get(kind, ctypes.c_void_p) for kind in kinds]
+    types: list[Any] = [_PASSED.get(kind, ctypes.c_void_p) for kind in kinds]
     kind = make(ctypes.c_int32, ctypes.c_void_p, *types)
     function = kind(engine.get_function_address(header["entry"]))
     return Entry(function, header["returns"], engine)
@@ -311,16 +321,21 @@ class Compiled:
         self._dispatcher: Any = None
         self._by_numba = folder is None
         self._overloads = 0
+        self._described = 0
+        self._making = threading.Lock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """As the plain function."""
         if not (self._by_numba or named):
             try:
-                kinds, passed, _blocks = prepare(arguments)
+                kinds, passed, _blocks, described = prepare(arguments)
             except _UnknownKindError:
                 self._by_numba = True
             else:
                 entry = self._entries.get(kinds) or self._loaded(kinds)
+                self._described += described
+                if self._described > PATIENCE:
+                    self._by_numba = True
                 if entry is not None:
                     return entry(passed)
         return self._through_numba(arguments, named)
@@ -354,7 +369,9 @@ class Compiled:
     def dispatcher(self) -> Any:
         """The function as Numba's."""
         if self._dispatcher is None:
-            self._dispatcher = self._make()
+            with self._making:
+                if self._dispatcher is None:
+                    self._dispatcher = self._make()
         return self._dispatcher
 
     @property

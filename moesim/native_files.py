@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moesim.native import MAGIC, file_of, passed_numbers, prepare
+from moesim.native import MAGIC, NONE_FITS, file_of, passed_numbers, prepare
 
 ENTRY = "moesim_entry"
 # What code without Numba's memory management may call outside itself.
@@ -34,13 +34,12 @@ _LIBRARY = frozenset(
 
 
 def write(dispatcher: Any, arguments: tuple[Any, ...], folder: Callable[[], Path]) -> None:
-    """Keep the code that these arguments were handed to; nothing where that cannot be done."""
+    """Keep the code that these arguments were handed to, or that it cannot be called directly."""
     try:
-        kinds, _, _ = prepare(arguments)
+        kinds = prepare(arguments)[0]
         path = file_of(folder(), dispatcher.py_func, kinds)
-        content = _content(dispatcher, arguments)
-        if content is not None and not path.exists():
-            _put(path, content)
+        if not path.exists():
+            _put(path, _content(dispatcher, arguments) or NONE_FITS)
     except Exception:  # another Numba, a full disk: the next process asks Numba again
         return
 
@@ -59,8 +58,9 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
-    from numba import typeof
+    import numba
 
+    typeof: Any = numba.typeof
     signature = tuple(typeof(each) for each in arguments)
     result = dispatcher.overloads.get(signature)
     if result is None or result.lifted or result.library.has_dynamic_globals:
@@ -74,8 +74,7 @@ def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
         return None
     _, how, (code, bitcode) = kept[0]
     name = result.fndesc.llvm_func_name
-    outside = _outside(bitcode, name)
-    needs, stubs = outside
+    needs, stubs = _outside(bitcode, name)
     if how != "object" or not needs <= _LIBRARY:
         return None
     entry = _entry(result, passed_numbers(arguments), returns)
@@ -88,7 +87,7 @@ def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
             "objects": [len(code), len(entry)],
         }
     ).encode()
-    body = len(header).to_bytes(8, "little") + header + code + entry
+    body: bytes = len(header).to_bytes(8, "little") + header + code + entry
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -99,7 +98,8 @@ def _returns(kind: Any) -> str | None:
     if isinstance(kind, types.NamedTuple | types.NamedUniTuple):
         return None
     if isinstance(kind, types.BaseTuple):
-        parts = [_returns(each) for each in kind]
+        members: Any = kind
+        parts = [_returns(each) for each in members]
         simple = all(part is not None and len(part) == 1 for part in parts)
         return f"({''.join(map(str, parts))})" if simple else None
     names = {types.none: "", types.float64: "d", types.int64: "q", types.boolean: "b"}
@@ -155,7 +155,7 @@ def _entry(result: Any, numbers: list[int | str], returns: str) -> bytes:
     entry = ir.Function(module, ir.FunctionType(ir.IntType(32), [byte, *taken]), ENTRY)
     builder = ir.IRBuilder(entry.append_basic_block())
     wanted = list(kind.args[2:])
-    values = []
+    values: list[Any] = []
     for passed, n in zip(entry.args[1:], numbers, strict=True):
         if isinstance(n, str):
             values.append(_cast(builder, passed, wanted[len(values)]))

@@ -199,7 +199,10 @@ def _sum_counts(slots_TLK: Any, sums: Any) -> None:
     """Fill what `running_counts` returns."""
     _, layers, top_k = slots_TLK.shape
     for a in range(sums.shape[0] - 1):
-        sums[a + 1] = sums[a]
+        for layer in range(layers):  # a whole table at once would need memory in between
+            before, after = sums[a, layer], sums[a + 1, layer]
+            for slot in range(after.size):
+                after[slot] = before[slot]
         for t in range(a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS):
             for layer in range(layers):
                 for j in range(top_k):

@@ -85,9 +85,7 @@ def beyond_grid(
             known = of_group.get(time.name)
             if time.origin >= FITTED and (known is None or time.origin > known.origin):
                 of_group[time.name] = time
-    return tuple(
-        _why(operators, group, list(of.values())) for group, of in worst.items() if of
-    )
+    return tuple(_why(operators, group, list(of.values())) for group, of in worst.items() if of)
 
 
 def tables_used(timed: Iterable[Iterable[OperatorTime]]) -> dict[str, set[str]]:
