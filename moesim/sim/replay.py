@@ -207,7 +207,6 @@ def _sum_counts(slots_TLK: Any, sums: Any) -> None:
             for layer in range(layers):
                 for j in range(top_k):
                     sums[a + 1, layer, slots_TLK[t, layer, j]] += np.uint32(1)
-    return sums
 
 
 def running_touches(slots_TLK: Any, touch: Any, width: int) -> NDArray[np.uint32]:
