@@ -35,7 +35,7 @@ MOST_KEPT = 64  # tuples whose description is kept
 PATIENCE = 1_000_000
 _LEAST, _MOST = -(2**63), 2**63
 _FLOAT, _INT, _BOOL, _NONE = "d", "q", "b", "n"
-_SCALARS: dict[type, str] = {
+SCALARS: dict[type, str] = {
     float: _FLOAT,
     np.float64: _FLOAT,
     int: _INT,
@@ -94,7 +94,7 @@ def _describe(value: Any, numbers: list[int], kinds: list[str]) -> None:
     elif value is None:
         kinds.append(_NONE)
         numbers.append(0)
-    elif (scalar := _SCALARS.get(kind)) is not None:
+    elif (scalar := SCALARS.get(kind)) is not None:
         kinds.append(scalar)
         numbers.append(_as_bits(value, scalar))
     else:
@@ -109,7 +109,7 @@ def _as_bits(value: Any, scalar: str) -> int:
     return int(value)
 
 
-def _block(value: Any) -> _Block:
+def describe(value: Any) -> _Block:
     numbers: list[int] = []
     kinds: list[str] = []
     _describe(value, numbers, kinds)
@@ -120,7 +120,7 @@ def _block(value: Any) -> _Block:
 def _kept_block(value: Any) -> _Block:
     if len(_KEPT) >= MOST_KEPT:
         _KEPT.clear()
-    block = _KEPT[id(value)] = _block(value)
+    block = _KEPT[id(value)] = describe(value)
     return block
 
 
@@ -132,11 +132,11 @@ def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], lis
     blocks: list[_Block] = []
     described = 0
     for value in arguments:
-        scalar = _SCALARS.get(type(value))
+        scalar = SCALARS.get(type(value))
         if scalar is None:
             block = _KEPT.get(id(value))
             if block is None:
-                block = _kept_block(value) if isinstance(value, tuple) else _block(value)
+                block = _kept_block(value) if isinstance(value, tuple) else describe(value)
                 described += len(block.numbers)
             blocks.append(block)
             kinds.append(block.kind)
@@ -147,14 +147,6 @@ def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], lis
             kinds.append(scalar)
             passed.append(value)
     return tuple(kinds), passed, blocks, described
-
-
-def passed_numbers(arguments: tuple[Any, ...]) -> list[int | str]:
-    """Of each argument: how many numbers its block has, or of which kind of scalar it is."""
-    return [
-        len(_block(each).numbers) if (scalar := _SCALARS.get(type(each))) is None else scalar
-        for each in arguments
-    ]
 
 
 class _Failure(ctypes.Structure):
@@ -243,19 +235,30 @@ def file_of(folder: Path, plain: Callable[..., Any], kinds: tuple[str, ...]) -> 
     return folder / "native" / f"{plain.__qualname__}-{key}"
 
 
-def load(path: Path, kinds: tuple[str, ...], keeps_lock: bool) -> Entry | None:
-    """The machine code of a file; None where there is none that can be used."""
+def _body(path: Path) -> memoryview | None:
+    """What a file holds; empty where only Numba can call the function, None where it is unsound."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
+    if content == NONE_FITS:
+        return memoryview(b"")
     start = len(MAGIC) + 32
     body = memoryview(content)[start:]
     told = content[len(MAGIC) : start]
-    if content == NONE_FITS:
-        return None
-    if content[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != told:
-        path.unlink()  # to be written anew
+    sound = content[: len(MAGIC)] == MAGIC and hashlib.sha256(body).digest() == told
+    return body if sound else None
+
+
+def is_sound(path: Path) -> bool:
+    """Whether the file is there, whole."""
+    return _body(path) is not None
+
+
+def load(path: Path, kinds: tuple[str, ...], keeps_lock: bool) -> Entry | None:
+    """The machine code of a file; None where there is none that can be used."""
+    body = _body(path)
+    if not body:
         return None
     size = int.from_bytes(body[:8], "little")
     header = json.loads(bytes(body[8 : 8 + size]))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moesim.native import MAGIC, NONE_FITS, file_of, passed_numbers, prepare
+from moesim.native import MAGIC, NONE_FITS, SCALARS, describe, file_of, is_sound, prepare
 
 ENTRY = "moesim_entry"
 # What code without Numba's memory management may call outside itself.
@@ -38,7 +38,7 @@ def write(dispatcher: Any, arguments: tuple[Any, ...], folder: Callable[[], Path
     try:
         kinds = prepare(arguments)[0]
         path = file_of(folder(), dispatcher.py_func, kinds)
-        if not path.exists():
+        if not is_sound(path):
             _put(path, _content(dispatcher, arguments) or NONE_FITS)
     except Exception:  # another Numba, a full disk: the next process asks Numba again
         return
@@ -77,7 +77,7 @@ def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
     needs, stubs = _outside(bitcode, name)
     if how != "object" or not needs <= _LIBRARY:
         return None
-    entry = _entry(result, passed_numbers(arguments), returns)
+    entry = _entry(result, _numbers(arguments), returns)
     header = json.dumps(
         {
             "entry": ENTRY,
@@ -89,6 +89,14 @@ def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
     ).encode()
     body: bytes = len(header).to_bytes(8, "little") + header + code + entry
     return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def _numbers(arguments: tuple[Any, ...]) -> list[int | str]:
+    """Of each argument: how many numbers its block has, or of which kind of scalar it is."""
+    return [
+        len(describe(each).numbers) if (scalar := SCALARS.get(type(each))) is None else scalar
+        for each in arguments
+    ]
 
 
 def _returns(kind: Any) -> str | None:
