@@ -18,15 +18,18 @@ def bound(function: Callable[..., Any], *leading: Any) -> Callable[..., Any]:
     def call(*numbers: Any) -> Any:
         kinds = tuple(map(type, numbers))
         found = known.get(kinds)
-        if found is None:
-            found = known[kinds] = _for_types_of(function, (*leading, *numbers))
-        return found(*leading, *numbers)
+        if found is not None:
+            return found(*leading, *numbers)
+        result = function(*leading, *numbers)  # which loads it, or compiles it and keeps that
+        known[kinds] = _for_types_of(function, (*leading, *numbers))
+        return result
 
     return call
 
 
 def _for_types_of(function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-    """The code of a compiled function for these types; a plain function as it is."""
-    if not hasattr(function, "typeof_pyval"):
+    """The code of a compiled function for these types; as it is where Numba has no part in it."""
+    if not getattr(function, "by_numba", False):
         return function  # type: ignore[no-any-return]
-    return function.compile(tuple(map(function.typeof_pyval, arguments)))  # type: ignore[no-any-return]
+    made = function.dispatcher
+    return made.compile(tuple(map(made.typeof_pyval, arguments)))  # type: ignore[no-any-return]

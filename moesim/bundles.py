@@ -33,6 +33,8 @@ _templates: Any = templates
 class Bundle(_types.Type):  # type: ignore[misc]
     """The type of a named tuple that is passed by its address."""
 
+    by_address = True
+
     def __init__(self, kind: Any, members: tuple[Any, ...]) -> None:
         self.kind = kind
         self.members = dict(zip(kind._fields, members, strict=True))

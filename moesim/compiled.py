@@ -24,6 +24,8 @@ from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
+from moesim.native import Compiled
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound=type)
 
@@ -46,7 +48,7 @@ def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], 
         if os.environ.get("MOESIM_NO_JIT", "0") not in {"", "0"}:
             # Unsigned integers wrap around (hashes need it); NumPy's scalars would warn.
             return np.errstate(over="ignore")(plain)
-        return cast(F, _jit(plain, options))
+        return cast(F, _once_called(plain, options))
 
     return decorate if function is None else decorate(function)
 
@@ -73,6 +75,7 @@ def inner(function: F) -> F:
 def bundle(kind: T) -> T:
     """For a named tuple of arrays: compiled code takes it by its address (moesim.bundles)."""
     _BUNDLES.append(kind)
+    kind.taken_by_address = True  # type: ignore[attr-defined]
     return kind
 
 
@@ -94,6 +97,17 @@ def _take_bundles_by_address() -> None:
         return
     while _BUNDLES:
         take_by_address(_BUNDLES.pop())
+
+
+def _once_called(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """The function, for which nothing is imported or read before it is called."""
+    name = plain.__code__.co_filename
+    if plain.__closure__ or "<locals>" in plain.__qualname__ or not os.path.isfile(name):
+        return _jit(plain, options)
+    source = _remember(name)
+    folder = None if options.get("linked") else functools.partial(cache_directory, source)
+    make = functools.partial(_jit, plain, options)
+    return Compiled(plain, make, folder, not options.get("nogil"))
 
 
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -121,7 +135,10 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     source = Path(plain.__code__.co_filename)
     if not source.is_file():  # typed into an interpreter: nothing to key a cache on
         return numba.njit(**options)(plain)
-    directory = cache_directory(source.resolve())
+    try:
+        directory = cache_directory(source.resolve())
+    except ChangedError:
+        return numba.njit(**options)(plain)
     with _DECORATING:
         before = config.CACHE_DIR
         config.CACHE_DIR = str(directory)
@@ -132,10 +149,14 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def cache_directory(source: Path) -> Path:
-    """Where compiled code of a file is cached; named after the sources that it depends on."""
+    """Where compiled code of a file is cached; named after the sources that it depends on.
+
+    ChangedError where one of them is no longer what this process has imported.
+    """
     if source.is_relative_to(_PACKAGE):
         key = _own_key(source)
     else:  # somebody else's: any compiled code of moesim may be part of it
+        _check(source)
         outside = hashlib.sha256(source.read_bytes()).hexdigest()
         key = hashlib.sha256(f"{outside} {_own_key()}".encode()).hexdigest()
     return _known_root(*_choices()) / "compiled" / key[:32]
@@ -149,6 +170,47 @@ def source_key(package: Path, *sources: Path) -> str:
     not: compiled code freezes the functions and constants it finds there.
     """
     return _Sources(package).key(sources)
+
+
+class ChangedError(Exception):
+    """A source was edited after this process had imported it: its text says nothing about what
+    runs here, and nothing may be cached under its name."""
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes with every edit: the time of the last change of the file cannot be set."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _stamps(package: Path) -> dict[Path, tuple[int, int, int, int]]:
+    """Of every source file of a package."""
+    found = {}
+    for folder, _, names in os.walk(package):
+        for name in names:
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                found[Path(path)] = _stamp(os.stat(path))
+    return found
+
+
+# As all modules find them that are imported from here on; read when a function is first called.
+_IMPORTED = _stamps(_PACKAGE)
+_OUTSIDE: dict[Path, tuple[int, int, int, int]] = {}
+
+
+@functools.cache
+def _remember(name: str) -> Path:
+    """The file that compiled functions are decorated in, seen as it is."""
+    source = Path(name).resolve()
+    if not source.is_relative_to(_PACKAGE):
+        _OUTSIDE[source] = _stamp(source.stat())
+    return source
+
+
+def _check(source: Path) -> None:
+    seen = _OUTSIDE.get(source) or _IMPORTED.get(source)
+    if seen is not None and seen != _stamp(source.stat()):
+        raise ChangedError(source)
 
 
 @functools.cache
@@ -167,7 +229,8 @@ class _Sources:
 
     def __init__(self, package: Path) -> None:
         self.package = package
-        self.paths = frozenset(package.rglob("*.py"))
+        own = package == _PACKAGE
+        self.paths = frozenset(_IMPORTED if own else package.rglob("*.py"))
         self.texts: dict[Path, str] = {}
         self.imported: dict[Path, list[Path]] = {}
 
@@ -175,6 +238,7 @@ class _Sources:
         """Of one file, as it was when first asked for."""
         if path not in self.texts:
             self.texts[path] = path.read_text(encoding="utf-8")
+            _check(path)
         return self.texts[path]
 
     def key(self, sources: Iterable[Path] = ()) -> str:

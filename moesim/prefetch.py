@@ -6,6 +6,7 @@ for memory. It changes no value, and is nothing under MOESIM_NO_JIT.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -33,8 +34,30 @@ def _hint(typing_context: Any, array: Any, i: Any) -> Any:
     return types.void(array, i), generate
 
 
-prefetch: Any = _nothing
-if os.environ.get("MOESIM_NO_JIT", "0") in {"", "0"}:
+class _Hint:
+    """`_hint` for compiled code, for which Numba is not imported before it compiles."""
+
+    @property
+    def _numba_type_(self) -> Any:
+        return _known_hint()
+
+    def __reduce__(self) -> str:
+        return "prefetch"
+
+
+@functools.cache
+def _known_hint() -> Any:
+    """The type of the hint in Numba."""
+    from numba.core.registry import cpu_target
     from numba.extending import intrinsic
 
-    prefetch = intrinsic(_hint)
+    known: Any = cpu_target
+    make: Any = intrinsic
+    made = make(_hint)
+    known.typing_context.refresh()
+    return known.typing_context.resolve_value_type(made)
+
+
+prefetch: Any = _nothing
+if os.environ.get("MOESIM_NO_JIT", "0") in {"", "0"}:
+    prefetch = _Hint()

@@ -22,6 +22,7 @@ from moesim.errors import InputError
 from moesim.figures.raw_run import RawRun
 from moesim.ideal import REAL, Ideal
 from moesim.looking import Looker
+from moesim.native import forget_arguments
 from moesim.outages import (
     check_outages,
     outage_notes,
@@ -159,6 +160,7 @@ def simulate(
         rebalancer = rebalance(env, scenario, deployment, *parts, rebalancing)
     env.run()
     run.fleet.finish()
+    forget_arguments()
 
     state, record, gaps = run.state, run.record, gaps_of(run.record)
     steps, folded = steps_of(run.fleet)

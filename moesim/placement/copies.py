@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled
+from moesim.compiled import hot
 from moesim.errors import InputError
 from moesim.placement.placement import EMPTY, MOST_SLOTS, Placement
 
@@ -62,18 +62,19 @@ def place_rows(ids_TLK: Ids, placement: Placement) -> Ids:
     copies_LE = placement.copies_LE()
     narrow_LP: Ids = slot_LP.astype(dtype)
     placed_TLK: Ids = np.empty(ids_TLK.shape, dtype=dtype)
+    choice_C = np.zeros(int(copies_LE.max()) + 1, dtype=np.int64)
     chunk = max(1, _CHUNK_BYTES // max(1, ids_TLK[:1].nbytes))
     for first in range(0, rows, chunk):
         part_TLK = np.ascontiguousarray(ids_TLK[first : first + chunk])
         target_TLK = placed_TLK[first : first + chunk]
-        stray = _place(part_TLK, first, start_LE, copies_LE, narrow_LP, target_TLK)
+        stray = _place(part_TLK, first, start_LE, copies_LE, narrow_LP, target_TLK, choice_C)
         if stray >= 0:
             rule = f"must name experts below {placement.experts}: row {stray} does not"
             raise InputError("routing.trace", rule)
     return placed_TLK
 
 
-@compiled
+@hot
 def _place(
     ids_TLK: Ids,
     first_row: int,
@@ -81,15 +82,17 @@ def _place(
     copies_LE: NDArray[np.int32],
     slot_LP: Ids,
     placed_TLK: Ids,
+    choice_C: NDArray[np.int64],
 ) -> int:
-    """Fill `placed_TLK`; the first row with an unknown expert, or -1."""
+    """Fill `placed_TLK`; the first row with an unknown expert, or -1.
+
+    `choice_C` has room for the copy that a row takes of an expert with c copies, for every c.
+    """
     rows, layers, top_k = ids_TLK.shape
     experts = start_LE.shape[1]
-    most = copies_LE.max()
-    choice_C = np.zeros(most + 1, dtype=np.int64)  # of c copies, the one this row takes
     for row in range(rows):
         hashed = ((first_row + row) * MULTIPLIER) & 0xFFFFFFFF
-        for copies in range(2, most + 1):
+        for copies in range(2, choice_C.size):
             choice_C[copies] = hashed % copies
         for layer in range(layers):
             start_E, copies_E, slot_P = start_LE[layer], copies_LE[layer], slot_LP[layer]

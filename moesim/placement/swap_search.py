@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -88,6 +87,8 @@ def swap_search(
 
 def side_by_side(work: Callable[[int], None], items: int) -> None:
     """`work` of every item, on as many threads as there are processors."""
+    from concurrent.futures import ThreadPoolExecutor  # here: most runs search nothing
+
     threads = min(items, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, range(items)):

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled
+from moesim.compiled import compiled, hot
 
 
-@compiled
 def first_bad_row(ids_TLK: NDArray[Any], experts: int) -> int:
     """The first token with an id >= experts or an expert chosen twice in a layer; -1 if none."""
-    seen_E = np.full(experts, -1, np.int64)
+    return int(_first_bad_row(ids_TLK, experts, np.full(experts, -1, np.int64)))
+
+
+@hot
+def _first_bad_row(ids_TLK: NDArray[Any], experts: int, seen_E: NDArray[np.int64]) -> int:
     tokens, layers, top_k = ids_TLK.shape
     for t in range(tokens):
         for layer in range(layers):

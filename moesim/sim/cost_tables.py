@@ -235,9 +235,9 @@ class Work(NamedTuple):
     chosen: Chosen
     condition: Condition
     # Parts of the engine that the run needs; None: not compiled (sim/parts.py).
-    experts: bool | None = True
-    sources: bool | None = True
-    rare: bool | None = True
+    experts: int | None = 1
+    sources: int | None = 1
+    rare: int | None = 1
 
 
 def slot_tokens(work: Work) -> NDArray[np.int32]:

@@ -56,8 +56,8 @@ def lacks(s: Any, c: Any, w: Any) -> bool:
 def fit(state: State, costs: Costs, work: Work) -> tuple[State, Work]:
     """The same state and scratch, for the smallest engine that will do."""
     size = needed(state, costs, work)
-    everything = True if size == EVERYTHING else None
-    experts = None if size == DENSE else True
+    everything = 1 if size == EVERYTHING else None
+    experts = None if size == DENSE else 1
     return (
         state._replace(schedulers=everything, queues=everything),
         work._replace(experts=experts, sources=everything, rare=everything),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import bundle, compiled, hot, inner
+from moesim.compiled import bundle, hot, inner
 from moesim.prefetch import prefetch
 
 # Rows between two edges of running sums: these are then as large as the trace that they are of,
@@ -188,24 +188,18 @@ def count_range(routes: Any, start: int, stop: int, sign: int, counts_LP: Any) -
 
 @inner
 def _count_ids(slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any) -> None:
-    """Over flat arrays with unsigned bounds, for which no index is asked whether it counts from the
-    end."""
-    layers, top_k = np.uint64(slots_TLK.shape[1]), np.uint64(slots_TLK.shape[2])
-    slots = np.uint64(counts_LP.shape[1])
-    ids, counts = slots_TLK.reshape(slots_TLK.size), counts_LP.reshape(counts_LP.size)
+    """With unsigned bounds: no index is asked whether it counts from the end."""
     add = np.int64(sign)  # NumPy's, which plain Python wraps to 16 bits as well
-    at = np.uint64(start) * layers * top_k
-    for _ in range(start, stop):
-        first = np.uint64(0)
-        for _ in range(layers):
+    top_k = np.uint64(slots_TLK.shape[2])
+    for t in range(start, stop):
+        for layer in range(np.uint64(slots_TLK.shape[1])):
+            slots_K, counts_P = slots_TLK[t, layer], counts_LP[layer]
             if top_k == np.uint64(USUAL_TOP_K):  # which the compiler unrolls
                 for j in range(np.uint64(USUAL_TOP_K)):
-                    counts[first + np.uint64(ids[at + j])] += add
+                    counts_P[slots_K[j]] += add
             else:
                 for j in range(top_k):
-                    counts[first + np.uint64(ids[at + j])] += add
-            at += top_k
-            first += slots
+                    counts_P[slots_K[j]] += add
 
 
 @hot
@@ -250,33 +244,49 @@ def _touch_range(
         start = some
 
 
-@compiled
-def running_counts(routes: Any, edges: int, slots: int) -> NDArray[np.uint16]:
+def running_counts(routes: Routes, edges: int, slots: int) -> NDArray[np.uint16]:
     """[A, L, P] how often a piece's rows before each edge choose each slot, modulo 2^16."""
-    layers = routes.slots_TLK.shape[1]
-    sums_ALP = np.zeros((edges, layers, slots), np.uint16)
-    for q in range(routes.edge_Q.size):
-        edge, rows = routes.edge_Q[q], routes.prompt_rows_Q[q]
-        for i in range((rows + PREFIX_ROWS - 1) // PREFIX_ROWS):
-            if i > 0:
-                sums_ALP[edge + i] = sums_ALP[edge + i - 1]
-            first, stop = _edge_row(routes, q, i), _edge_row(routes, q, i + 1)
-            count_range(routes, first, stop, 1, sums_ALP[edge + i])
+    sums_ALP = np.zeros((edges, routes.slots_TLK.shape[1], slots), np.uint16)
+    _sum_counts(routes, sums_ALP)
     return sums_ALP
 
 
-@compiled
-def running_touches(routes: Any, touch: Any, edges: int, width: int) -> NDArray[np.uint16]:
-    """[A, L, X] how many of a piece's rows before each edge touch each rank and domain."""
-    sums_ALX = np.zeros((edges, routes.slots_TLK.shape[1], width), np.uint16)
+@hot
+def _sum_counts(routes: Any, sums_ALP: Any) -> None:
+    """Fill what `running_counts` returns."""
     for q in range(routes.edge_Q.size):
         edge, rows = routes.edge_Q[q], routes.prompt_rows_Q[q]
         for i in range((rows + PREFIX_ROWS - 1) // PREFIX_ROWS):
-            if i > 0:
-                sums_ALX[edge + i] = sums_ALX[edge + i - 1]
+            _begin_with_the_last(sums_ALP, edge, i)
+            first, stop = _edge_row(routes, q, i), _edge_row(routes, q, i + 1)
+            count_range(routes, first, stop, 1, sums_ALP[edge + i])
+
+
+@inner
+def _begin_with_the_last(sums_ALX: Any, edge: int, i: int) -> None:
+    """The i-th edge's sums begin as those of the edge before."""
+    for layer in range(sums_ALX.shape[1] if i > 0 else 0):
+        before, after = sums_ALX[edge + i - 1, layer], sums_ALX[edge + i, layer]
+        for x in range(after.size):
+            after[x] = before[x]
+
+
+def running_touches(routes: Routes, touch: Touch, edges: int, width: int) -> NDArray[np.uint16]:
+    """[A, L, X] how many of a piece's rows before each edge touch each rank and domain."""
+    sums_ALX = np.zeros((edges, routes.slots_TLK.shape[1], width), np.uint16)
+    _sum_touches(routes, touch, sums_ALX)
+    return sums_ALX
+
+
+@hot
+def _sum_touches(routes: Any, touch: Any, sums_ALX: Any) -> None:
+    """Fill what `running_touches` returns."""
+    for q in range(routes.edge_Q.size):
+        edge, rows = routes.edge_Q[q], routes.prompt_rows_Q[q]
+        for i in range((rows + PREFIX_ROWS - 1) // PREFIX_ROWS):
+            _begin_with_the_last(sums_ALX, edge, i)
             first, stop = _edge_row(routes, q, i), _edge_row(routes, q, i + 1)
             _touch_range(routes, first, stop, 1, touch, sums_ALX[edge + i])
-    return sums_ALX
 
 
 @inner

@@ -276,8 +276,8 @@ class State(NamedTuple):
     service_GT: NDArray[np.float64]  # weighted tokens that each rank has given to each tenant
     experts: ExpertCache
     # Parts of the engine that the run needs; None: not compiled (sim/parts.py).
-    schedulers: bool | None = True
-    queues: bool | None = True
+    schedulers: int | None = 1
+    queues: int | None = 1
 
 
 @bundle

@@ -8,7 +8,6 @@ counts from the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,27 +43,21 @@ def tiles(counts_P: Any, first: int, stop: int, tile_shift: int) -> Any:
     return np.int64(found)
 
 
-def _few_of(per_rank: int) -> Callable[..., None]:
-    """`_add_up_any` for so many slots of a rank: loops of a length that the compiler knows."""
-
-    @inner
-    def add_up(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
-        first = np.uint64(0)
-        for r in range(np.uint64(pairs_R.size)):
-            pairs = np.int32(0)
-            active = np.int32(0)
-            for i in range(np.uint64(per_rank)):
-                n = np.int32(counts_P[first + i])
-                pairs = np.int32(pairs + n)
-                active = np.int32(active + np.int32(n > 0))
-            pairs_R[r] = pairs
-            active_R[r] = active
-            first += np.uint64(per_rank)
-
-    return add_up
-
-
-_add_up_2, _add_up_4 = _few_of(2), _few_of(4)
+@inner
+def _add_up_few(counts_P: Any, pairs_R: Any, active_R: Any, per_rank: int) -> None:
+    """`_add_up_any` with a number of slots of a rank that the compiler is to know: loops without
+    turns."""
+    first = np.uint64(0)
+    for r in range(np.uint64(pairs_R.size)):
+        pairs = np.int32(0)
+        active = np.int32(0)
+        for i in range(np.uint64(per_rank)):
+            n = np.int32(counts_P[first + i])
+            pairs = np.int32(pairs + n)
+            active = np.int32(active + np.int32(n > 0))
+        pairs_R[r] = pairs
+        active_R[r] = active
+        first += np.uint64(per_rank)
 
 
 @inner
@@ -79,9 +72,9 @@ def add_up_ranks(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
     """Of one layer, for each rank: token-expert pairs, and slots that have any."""
     per_rank = counts_P.size // pairs_R.size
     if per_rank == 2:
-        _add_up_2(counts_P, pairs_R, active_R)
+        _add_up_few(counts_P, pairs_R, active_R, 2)
     elif per_rank == 4:
-        _add_up_4(counts_P, pairs_R, active_R)
+        _add_up_few(counts_P, pairs_R, active_R, 4)
     else:
         _add_up_any(counts_P, pairs_R, active_R)
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim import compiled as module
-from moesim import linked, registries
+from moesim import linked, native, native_files, registries
 from moesim.compiled import cache_root, compiled, hot, inner, source_key
 from moesim.sim import advance
 from tests.fixtures.engine import Harness, make_demand
@@ -59,6 +59,8 @@ def package(tmp_path: Path) -> Path:
         (root / name).write_text(text)
     shutil.copy(module.__file__, root / "compiled.py")
     shutil.copy(registries.__file__, root / "registries.py")
+    shutil.copy(native.__file__, root / "native.py")
+    shutil.copy(native_files.__file__, root / "native_files.py")
     return root
 
 

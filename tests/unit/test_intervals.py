@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from moesim.uncertainty.intervals import (
     Pooled,
@@ -26,6 +27,11 @@ def test_quantiles_of_student_are_those_of_the_tables() -> None:
         assert student_t(parts) == pytest.approx(expected, abs=5e-4)
     with pytest.raises(ValueError, match="two parts"):
         student_t(1)
+
+
+@pytest.mark.parametrize("parts", range(2, 20))
+def test_tabled_quantiles_of_student_are_those_of_scipy(parts: int) -> None:
+    assert student_t(parts) == pytest.approx(stdtrit(parts - 1, 0.975), rel=1e-13)
 
 
 def test_the_mean_of_independent_values_has_the_textbook_interval() -> None:

@@ -152,7 +152,7 @@ def test_a_result_says_whose_kernels_timed_it(path: Path) -> None:
 def test_sizes_beyond_the_file_are_noted_as_its_own(path: Path) -> None:
     operators = deployed(write(path, gemm(64, 64))).operators
     assert operators is not None
-    notes = beyond_grid(operators, [StepSize(64, 64, (), 64, 512.0, 64)])
+    notes = beyond_grid(operators, [operator_times(operators, StepSize(64, 64, (), 64, 512.0, 64))])
     assert any("beyond what torch 2.13.0 was measured for" in note for note in notes)
     assert not any("stands in" in note for note in notes)
 

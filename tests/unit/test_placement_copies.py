@@ -81,6 +81,7 @@ def test_hash_wraps_at_32_bits() -> None:
         placement.copies_LE(),
         copy_table(placement)[1].astype(np.uint8),
         placed := np.zeros((3, 1, 1), dtype=np.uint8),
+        np.zeros(4, np.int64),
     )
     assert far == -1
     choices = [((5_000_000_000 + row) * 2654435769 % 2**32) % 3 for row in range(3)]
@@ -126,7 +127,8 @@ def test_plain_python_agrees_with_the_compiled_code() -> None:
     placed = np.zeros(ids.shape, dtype=np.uint8)
     plain = getattr(copies._place, "py_func", copies._place)
     tables = (start[:, :-1].copy(), placement.copies_LE(), slot.astype(np.uint8))
-    assert plain(ids, 0, *tables, placed) == -1
+    room = np.zeros(int(placement.copies_LE().max()) + 1, np.int64)
+    assert plain(ids, 0, *tables, placed, room) == -1
     assert (placed == place_rows(ids, placement)).all()
 
 

@@ -73,25 +73,26 @@ def operator_times(operators: MeasuredOperators, size: StepSize) -> Iterator[Ope
         yield OperatorTime("experts", EXPERTS, len(operators.model.moe_layers), timing)
 
 
-def beyond_grid(operators: MeasuredOperators, sizes: Iterable[StepSize]) -> tuple[str, ...]:
-    """One line for each group of operators of which any lay beyond what was measured."""
+def beyond_grid(
+    operators: MeasuredOperators, timed: Iterable[Iterable[OperatorTime]]
+) -> tuple[str, ...]:
+    """One line for each group of operators of which any lay beyond what was measured; `timed` are
+    the operators of each size of step."""
     worst: dict[str, dict[str, OperatorTime]] = {}
-    for size in sizes:
-        for time in operator_times(operators, size):
+    for times in timed:
+        for time in times:
             of_group = worst.setdefault(time.group, {})
             known = of_group.get(time.name)
             if time.origin >= FITTED and (known is None or time.origin > known.origin):
                 of_group[time.name] = time
-    return tuple(
-        _why(operators, group, list(times.values())) for group, times in worst.items() if times
-    )
+    return tuple(_why(operators, group, list(of.values())) for group, of in worst.items() if of)
 
 
-def tables_used(operators: MeasuredOperators, sizes: Iterable[StepSize]) -> dict[str, set[str]]:
+def tables_used(timed: Iterable[Iterable[OperatorTime]]) -> dict[str, set[str]]:
     """Groups of operators by the engine and version whose tables timed them."""
     used: dict[str, set[str]] = {}
-    for size in sizes:
-        for time in operator_times(operators, size):
+    for times in timed:
+        for time in times:
             for version in versions(time.timing.source):
                 used.setdefault(version, set()).add(time.group)
     return used
