@@ -167,6 +167,17 @@ class LinkedCompiler(_Linking):
         return PruningCompiler.define_pipelines(self)  # type: ignore[arg-type]
 
 
+def widened(call_template: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+    """What a dispatcher's `get_call_template` says of arguments of fewer types: what is written as
+    0, held in 32 bits or in 64 is one kind of number to a callee, which is compiled once."""
+    return call_template(tuple(map(_wide, args)), {name: _wide(of) for name, of in kws.items()})
+
+
+def _wide(kind: Any) -> Any:
+    kind = _types.unliteral(kind)
+    return _types.int64 if isinstance(kind, _types.Integer) and kind.signed else kind
+
+
 @functools.cache
 def can_link() -> bool:
     """Whether one function that is only linked can be called by another. Tried once in a process,

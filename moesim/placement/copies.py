@@ -60,13 +60,14 @@ def place_rows(ids_TLK: Ids, placement: Placement) -> Ids:
     start_LE1, slot_LP = copy_table(placement)
     start_LE = np.ascontiguousarray(start_LE1[:, :-1])
     copies_LE = placement.copies_LE()
+    most = int(copies_LE.max())
     narrow_LP: Ids = slot_LP.astype(dtype)
     placed_TLK: Ids = np.empty(ids_TLK.shape, dtype=dtype)
     chunk = max(1, _CHUNK_BYTES // max(1, ids_TLK[:1].nbytes))
     for first in range(0, rows, chunk):
         part_TLK = np.ascontiguousarray(ids_TLK[first : first + chunk])
         target_TLK = placed_TLK[first : first + chunk]
-        stray = _place(part_TLK, first, start_LE, copies_LE, narrow_LP, target_TLK)
+        stray = _place(part_TLK, first, most, start_LE, copies_LE, narrow_LP, target_TLK)
         if stray >= 0:
             rule = f"must name experts below {placement.experts}: row {stray} does not"
             raise InputError("routing.trace", rule)
@@ -77,15 +78,18 @@ def place_rows(ids_TLK: Ids, placement: Placement) -> Ids:
 def _place(
     ids_TLK: Ids,
     first_row: int,
+    most: int,
     start_LE: NDArray[np.int32],
     copies_LE: NDArray[np.int32],
     slot_LP: Ids,
     placed_TLK: Ids,
 ) -> int:
-    """Fill `placed_TLK`; the first row with an unknown expert, or -1."""
+    """Fill `placed_TLK`; the first row with an unknown expert, or -1.
+
+    `most`: copies that an expert has at most.
+    """
     rows, layers, top_k = ids_TLK.shape
     experts = start_LE.shape[1]
-    most = copies_LE.max()
     choice_C = np.zeros(most + 1, dtype=np.int64)  # of c copies, the one this row takes
     for row in range(rows):
         hashed = ((first_row + row) * MULTIPLIER) & 0xFFFFFFFF

@@ -195,7 +195,9 @@ def running_counts(slots_TLK: Any, slots: int) -> NDArray[np.uint32]:
     blocks = rows // PREFIX_ROWS
     sums = np.zeros((blocks + 1, layers, slots), np.uint32)
     for a in range(blocks):
-        sums[a + 1] = sums[a]
+        for layer in range(layers):  # as one assignment it would take five times as long to compile
+            for p in range(slots):
+                sums[a + 1, layer, p] = sums[a, layer, p]
         for t in range(a * PREFIX_ROWS, (a + 1) * PREFIX_ROWS):
             for layer in range(layers):
                 for j in range(top_k):
