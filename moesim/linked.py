@@ -13,6 +13,7 @@ longer, or otherwise, functions are compiled the usual way: more slowly, to the 
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any
 
 from numba import njit
@@ -135,7 +136,18 @@ def _members(kind: Any) -> dict[str, Any]:
 
 
 class PruningCompiler(CompilerBase):
-    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches."""
+    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches, and no search for
+    garbage while it runs: millions of objects are made, most of which stay."""
+
+    def _compile_core(self) -> Any:
+        searching = gc.isenabled()
+        gc.disable()
+        try:
+            base: Any = super()
+            return base._compile_core()
+        finally:
+            if searching:
+                gc.enable()
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""

@@ -127,7 +127,7 @@ def test_plain_python_agrees_with_the_compiled_code() -> None:
     placed = np.zeros(ids.shape, dtype=np.uint8)
     plain = getattr(copies._place, "py_func", copies._place)
     tables = (start[:, :-1].copy(), placement.copies_LE(), slot.astype(np.uint8))
-    assert plain(ids, 0, *tables, placed) == -1
+    assert plain(ids, 0, placement.copies_LE().max(), *tables, placed) == -1
     assert (placed == place_rows(ids, placement)).all()
 
 
