@@ -41,7 +41,8 @@ def compiled(**options: Any) -> Callable[[F], F]: ...
 def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
     """`numba.njit(cache=True, **options)`; use as ``@compiled`` or ``@compiled(fastmath=...)``.
 
-    The plain function stays available as ``.py_func`` (and is what comes back under MOESIM_NO_JIT).
+    Compiled callers link it as they do an `inner` function; its own code is for Python alone. The
+    plain function stays available as ``.py_func`` (and is what comes back under MOESIM_NO_JIT).
     """
 
     def decorate(plain: F) -> F:
@@ -56,20 +57,17 @@ def compiled(function: F | None = None, /, **options: Any) -> F | Callable[[F], 
 def hot(function: F) -> F:
     """`compiled`, for functions that neither allocate arrays nor keep them.
 
-    Compiled callers link it as they do an `inner` function; its own code is for Python alone.
     Without numba's reference counts (`_nrt=False`), a call that passes arrays costs what its
     numbers cost, and compiles in half the time. Such a function must not create an array other
     than a view of an argument, and must not be handed arrays that nobody else holds.
     """
-    return compiled(_nrt=False, no_cfunc_wrapper=True, apart=True)(function)
+    return compiled(_nrt=False)(function)
 
 
 def inner(function: F) -> F:
     """`hot`, for functions that only compiled code calls: part of its callers' code, with none of
     its own (moesim.linked)."""
-    return compiled(_nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True, linked=True)(
-        function
-    )
+    return compiled(_nrt=False, linked=True)(function)
 
 
 def bundle(kind: T) -> T:
@@ -77,15 +75,6 @@ def bundle(kind: T) -> T:
     _BUNDLES.append(kind)
     kind.taken_by_address = True  # type: ignore[attr-defined]
     return kind
-
-
-def _compilers() -> Any:
-    """moesim.linked; None with a Numba whose inner modules are others."""
-    try:
-        from moesim import linked
-    except ImportError:
-        return None
-    return linked
 
 
 def _take_bundles_by_address() -> None:
@@ -111,26 +100,33 @@ def _once_called(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """A dispatcher; unless `linked`, one whose code is cached, and another for compiled callers."""
     import numba
 
     from moesim.registries import start_without_linalg
 
     start_without_linalg()
     _take_bundles_by_address()
-    if options.get("linked"):
-        own = {name: value for name, value in options.items() if name != "linked"}
-        if (compilers := _compilers()) is not None:
-            own["pipeline_class"] = compilers.LinkedCompiler
-        return numba.njit(**own)(plain)
-    if options.get("apart"):
-        own = {name: value for name, value in options.items() if name != "apart"}
-        if (compilers := _compilers()) is not None:
-            own["pipeline_class"] = compilers.PruningCompiler
-        whole = _jit(plain, own)
-        part = _jit(plain, {**own, "no_cpython_wrapper": True, "linked": True})
-        # What Numba asks of a callee.
-        whole.get_call_template, whole.get_overload = part.get_call_template, part.get_overload
-        return whole
+    part_options = {**options, "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+    linked = part_options.pop("linked", False)
+    try:
+        from moesim.linked import LinkedCompiler, PruningCompiler, widened
+    except ImportError:  # a Numba whose inner modules are others
+        return numba.njit(**part_options)(plain) if linked else _cached(plain, options)
+    part: Any = numba.njit(pipeline_class=LinkedCompiler, **part_options)(plain)
+    part.get_call_template = functools.partial(widened, part.get_call_template)
+    if linked:
+        return part
+    whole = _cached(plain, {**options, "no_cfunc_wrapper": True, "pipeline_class": PruningCompiler})
+    # What Numba asks of a callee.
+    whole.get_call_template, whole.get_overload = part.get_call_template, part.get_overload
+    return whole
+
+
+def _cached(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """A dispatcher that keeps what it compiles in the directory of the function's file."""
+    import numba
+
     config: Any = numba.config
     source = Path(plain.__code__.co_filename)
     if not source.is_file():  # typed into an interpreter: nothing to key a cache on

@@ -13,6 +13,7 @@ longer, or otherwise, functions are compiled the usual way: more slowly, to the 
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any
 
 from numba import njit
@@ -135,7 +136,18 @@ def _members(kind: Any) -> dict[str, Any]:
 
 
 class PruningCompiler(CompilerBase):
-    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches."""
+    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches, and no search for
+    garbage while it runs: millions of objects are made, most of which stay."""
+
+    def _compile_core(self) -> Any:
+        searching = gc.isenabled()
+        gc.disable()
+        try:
+            base: Any = super()
+            return base._compile_core()
+        finally:
+            if searching:
+                gc.enable()
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
@@ -165,6 +177,17 @@ class LinkedCompiler(_Linking):
         if can_link():
             return super().define_pipelines()
         return PruningCompiler.define_pipelines(self)  # type: ignore[arg-type]
+
+
+def widened(call_template: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+    """What a dispatcher's `get_call_template` says of arguments of fewer types: what is written as
+    0, held in 32 bits or in 64 is one kind of number to a callee, which is compiled once."""
+    return call_template(tuple(map(_wide, args)), {name: _wide(of) for name, of in kws.items()})
+
+
+def _wide(kind: Any) -> Any:
+    kind = _types.unliteral(kind)
+    return _types.int64 if isinstance(kind, _types.Integer) and kind.signed else kind
 
 
 @functools.cache

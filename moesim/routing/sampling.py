@@ -55,7 +55,6 @@ def mixed(counter: np.uint64) -> np.uint64:
     return x ^ (x >> S31)
 
 
-@compiled
 def padded(experts: int) -> int:
     """Keys that E experts take: a power of two, at least 4 columns."""
     keys = 4 * FOLD
@@ -139,7 +138,6 @@ def stray(key_P: NDArray[np.int32], experts: int, counter: np.uint64) -> int:
             return expert
 
 
-@compiled
 def choose(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
@@ -158,12 +156,37 @@ def choose(
     and luck choose the same experts. After the first, a choice strays with probability
     stray_L / 2^32: any expert is as likely.
     """
+    scaled = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
+    rows = context_TD, token_TD, luck_T, share_L2, stray_L
+    _choose(*rows, *scaled, seed, *_keys(bias_LE.shape[1]), ids_TLK)
+
+
+def _keys(experts: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Room for the keys of a token, and for the largest of each column. Made here: to make an array
+    takes compiled code long to compile."""
+    key_P = np.full(padded(experts), TAKEN, np.int32)
+    return key_P, np.empty(len(key_P) // FOLD, np.int32)
+
+
+@compiled
+def _choose(
+    context_TD: NDArray[np.float32],
+    token_TD: NDArray[np.float32],
+    luck_T: NDArray[np.int64],
+    share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
+    bias_LE: NDArray[np.float32],
+    loading_LDE: NDArray[np.float32],
+    gumbel_N: NDArray[np.float32],
+    seed: np.uint64,
+    key_P: NDArray[np.int32],
+    best_C: NDArray[np.int32],
+    ids_TLK: NDArray[Any],
+) -> None:
+    """As `choose`, of logits that are scaled."""
     layers, experts = bias_LE.shape
     tokens, _, top_k = ids_TLK.shape
-    key_P = np.full(padded(experts), TAKEN, np.int32)
-    best_C = np.empty(len(key_P) // FOLD, np.int32)
     index = ~index_mask(len(key_P))
-    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
     for start in range(0, tokens, BLOCK):
         for layer in range(layers):
             for t in range(start, min(start + BLOCK, tokens)):
@@ -183,7 +206,6 @@ def choose(
                     take(key_P, best_C, expert)
 
 
-@compiled
 def inclusion(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
@@ -201,15 +223,40 @@ def inclusion(
     T the K-th largest among the others: the same mean as counting choices, far less noise. Of the
     choices after the first a share strays, evenly over what the others leave.
     """
+    scaled = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
+    experts = bias_LE.shape[1]
+    found_LE, slope_LE = np.zeros(bias_LE.shape), np.zeros(bias_LE.shape)
+    key_P, best_C = _keys(experts)
+    chosen_E, none_N = np.zeros(experts, np.bool_), np.zeros(experts, np.float32)
+    _inclusion(
+        context_TD, token_TD, share_L2, stray_L, *scaled, top_k, seed,
+        key_P, key_P.copy(), best_C, chosen_E, none_N, found_LE, slope_LE,
+    )  # fmt: skip
+    return found_LE / len(context_TD), slope_LE / len(context_TD)
+
+
+@compiled
+def _inclusion(
+    context_TD: NDArray[np.float32],
+    token_TD: NDArray[np.float32],
+    share_L2: NDArray[np.float32],
+    stray_L: NDArray[np.uint64],
+    bias_LE: NDArray[np.float32],
+    loading_LDE: NDArray[np.float32],
+    gumbel_N: NDArray[np.float32],
+    top_k: int,
+    seed: np.uint64,
+    key_P: NDArray[np.int32],
+    plain_P: NDArray[np.int32],
+    best_C: NDArray[np.int32],
+    chosen_E: NDArray[np.bool_],
+    none_N: NDArray[np.float32],
+    found_LE: NDArray[np.float64],
+    slope_LE: NDArray[np.float64],
+) -> None:
+    """Add up `inclusion` over tokens, of logits that are scaled, to found_LE and slope_LE."""
     layers, experts = bias_LE.shape
-    key_P = np.full(padded(experts), TAKEN, np.int32)
-    plain_P = key_P.copy()
-    best_C = np.empty(len(key_P) // FOLD, np.int32)
-    chosen_E = np.zeros(experts, np.bool_)
-    none_N = np.zeros(experts, np.float32)
     index = ~index_mask(len(key_P))
-    bias_LE, loading_LDE, gumbel_N = bias_LE * SCALE, loading_LDE * SCALE, gumbel_N * SCALE
-    found_LE, slope_LE = np.zeros((layers, experts)), np.zeros((layers, experts))
     for layer in range(layers):
         stray = stray_L[layer] / 2.0**32
         strays = stray * (top_k - 1)
@@ -243,7 +290,6 @@ def inclusion(
                     slope = SLOPE_N[n] + (1 - stray) * (slope - SLOPE_N[n])
                 found_LE[layer, e] += chance + spread * (1 - chance)
                 slope_LE[layer, e] += slope * (1 - spread)
-    return found_LE / len(context_TD), slope_LE / len(context_TD)
 
 
 @compiled
