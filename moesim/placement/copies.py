@@ -78,7 +78,6 @@ def place_rows(ids_TLK: Ids, placement: Placement) -> Ids:
 def _place(
     ids_TLK: Ids,
     first_row: int,
-    most: int,
     start_LE: NDArray[np.int32],
     copies_LE: NDArray[np.int32],
     slot_LP: Ids,

@@ -77,7 +77,6 @@ def test_hash_wraps_at_32_bits() -> None:
     far = copies._place(
         np.zeros((3, 1, 1), dtype=np.uint8),
         5_000_000_000,
-        3,
         copy_table(placement)[0][:, :-1].copy(),
         placement.copies_LE(),
         copy_table(placement)[1].astype(np.uint8),
