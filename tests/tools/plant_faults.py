@@ -1,6 +1,6 @@
 """Plant faults in a copy of the engine and see that the test named for each fails.
 
-    python tests/tools/plant_faults.py            all faults, about a minute
+    python tests/tools/plant_faults.py            all faults, about two minutes
     python tests/tools/plant_faults.py NAME...    some of them
 
 The copy runs as plain Python (MOESIM_NO_JIT=1), so nothing is compiled. First the tests must pass
