@@ -10,11 +10,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # No deadline, because a first call may compile; no database and fixed examples, so that a
 # failure in one place is a failure everywhere.
 settings.register_profile("moesim", deadline=None, derandomize=True, database=None)
+# For those who ask whether a test fails, not why (tests/tools/plant_faults.py): in plain Python,
+# looking for the smallest example that fails takes minutes.
+settings.register_profile(
+    "first-failure",
+    settings.get_profile("moesim"),
+    phases=(Phase.explicit, Phase.generate),
+    report_multiple_bugs=False,
+)
 settings.load_profile("moesim")
 
 # Real traces and measurements: their licences or sizes keep them out of the repository.

@@ -14,7 +14,7 @@ from moesim.report import write_report
 from moesim.report.attribution_page import write_attribution_report
 from moesim.report.place_page import write_place_report
 from moesim.report.trace_page import write_trace_report
-from moesim.routing.study import study
+from moesim.routing.study import TraceStudy, study
 from moesim.what_if import PlacementStudy, place_study
 from tests.fixtures.fake_result import FakeResult, FakeScenario, fake_result
 from tests.fixtures.toy_traces import identical, trace_of, uniform_ids
@@ -217,18 +217,23 @@ def test_a_narrow_screen_scrolls_charts_not_the_page(
     tab.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("traces", [1, 3])
-def test_charts_of_traces_are_drawn_and_legible(
-    chromium: Any, tmp_path: Path, traces: int, scheme: str
-) -> None:
-    """A trace of many experts and domains with long names, alone and beside others."""
+@pytest.fixture(scope="module")
+def of_many_experts() -> TraceStudy:
     rng = np.random.default_rng(0)
     ids = uniform_ids(rng, 3000, 40, 256, 6)
     names = [f"a domain with a rather long name, number {n}" for n in range(14)]
     domain = [n % 14 for n in range(60)]
     wide = trace_of(ids, 256, [50] * 60, [20] * 60, names, domain)
-    studies = [study(wide, "a trace of many experts whose name tells everything at length")]
+    return study(wide, "a trace of many experts whose name tells everything at length")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("traces", [1, 3])
+def test_charts_of_traces_are_drawn_and_legible(
+    chromium: Any, tmp_path: Path, of_many_experts: TraceStudy, traces: int, scheme: str
+) -> None:
+    """A trace of many experts and domains with long names, alone and beside others."""
+    studies = [of_many_experts]
     if traces > 1:
         studies += [study(identical(), "same"), study(identical(), "same")]
     path = write_trace_report(studies, tmp_path / "trace.html")

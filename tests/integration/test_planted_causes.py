@@ -3,6 +3,9 @@ its own, and is given at least 75 % of it."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -26,11 +29,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plant]:
 
 
 @pytest.fixture(scope="module")
-def found(planted: dict[str, Plant]) -> dict[str, Attribution]:
-    return {
-        cause: attribute(each.scenario, seeds=SEEDS, requests=REQUESTS)
-        for cause, each in planted.items()
-    }
+def found(planted: dict[str, Plant]) -> Callable[[str], Attribution]:
+    """Of a cause, once a test asks: another process has the tests of others."""
+
+    @functools.cache
+    def attributed(cause: str) -> Attribution:
+        return attribute(planted[cause].scenario, seeds=SEEDS, requests=REQUESTS)
+
+    return attributed
 
 
 def latencies(setting: Setting, metric: str, warmup: int) -> NDArray[np.float64]:
@@ -65,9 +71,9 @@ def test_the_plant_makes_most_of_the_variance(cause: str, planted: dict[str, Pla
 
 @pytest.mark.parametrize("cause", NAMES)
 def test_the_planted_cause_is_given_most_of_it(
-    cause: str, planted: dict[str, Plant], found: dict[str, Attribution]
+    cause: str, planted: dict[str, Plant], found: Callable[[str], Attribution]
 ) -> None:
-    split = found[cause].of(planted[cause].metric, "variance")
+    split = found(cause).of(planted[cause].metric, "variance")
     assert split is not None
     given = {share.cause.name: share.fraction.value for share in split.shares}
     assert given[cause] >= 0.75, given
@@ -78,7 +84,7 @@ def test_the_planted_cause_is_given_most_of_it(
 
 
 @pytest.mark.parametrize("cause", NAMES)
-def test_shares_and_rest_are_the_total(cause: str, found: dict[str, Attribution]) -> None:
-    for each in found[cause].findings.attributed:
+def test_shares_and_rest_are_the_total(cause: str, found: Callable[[str], Attribution]) -> None:
+    for each in found(cause).findings.attributed:
         parts = sum(share.amount.value for share in each.shares) + each.rest.value
         assert parts == pytest.approx(each.total.value, rel=1e-12)

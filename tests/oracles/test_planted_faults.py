@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.plant_faults import FAULTS, Fault, caught
+from tests.tools.plant_faults import FAULTS, Fault, caught, copy_project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,14 @@ def test_a_fault_can_be_planted_and_its_test_exists(fault: Fault) -> None:
     assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    copy_project(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_caught(fault: Fault) -> None:
-    assert caught(fault)
+def test_a_planted_fault_is_caught(fault: Fault, copy: Path) -> None:
+    assert caught(fault, copy)

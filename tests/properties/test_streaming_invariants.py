@@ -20,7 +20,8 @@ from moesim.figures.sketch import pooled_moments
 from moesim.sim import setup, step_folding
 from moesim.sim.bins import BINS, bins_of
 from moesim.sim.state import COMPLETED, LOST, NOBODY
-from tests.fixtures.engine import Harness, Run
+from moesim.sim.token_times import PAGE
+from tests.fixtures.engine import Harness, Run, linear_costs, make_demand
 from tests.fixtures.random_engine import SCENARIOS, random_engine
 from tests.properties.test_fault_invariants import FAULTS, random_faults
 
@@ -124,6 +125,14 @@ def test_a_streaming_run_counts_what_an_exact_one_keeps(chosen: dict[str, Any]) 
         assert exact.requests[name].tobytes() == counted.requests[name].tobytes(), name
     assert_same_gaps(exact, counted, -1.0)
     assert_same_sums(exact, counted)
+
+
+def test_gaps_across_pages_are_those_of_the_exact_run() -> None:
+    """Requests of one to five pages, which they take turn about."""
+    output = [1, PAGE, PAGE + 1, 2 * PAGE + 5, 4 * PAGE + 1]
+    demand = make_demand([9, 40, 5, 80, 20], output, np.arange(5) * 0.03)
+    harness = Harness(costs=linear_costs(per_token_s=1e-3, per_step_s=0.01))
+    assert_same_gaps(harness.run(demand), streamed(harness, demand), -1.0)
 
 
 def digest(run: Run) -> str:

@@ -1,23 +1,30 @@
 """Plant faults in a copy of the engine and see that the test named for each fails.
 
-    python tests/tools/plant_faults.py            all faults, about three minutes
+    python tests/tools/plant_faults.py            all faults, about two minutes
     python tests/tools/plant_faults.py NAME...    some of them
 
 The copy runs as plain Python (MOESIM_NO_JIT=1), so nothing is compiled. First the tests must pass
 without any fault. docs/planted-faults.md says what each fault would have meant.
+
+Each fault gets a process of its own, forked from one that has loaded what moesim and the tests need
+of others, and nothing of moesim: loading that took longer than the tests.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("moesim", "tests", "scenarios")  # of the project, that the tests need
+PRELOADED = ("hypothesis", "numpy", "pandas", "pydantic", "pytest", "scipy.stats", "simpy", "yaml")
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,8 @@ FAULTS = (
         "moesim/sim/token_times.py",
         "            page = record.page_before[page]\n        earlier_s",
         "            page = page + 0\n        earlier_s",
-        "tests/unit/test_streaming.py::test_gaps_lie_in_the_bins_of_the_exact_ones",
+        "tests/properties/test_streaming_invariants.py::"
+        "test_gaps_across_pages_are_those_of_the_exact_run",
     ),
     Fault(
         "runs-kept-without-their-files",
@@ -503,48 +511,82 @@ FAULTS = (
 
 
 def copy_project(folder: Path) -> None:
-    """What the tests need of the project, without anything compiled."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
-    for name in ("moesim", "tests", "scenarios"):
+    """What the tests need of the project: sources and their bytecode, without compiled code."""
+    ignore = shutil.ignore_patterns("*.nbi", "*.nbc")
+    for name in PARTS:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
 def run_tests(folder: Path, tests: list[str]) -> int:
     """pytest's exit status: 0 all passed, 1 some failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "MOESIM_NO_JIT": "1", "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    return done.returncode
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    process = context.Process(target=_tested, args=(str(folder), tests))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
-def caught(fault: Fault) -> bool:
-    """Whether the fault's test fails in a copy of the project that has the fault."""
-    with tempfile.TemporaryDirectory(prefix="moesim-fault-") as name:
-        folder = Path(name)
-        copy_project(folder)
-        path = folder / fault.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(fault.old) != 1:
-            raise ValueError(f"{fault.name}: its text does not stand exactly once in {fault.file}")
-        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+def _tested(folder: str, tests: list[str]) -> None:
+    """Run tests of the project's copy in this process and end it with pytest's status."""
+    import pytest
+
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os.chdir(folder)
+    os.environ["MOESIM_NO_JIT"] = os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True  # bytecode of a fault must not be there for the next one
+    sys.path[:] = [folder, *(each for each in sys.path if Path(each or ".").resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] in PARTS]:
+        del sys.modules[name]
+    options = ["-x", "--tb=no", "--hypothesis-profile=first-failure"]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+    status = int(pytest.main([*options, *tests]))
+    import moesim
+
+    if not Path(moesim.__file__).is_relative_to(folder):
+        status = 5  # neither passed nor failed: it was not the copy that was tested
+    os._exit(status)
+
+
+@contextmanager
+def planted(fault: Fault, folder: Path) -> Iterator[None]:
+    """The project's copy has the fault meanwhile."""
+    path = folder / fault.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.name}: its text does not stand exactly once in {fault.file}")
+    for bytecode in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        bytecode.unlink()
+    path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def caught(fault: Fault, folder: Path) -> bool:
+    """Whether the fault's test fails in this copy of the project once that has the fault."""
+    with planted(fault, folder):
         return run_tests(folder, [fault.test]) == 1
 
 
 def main(names: list[str]) -> int:
     chosen = [fault for fault in FAULTS if not names or fault.name in names]
+    missed = 0
     with tempfile.TemporaryDirectory(prefix="moesim-fault-") as name:
-        copy_project(Path(name))
-        if run_tests(Path(name), sorted({fault.test for fault in chosen})) != 0:
+        folder = Path(name)
+        copy_project(folder)
+        if run_tests(folder, sorted({fault.test for fault in chosen})) != 0:
             print("the tests fail without any fault")
             return 1
-    missed = 0
-    for fault in chosen:
-        found = caught(fault)
-        missed += not found
-        print(f"{'caught' if found else 'MISSED'}  {fault.name}  by {fault.test}", flush=True)
+        for fault in chosen:
+            found = caught(fault, folder)
+            missed += not found
+            print(f"{'caught' if found else 'MISSED'}  {fault.name}  by {fault.test}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} faults caught")
     return 1 if missed else 0
 

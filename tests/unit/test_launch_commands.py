@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -424,9 +425,13 @@ def test_tables_are_sound(engine: str) -> None:
             assert _is_field(name), name
 
 
+@functools.cache
+def _schema() -> str:
+    return json.dumps(Scenario.model_json_schema())
+
+
 def _is_field(path: str) -> bool:
-    schema = Scenario.model_json_schema()
-    return all(f'"{part}"' in json.dumps(schema) for part in path.split("."))
+    return all(f'"{part}"' in _schema() for part in path.split("."))
 
 
 # The command line

@@ -393,7 +393,12 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_opening_maps_the_ids_instead_of_reading_them_into_memory(tmp_path: Path) -> None:
-    trace = make_trace(tokens=200_000, layers=40, top_k=4, experts=16)
+    few = make_trace(tokens=2000, layers=40, top_k=4, experts=16)
+    trace = replace(
+        few,
+        ids_TLK=np.tile(few.ids_TLK, (100, 1, 1)),  # drawing that many would take seconds
+        sequence_start_S1=100 * few.sequence_start_S1,
+    )
     path = tmp_path / "t.safetensors"
     trace.save(path)
     assert path.stat().st_size > 32e6
