@@ -1,6 +1,6 @@
 """The law of a layer's expert time that a deployment's step costs imply.
 
-Equal to what the simulation prices (moesim.sim.experts.expert_layer) for sound GPUs whose experts
+Equal to what the simulation prices (moesim.sim.experts.expert_layers) for sound GPUs whose experts
 are in memory: measured kernels with a corner for each expert, assumed rates with a sharp corner for
 the rank. Exchanges, be they all-gathers or dispatches, are no part of it.
 """

@@ -26,7 +26,7 @@ from moesim.sim.cost_tables import (
     Costs,
 )
 from moesim.sim.exchange import clear_traffic, exchange_layer
-from moesim.sim.experts import add_traffic, expert_layer, sum_ranks
+from moesim.sim.experts import add_traffic, expert_layers, sum_ranks
 from moesim.sim.replay import NO_PIECE, count_range, touch_rows
 from moesim.sim.routes import no_routes
 from moesim.sim.setup import build_work
@@ -125,8 +125,8 @@ def _sample(
             for p in range(counts.size):
                 counts[p] += source[p]
     sum_ranks(w)
+    expert_layers(c, w, record, step, 0, kind, group_tokens)
     for layer in range(w.counts_LP.shape[0]):
-        expert_layer(c, w, record, step, layer, kind, group_tokens)
         if exchange >= NORMAL:
             exchange_layer(c, w, step, layer, exchange, kind, group_tokens)
 

@@ -34,7 +34,7 @@ from moesim.sim.cost_tables import (
 from moesim.sim.exchange import exchange_layer
 from moesim.sim.expert_cache import offloads
 from moesim.sim.expert_offload import begin_offload, offload_layer
-from moesim.sim.experts import average_layers, expert_layer, route_tokens
+from moesim.sim.experts import average_layers, expert_layers, route_tokens
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.ping_pong import cut_batch, ping_pong, price_ffn
@@ -101,14 +101,20 @@ def _experts(
         route_tokens(s, routes, c, w, record, k, b, exchange, half)
         if w.rare and s.replicas[k].steps > s.replicas[k].load_step:
             add_load(w, k)
+        expert_layers(c, w, record, step, half, kind, group_tokens)
+    if exchange < ALL_GATHER and not w.rare:
+        for layer in range(layers):
+            w.layer_s[half, layer, 0] = c.scalars[0].choice_s
+            w.layer_s[half, layer, 2] = 0.0
+            step.dispatch_s += c.scalars[0].choice_s
+        record.counters[COUNTED_STEPS] += half == 0
+        return
     offloaded = False
     start_s = 0.0
     if w.rare and not averaged and offloads(s):
         offloaded = True
         begin_offload(s)
     for layer in range(layers):
-        if not averaged:
-            w.layer_s[half, layer, 1] = expert_layer(c, w, record, step, layer, kind, group_tokens)
         w.layer_s[half, layer, 0], w.layer_s[half, layer, 2] = exchange_layer(
             c, w, step, layer, exchange, kind, group_tokens
         )

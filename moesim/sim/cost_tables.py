@@ -213,7 +213,7 @@ class Work(NamedTuple):
     packed_W: NDArray[np.uint64]
     pairs_LR: NDArray[np.int32]  # token-expert pairs of each rank, summed over their slots
     active_LR: NDArray[np.int32]  # its slots that have any
-    rank_s_R: NDArray[np.float64]  # of one layer
+    rank_s_LR: NDArray[np.float64]  # that its experts take
     # Rows of the trace that tokens take: prompt piece or NO_PIECE, first row, rows.
     rows_S3: NDArray[np.int64]
     first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last

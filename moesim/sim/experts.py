@@ -241,85 +241,104 @@ def of_group(c: Any, kind: int, group_tokens: int) -> Any:
 
 
 @inner
-def _ranks_s(c: Any, w: Any, layer: int, kind: int, group_tokens: int) -> None:
-    """Seconds that each rank's experts of a layer would take on sound GPUs, into w.rank_s_R."""
+def _ranks_s(c: Any, w: Any, kind: int, group_tokens: int) -> None:
+    """Seconds that each rank's experts of each layer would take on sound GPUs, into w.rank_s_LR."""
     cost = c.scalars[0]
-    pairs_R, active_R, rank_s_R = w.pairs_LR[layer], w.active_LR[layer], w.rank_s_R
-    ranks = pairs_R.size
+    layers, ranks = w.pairs_LR.shape
     per_rank = c.rank_of_slot.size // ranks
     group_s, ratio = of_group(c, kind, group_tokens)
     single = group_tokens <= 1 << cost.tile_shift  # no expert has more than one tile
     if single and per_rank < c.first_tiles_s.size:
         # As rank_s, with nothing to decide from rank to rank: the compiler takes several at once.
         kernel_s, pair_s = cost.expert_kernel_s, cost.expert_pair_s
-        for r in range(ranks):
-            time_s = c.first_tiles_s[active_R[r]] + (pairs_R[r] * pair_s + group_s)
-            rank_s_R[r] = (time_s + kernel_s) * ratio - kernel_s
+        for layer in range(layers):
+            pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
+            rank_s_R = w.rank_s_LR[layer]
+            for r in range(np.uint64(ranks)):
+                time_s = c.first_tiles_s[np.uint32(active_R[r])] + (pairs_R[r] * pair_s + group_s)
+                rank_s_R[r] = (time_s + kernel_s) * ratio - kernel_s
         return
-    for r in range(ranks):
-        first, stop = r * per_rank, (r + 1) * per_rank
-        active = active_R[r]
-        tiled = np.int64(active)
-        tile_s = 0.0
-        if not single and w.tallied[0]:
-            tiled = tiles(w.tally_LP[layer], first, stop, cost.tile_shift)
-        elif not single:
-            tiled = tiles(w.counts_LP[layer], first, stop, cost.tile_shift)
-        if tiled == active and active < c.first_tiles_s.size:
-            tile_s = c.first_tiles_s[active]
-        elif c.expert_tile_s.size > 0:
-            tile = (1 << cost.tile_shift) - 1
-            for p in range(first, stop):
-                tile_s += c.expert_tile_s[(tokens_at(w, layer, p) + tile) >> cost.tile_shift]
-        rank_s_R[r] = rank_s(c, active, pairs_R[r], tiled, tile_s, group_s, ratio)
+    for layer in range(layers):
+        for r in range(ranks):
+            first, stop = r * per_rank, (r + 1) * per_rank
+            active = w.active_LR[layer, r]
+            tiled = np.int64(active)
+            tile_s = 0.0
+            if not single and w.tallied[0]:
+                tiled = tiles(w.tally_LP[layer], first, stop, cost.tile_shift)
+            elif not single:
+                tiled = tiles(w.counts_LP[layer], first, stop, cost.tile_shift)
+            if tiled == active and active < c.first_tiles_s.size:
+                tile_s = c.first_tiles_s[active]
+            elif c.expert_tile_s.size > 0:
+                tile = (1 << cost.tile_shift) - 1
+                for p in range(first, stop):
+                    tile_s += c.expert_tile_s[(tokens_at(w, layer, p) + tile) >> cost.tile_shift]
+            w.rank_s_LR[layer, r] = rank_s(
+                c, active, w.pairs_LR[layer, r], tiled, tile_s, group_s, ratio
+            )
 
 
 @inner
-def expert_layer(
-    c: Any, w: Any, record: Any, step: Any, layer: int, kind: int, group_tokens: int
-) -> float:
-    """Add one layer's expert compute and imbalance to `step`; seconds of its slowest rank. Of what
-    has been counted and summed (`sum_ranks`)."""
+def expert_layers(
+    c: Any, w: Any, record: Any, step: Any, half: int, kind: int, group_tokens: int
+) -> None:
+    """Add all layers' expert compute and imbalance to `step`, and seconds of each layer's slowest
+    rank to w.layer_s. Of what has been counted and summed (`sum_ranks`)."""
     cost = c.scalars[0]
-    ranks = c.domain_of_rank.size
-    _ranks_s(c, w, layer, kind, group_tokens)
-    slow_R = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer]]
-    pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
-    tokens_R, used_R = record.rank_tokens_LR[layer], record.rank_active_LR[layer]
-    slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
-    sum_s = 0.0
-    sound_s = 0.0
-    worst = 1.0
-    for r in range(ranks):
-        sound_s += w.rank_s_R[r]
-        time_s = w.rank_s_R[r] * slow_R[r]
-        sum_s += time_s
-        if slow_R[r] > worst:
-            worst = slow_R[r]
-        if time_s > slowest_s:
-            slowest_s = time_s
-    most_pairs = np.int32(0)
-    all_pairs = 0
-    all_active = 0
-    for r in range(ranks):
-        most_pairs = max(most_pairs, pairs_R[r])
-        all_pairs += pairs_R[r]
-        all_active += active_R[r]
-        tokens_R[r] += pairs_R[r]
-        used_R[r] += active_R[r]
-    step.active_experts += all_active
-    mean_s = sum_s / ranks
-    if cost.even_routing > 0:  # a slow GPU stays slow
-        slowest_s = sound_s / ranks * worst
-    step.experts_s += mean_s + cost.expert_kernel_s
-    step.expert_imbalance_s += slowest_s - mean_s
-    if all_pairs > 0:
-        imbalance = np.int64(most_pairs) * ranks / all_pairs
-        if cost.even_routing > 0:
-            imbalance = 1.0
-        step.imbalance += imbalance
-        step.imbalance_max = max(step.imbalance_max, imbalance)
-    return slowest_s + cost.expert_kernel_s
+    layers, ranks = w.pairs_LR.shape
+    _ranks_s(c, w, kind, group_tokens)
+    # Of locals the compiler knows that no array is one of them.
+    experts_s = step.experts_s
+    imbalance_s = step.expert_imbalance_s
+    imbalance = step.imbalance
+    imbalance_max = step.imbalance_max
+    active_experts = step.active_experts
+    for layer in range(layers):
+        slow_R = w.condition.expert_slow_KBR[w.replica[0], c.stage_of_layer[layer]]
+        rank_s_R = w.rank_s_LR[layer]
+        pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
+        tokens_R, used_R = record.rank_tokens_LR[layer], record.rank_active_LR[layer]
+        slowest_s = -np.inf  # with measured ratios all may take less than their kernels' fixed time
+        sum_s = 0.0
+        sound_s = 0.0
+        worst = 1.0
+        for r in range(np.uint64(ranks)):
+            sound_s += rank_s_R[r]
+            time_s = rank_s_R[r] * slow_R[r]
+            sum_s += time_s
+            if slow_R[r] > worst:
+                worst = slow_R[r]
+            if time_s > slowest_s:
+                slowest_s = time_s
+        most_pairs = np.int32(0)
+        all_pairs = np.int32(0)
+        all_active = np.int32(0)
+        for r in range(np.uint64(ranks)):
+            most_pairs = max(most_pairs, pairs_R[r])
+            all_pairs = np.int32(all_pairs + pairs_R[r])
+            all_active = np.int32(all_active + active_R[r])
+        for r in range(np.uint64(ranks)):
+            tokens_R[r] += pairs_R[r]
+            used_R[r] += active_R[r]
+        active_experts += all_active
+        mean_s = sum_s / ranks
+        if cost.even_routing > 0:  # a slow GPU stays slow
+            slowest_s = sound_s / ranks * worst
+        experts_s += mean_s + cost.expert_kernel_s
+        imbalance_s += slowest_s - mean_s
+        if all_pairs > 0:
+            of_layer = np.int64(most_pairs) * ranks / np.int64(all_pairs)
+            if cost.even_routing > 0:
+                of_layer = 1.0
+            imbalance += of_layer
+            imbalance_max = max(imbalance_max, of_layer)
+        w.layer_s[half, layer, 1] = slowest_s + cost.expert_kernel_s
+    step.experts_s = experts_s
+    step.expert_imbalance_s = imbalance_s
+    step.imbalance = imbalance
+    step.imbalance_max = imbalance_max
+    step.active_experts = active_experts
 
 
 @inner

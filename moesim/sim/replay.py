@@ -26,7 +26,6 @@ PREFIX_ROWS = 64
 # What 16 bits can count, as no expert is chosen twice by a token; and what lies between two edges.
 MOST_ROWS = 65_535
 MOST_CHUNK_ROWS = MOST_ROWS - PREFIX_ROWS
-USUAL_TOP_K = 8
 MOST_IN_A_BYTE = 255
 ROWS_AHEAD = 3  # of those that tokens take, read into the cache
 LINE_BYTES = 64  # of the cache
@@ -188,18 +187,28 @@ def count_range(routes: Any, start: int, stop: int, sign: int, counts_LP: Any) -
 
 @inner
 def _count_ids(slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any) -> None:
+    top_k = slots_TLK.shape[2]
+    if top_k == 8:  # loops of a known length are unrolled
+        _count_chosen(slots_TLK, start, stop, sign, counts_LP, 8)
+    elif top_k == 4:
+        _count_chosen(slots_TLK, start, stop, sign, counts_LP, 4)
+    elif top_k == 2:
+        _count_chosen(slots_TLK, start, stop, sign, counts_LP, 2)
+    else:
+        _count_chosen(slots_TLK, start, stop, sign, counts_LP, top_k)
+
+
+@inner
+def _count_chosen(
+    slots_TLK: Any, start: int, stop: int, sign: int, counts_LP: Any, top_k: int
+) -> None:
     """With unsigned bounds: no index is asked whether it counts from the end."""
     add = np.int64(sign)  # NumPy's, which plain Python wraps to 16 bits as well
-    top_k = np.uint64(slots_TLK.shape[2])
     for t in range(start, stop):
         for layer in range(np.uint64(slots_TLK.shape[1])):
             slots_K, counts_P = slots_TLK[t, layer], counts_LP[layer]
-            if top_k == np.uint64(USUAL_TOP_K):  # which the compiler unrolls
-                for j in range(np.uint64(USUAL_TOP_K)):
-                    counts_P[slots_K[j]] += add
-            else:
-                for j in range(top_k):
-                    counts_P[slots_K[j]] += add
+            for j in range(np.uint64(top_k)):
+                counts_P[slots_K[j]] += add
 
 
 @hot

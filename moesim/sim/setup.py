@@ -232,7 +232,7 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         packed_W=np.zeros(words_LW.shape[1], np.uint64),
         pairs_LR=np.zeros((layers, expert_ranks), np.int32),
         active_LR=np.zeros((layers, expert_ranks), np.int32),
-        rank_s_R=np.zeros(expert_ranks),
+        rank_s_LR=np.zeros((layers, expert_ranks)),
         # A piece has a token at least. Memory that is never written is never taken.
         rows_S3=np.zeros((ranks * costs.head_s.size * (layers > 0), 3), np.int64),
         first_D1=np.zeros(ranks + 1, np.int64),

@@ -101,8 +101,8 @@ FAULTS = (
     Fault(
         "mean-instead-of-slowest-rank",
         "moesim/sim/experts.py",
-        "    return slowest_s + cost.expert_kernel_s\n",
-        "    return mean_s + cost.expert_kernel_s\n",
+        "= slowest_s + cost.expert_kernel_s\n",
+        "= mean_s + cost.expert_kernel_s\n",
         "tests/oracles/test_experts.py::test_the_step_waits_for_the_busiest_rank_in_every_layer",
     ),
     Fault(
@@ -116,8 +116,8 @@ FAULTS = (
     Fault(
         "first-choice-counted-only",
         "moesim/sim/replay.py",
-        "            else:\n                for j in range(top_k):\n",
-        "            else:\n                for j in range(1):\n",
+        "            for j in range(np.uint64(top_k)):\n",
+        "            for j in range(np.uint64(1)):\n",
         "tests/oracles/test_experts.py::test_a_tiny_step_by_hand",
     ),
     Fault(
