@@ -142,4 +142,4 @@ def _first_time() -> str:
 
     engine = Path(__file__).resolve().parents[1] / "sim" / "advance.py"
     compiled = any(cache_directory(engine).rglob("*.nbi"))
-    return "" if compiled else " (compiling first: about a minute, once)"
+    return "" if compiled else " (compiling first: less than a minute, once)"
