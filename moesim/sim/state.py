@@ -39,9 +39,9 @@ REQUEST = row_dtype(
         ("token_start", "i8"),  # its first row of token_s
         ("freed_at", "i8"),  # freed_blocks of its rank when its blocks were freed last
         ("prefix_start", "i8"),  # its first entry of prefix_blocks
+        ("prompt_piece", "i8"),  # of the routing trace, in which its prompt is
         ("prompt_row", "i8"),  # next routing row of its prompt
         ("decode_row", "i8"),  # next routing row of its output
-        ("prompt_piece", "i4"),  # of the routing trace, in which it is
         ("prompt_rows_left", "i4"),
         ("decode_rows_left", "i4"),
         ("prompt_draws", "i4"),

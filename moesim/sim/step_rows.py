@@ -29,10 +29,11 @@ class StepRows:
         if not self._blocks or self._filled + rows.size > self._blocks[-1].size:
             if self._blocks:
                 self._blocks[-1] = self._blocks[-1][: self._filled]
-            self._blocks.append(np.empty(max(BLOCK_ROWS, rows.size), STEP))
+            self._blocks.append(np.zeros(max(BLOCK_ROWS, rows.size), STEP))
             self._filled = 0
         kept = self._blocks[-1][self._filled : self._filled + rows.size]
-        kept[:] = rows
+        # As bytes: NumPy would copy field by field, and leave out what lies between them.
+        kept.view(np.uint8)[:] = rows.view(np.uint8)
         self._filled += rows.size
         return kept
 

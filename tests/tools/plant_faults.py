@@ -445,8 +445,8 @@ FAULTS = (
     Fault(
         "every-step-counts-load",
         "moesim/sim/cost.py",
-        "        if s.replicas[k].steps > s.replicas[k].load_step:\n",
-        "        if w.condition.load_KLE.size > 0:\n",
+        "if w.rare and s.replicas[k].steps > s.replicas[k].load_step:\n",
+        "if w.rare and w.condition.load_KLE.size > 0:\n",
         "tests/oracles/test_rebalancing.py::test_the_window_counts_its_own_steps_only",
     ),
     Fault(
