@@ -130,6 +130,21 @@ def _experts(
 
 
 @inner
+def _add_layers(c: Any, w: Any, layers: int) -> None:
+    """Experts and exchange of all layers, to their stages' times."""
+    first = 0
+    while first < layers:
+        stage = c.stage_of_layer[first]
+        sum_s = w.stage_s[stage]  # a local: the compiler knows that nothing else writes to it
+        last = first
+        while last < layers and c.stage_of_layer[last] == stage:
+            sum_s += w.layer_s[0, last, 1] + (w.layer_s[0, last, 0] + w.layer_s[0, last, 2])
+            last += 1
+        w.stage_s[stage] = sum_s
+        first = last
+
+
+@inner
 def _overhead(s: Any, c: Any, w: Any, step: Any, prefill: bool, split: bool) -> None:
     """Host work that the GPUs wait for, and the hops between pipeline stages."""
     rules = s.rules[0]
@@ -209,10 +224,7 @@ def step_cost(s: Any, routes: Any, c: Any, w: Any, record: Any, step: Any, k: in
     elif w.rare and policy != NO_OVERLAP:
         overlap(c, w, step, policy, parts)
     else:
-        for layer in range(layers):
-            w.stage_s[c.stage_of_layer[layer]] += w.layer_s[0, layer, 1] + (
-                w.layer_s[0, layer, 0] + w.layer_s[0, layer, 2]
-            )
+        _add_layers(c, w, layers)
     if s.rules[0].drafts > 0:
         _draft(s, c, w, step, prefill, head_s)
     if layers > 0:

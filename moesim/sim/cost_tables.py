@@ -208,11 +208,13 @@ class Work(NamedTuple):
     # Tokens of each slot in a part: of the two that which `tallied` says.
     counts_LP: NDArray[np.int32]
     tally_LP: NDArray[np.uint16]
-    tallied: NDArray[np.bool_]  # [2] whether in tally_LP; and whether few enough for words_LW
-    words_LW: NDArray[np.uint64]  # tally_LP, four slots of a rank to a word; or empty
-    packed_W: NDArray[np.uint64]
+    tallied: NDArray[np.bool_]  # [2] whether in tally_LP; and whether few enough for words_N
+    words_N: NDArray[np.uint64]  # tally_LP, four slots of a rank to a word; or empty
+    packed_N: NDArray[np.uint32]
     pairs_LR: NDArray[np.int32]  # token-expert pairs of each rank, summed over their slots
     active_LR: NDArray[np.int32]  # its slots that have any
+    pairs_X: NDArray[np.int32]  # the same, all layers one after the other
+    active_X: NDArray[np.int32]
     rank_s_LR: NDArray[np.float64]  # that its experts take
     # Rows of the trace that tokens take: prompt piece or NO_PIECE, first row, rows.
     rows_S3: NDArray[np.int64]

@@ -32,7 +32,7 @@ from moesim.sim.replay import (
 )
 from moesim.sim.speculation import accepted_drafts, drafts_in_flight
 from moesim.sim.state import ROUTED_IDS
-from moesim.sim.sums import WORD_TOKENS, add_up_ranks, add_up_words, tiles, tokens_at
+from moesim.sim.sums import MOST_PAIRS, add_up_ranks, add_up_words, tiles, tokens_at
 
 
 @inner
@@ -162,7 +162,8 @@ def route_tokens(
 def _count_all(s: Any, routes: Any, c: Any, w: Any, k: int, rows: int) -> None:
     """Count the slots of all ranks' rows: in 16 bits where these suffice and nobody wants more."""
     w.tallied[0] = rows <= MOST_ROWS and not offloads(s)
-    w.tallied[1] = rows < WORD_TOKENS and w.words_LW.shape[1] > 0
+    per_rank = w.tally_LP.shape[1] // max(1, w.pairs_LR.shape[1])
+    w.tallied[1] = rows * per_rank <= MOST_PAIRS and w.words_N.size > 0
     ranks = s.rules[0].ranks
     if w.tallied[0]:
         w.tally_LP[:] = 0
@@ -202,11 +203,12 @@ def _count_sources(
 @inner
 def sum_ranks(w: Any) -> None:
     """What the counted slots add up to on each rank."""
+    if w.tallied[0] and w.tallied[1]:
+        add_up_words(w.words_N, w.packed_N, w.pairs_X, w.active_X)
+        return
     for layer in range(w.pairs_LR.shape[0]):
         pairs_R, active_R = w.pairs_LR[layer], w.active_LR[layer]
-        if w.tallied[0] and w.tallied[1]:
-            add_up_words(w.words_LW[layer], w.packed_W, pairs_R, active_R)
-        elif w.tallied[0]:
+        if w.tallied[0]:
             add_up_ranks(w.tally_LP[layer], pairs_R, active_R)
         else:
             add_up_ranks(w.counts_LP[layer], pairs_R, active_R)
@@ -288,6 +290,7 @@ def expert_layers(
     cost = c.scalars[0]
     layers, ranks = w.pairs_LR.shape
     _ranks_s(c, w, kind, group_tokens)
+    sound = slowest_gpu(w) == 1.0
     # Of locals the compiler knows that no array is one of them.
     experts_s = step.experts_s
     imbalance_s = step.expert_imbalance_s
@@ -303,19 +306,25 @@ def expert_layers(
         sum_s = 0.0
         sound_s = 0.0
         worst = 1.0
-        for r in range(np.uint64(ranks)):
-            sound_s += rank_s_R[r]
-            time_s = rank_s_R[r] * slow_R[r]
-            sum_s += time_s
-            if slow_R[r] > worst:
-                worst = slow_R[r]
-            if time_s > slowest_s:
-                slowest_s = time_s
+        if sound:
+            for r in range(np.uint64(ranks)):
+                sum_s += rank_s_R[r]
+                if rank_s_R[r] > slowest_s:
+                    slowest_s = rank_s_R[r]
+            sound_s = sum_s
+        else:
+            for r in range(np.uint64(ranks)):
+                sound_s += rank_s_R[r]
+                time_s = rank_s_R[r] * slow_R[r]
+                sum_s += time_s
+                worst = max(worst, slow_R[r])
+                slowest_s = max(slowest_s, time_s)
         most_pairs = np.int32(0)
         all_pairs = np.int32(0)
         all_active = np.int32(0)
         for r in range(np.uint64(ranks)):
-            most_pairs = max(most_pairs, pairs_R[r])
+            if pairs_R[r] > most_pairs:
+                most_pairs = pairs_R[r]
             all_pairs = np.int32(all_pairs + pairs_R[r])
             all_active = np.int32(all_active + active_R[r])
         for r in range(np.uint64(ranks)):

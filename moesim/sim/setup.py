@@ -207,9 +207,10 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
     ports = max(expert_ranks, costs.domain_of_attention.size)
     per_rank = (rows, ports)
     parts = max(2, int(costs.scalars[0]["micro_batches"]))
-    tally_LP, words_LW = np.zeros((layers, slots), np.uint16), np.zeros((layers, 0), np.uint64)
+    pairs_LR, active_LR = (np.zeros((layers, expert_ranks), np.int32) for _ in range(2))
+    tally_LP, words_N = np.zeros((layers, slots), np.uint16), np.zeros(0, np.uint64)
     if expert_ranks and slots // expert_ranks % WORD_SLOTS == 0:
-        words_LW = tally_LP.view(np.uint64)
+        words_N = tally_LP.reshape(-1).view(np.uint64)
     return Work(
         attention_s=np.zeros((ranks, 3)),
         tokens=np.zeros(ranks, np.int64),
@@ -228,10 +229,12 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         counts_LP=np.zeros((layers, slots), np.int32),
         tally_LP=tally_LP,
         tallied=np.zeros(2, np.bool_),
-        words_LW=words_LW,
-        packed_W=np.zeros(words_LW.shape[1], np.uint64),
-        pairs_LR=np.zeros((layers, expert_ranks), np.int32),
-        active_LR=np.zeros((layers, expert_ranks), np.int32),
+        words_N=words_N,
+        packed_N=np.zeros(words_N.size, np.uint32),
+        pairs_LR=pairs_LR,
+        active_LR=active_LR,
+        pairs_X=pairs_LR.reshape(-1),
+        active_X=active_LR.reshape(-1),
         rank_s_LR=np.zeros((layers, expert_ranks)),
         # A piece has a token at least. Memory that is never written is never taken.
         rows_S3=np.zeros((ranks * costs.head_s.size * (layers > 0), 3), np.int64),

@@ -15,7 +15,7 @@ import numpy as np
 from moesim.compiled import inner
 
 WORD_SLOTS = 4  # tallies in a word
-WORD_TOKENS = 1 << 14  # four tallies of fewer add up to 16 bits
+MOST_PAIRS = 65_535  # of a rank, whose sum then has 16 bits
 ONES = np.uint64(0x0001_0001_0001_0001)
 LOW_BITS, HIGH_BITS = np.uint64(0x7FFF) * ONES, np.uint64(0x8000) * ONES
 
@@ -80,25 +80,37 @@ def add_up_ranks(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
 
 
 @inner
-def add_up_words(words_W: Any, packed_W: Any, pairs_R: Any, active_R: Any) -> None:
-    """As `add_up_ranks`, of tallies in 16 bits, four to a word: for less than WORD_TOKENS tokens.
+def add_up_words(words_N: Any, packed_N: Any, pairs_X: Any, active_X: Any) -> None:
+    """As `add_up_ranks` for the ranks of all layers, one after the other, of tallies in 16 bits,
+    four to a word: where no rank has more token-expert pairs than MOST_PAIRS.
 
     No sum crosses from word to word until each is one number, so that vectors need no shuffling.
     """
-    for i in range(np.uint64(words_W.size)):
-        word = words_W[i]
+    for i in range(np.uint64(words_N.size)):
+        word = words_N[i]
         used = (((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS
         pairs = (word * ONES) >> np.uint64(48)  # the product's top 16 bits add up all four
         active = ((used >> np.uint64(15)) * ONES) >> np.uint64(48)
-        packed_W[i] = pairs | (active << np.uint64(32))
-    words = words_W.size // pairs_R.size
+        packed_N[i] = np.uint32(pairs | (active << np.uint64(16)))
+    each = words_N.size // pairs_X.size
+    if each == 8:
+        _unpack(packed_N, pairs_X, active_X, 8)
+    elif each == 4:
+        _unpack(packed_N, pairs_X, active_X, 4)
+    else:
+        _unpack(packed_N, pairs_X, active_X, each)
+
+
+@inner
+def _unpack(packed_N: Any, pairs_X: Any, active_X: Any, words: int) -> None:
+    """Add up the words of each rank, of a number that the compiler may know."""
     first = np.uint64(0)
-    for r in range(np.uint64(pairs_R.size)):
-        packed = np.uint64(0)
-        for i in range(first, first + np.uint64(words)):
-            packed += packed_W[i]
-        pairs_R[r] = np.int32(packed & np.uint64(0xFFFFFFFF))
-        active_R[r] = np.int32(packed >> np.uint64(32))
+    for x in range(np.uint64(pairs_X.size)):
+        packed = np.uint32(0)
+        for i in range(np.uint64(words)):
+            packed = np.uint32(packed + packed_N[first + i])
+        pairs_X[x] = np.int32(packed & np.uint32(MOST_PAIRS))
+        active_X[x] = np.int32(packed >> np.uint32(16))
         first += np.uint64(words)
 
 

@@ -17,7 +17,7 @@ from moesim.sim.cost_tables import NORMAL
 from moesim.sim.replay import PREFIX_ROWS, build_touch, count_rows, placed, touch_rows
 from moesim.sim.routes import build_routes
 from moesim.sim.setup import build_costs
-from moesim.sim.sums import WORD_TOKENS, add_up_ranks, add_up_words, tiles, tokens_active
+from moesim.sim.sums import MOST_PAIRS, add_up_ranks, add_up_words, tiles, tokens_active
 from tests.fixtures.engine import (
     Harness,
     contiguous,
@@ -209,28 +209,30 @@ def test_a_replica_of_an_expert_shares_its_tokens() -> None:
 
 
 @compiled
-def summed_by_rank(counts_LP: Any, words_LW: Any, pairs_R: Any, active_R: Any) -> None:
-    if words_LW.shape[1] > 0:
-        add_up_words(words_LW[1], np.zeros_like(words_LW[1]), pairs_R, active_R)
+def summed_by_rank(counts_LP: Any, words_N: Any, pairs_LR: Any, active_LR: Any) -> None:
+    if words_N.size > 0:
+        room = np.zeros(words_N.size, np.uint32)
+        add_up_words(words_N, room, pairs_LR.reshape(-1), active_LR.reshape(-1))
     else:
-        add_up_ranks(counts_LP[1], pairs_R, active_R)
+        for layer in range(len(counts_LP)):
+            add_up_ranks(counts_LP[layer], pairs_LR[layer], active_LR[layer])
 
 
-@pytest.mark.parametrize("per_rank", [1, 2, 3, 4, 5, 8, 32])
+@pytest.mark.parametrize("per_rank", [1, 2, 3, 4, 5, 8, 16, 32])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
 def test_sums_over_ranks_are_numpys(per_rank: int, dtype: Any) -> None:
     rng = np.random.default_rng(per_rank)
-    ranks, words = 3, np.zeros((3, 0), np.uint64)
-    for most in (2, WORD_TOKENS):
+    ranks, words = 3, np.zeros(0, np.uint64)
+    for most in (2, MOST_PAIRS // per_rank + 1):
         counts = rng.integers(0, most, (3, ranks * per_rank)).astype(dtype)
         counts[1, : per_rank // 2] = most - 1
-        own = counts[1].astype(np.int64).reshape(ranks, per_rank)
+        own = counts.astype(np.int64).reshape(3, ranks, per_rank)
         whole = per_rank % 4 == 0 and dtype == np.uint16
-        for words_LW in (words, *([counts.view(np.uint64)] if whole else [])):
-            pairs, active = np.zeros(ranks, np.int32), np.zeros(ranks, np.int32)
-            summed_by_rank(counts, words_LW, pairs, active)
-            assert (pairs == own.sum(axis=1)).all()
-            assert (active == (own > 0).sum(axis=1)).all()
+        for words_N in (words, *([counts.reshape(-1).view(np.uint64)] if whole else [])):
+            pairs, active = np.zeros((3, ranks), np.int32), np.zeros((3, ranks), np.int32)
+            summed_by_rank(counts, words_N, pairs, active)
+            assert (pairs == own.sum(axis=2)).all()
+            assert (active == (own > 0).sum(axis=2)).all()
 
 
 @compiled
