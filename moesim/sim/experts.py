@@ -264,7 +264,7 @@ def _ranks_s(c: Any, w: Any, kind: int, group_tokens: int) -> None:
         for r in range(ranks):
             first, stop = r * per_rank, (r + 1) * per_rank
             active = w.active_LR[layer, r]
-            tiled = np.int64(active)
+            tiled: Any = np.int64(active)
             tile_s = 0.0
             if not single and w.tallied[0]:
                 tiled = tiles(w.tally_LP[layer], first, stop, cost.tile_shift)

@@ -101,7 +101,7 @@ def _piece(seed: int, request: int, count: int, domain_start: Any, domain: int) 
 
 
 @inner
-def slot_at(routes: Any, row: int, layer: int, j: int) -> int:
+def slot_at(routes: Any, row: int, layer: int, j: int) -> Any:
     """The slot of a row's j-th choice."""
     if routes.narrow_TLK.size > 0:
         return np.int64(routes.narrow_TLK[row, layer, j])
@@ -125,7 +125,7 @@ def _edges(routes: Any, sums: int, piece: int, row: int, rows: int) -> Any:
 
 
 @inner
-def _edge_row(routes: Any, piece: int, edge: int) -> int:
+def _edge_row(routes: Any, piece: int, edge: int) -> Any:
     """The row of the trace that an edge of a piece lies before."""
     return np.int64(
         routes.prompt_first_Q[piece] + min(edge * PREFIX_ROWS, routes.prompt_rows_Q[piece])

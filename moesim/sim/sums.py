@@ -115,7 +115,7 @@ def _unpack(packed_N: Any, pairs_X: Any, active_X: Any, words: int) -> None:
 
 
 @inner
-def tokens_at(w: Any, layer: int, p: int) -> int:
+def tokens_at(w: Any, layer: int, p: int) -> Any:
     """Tokens of a slot in the part that has been counted."""
     if w.tallied[0]:
         return np.int64(w.tally_LP[layer, p])
