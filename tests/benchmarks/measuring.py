@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from moesim.model import load_model
 from tests.benchmarks import child
 from tests.benchmarks.cases import ROUTING, Case
 from tests.benchmarks.spread import exponent, spread
 
 HERE = Path(__file__).resolve().parent
 FROM = 10_000  # exponents are of these sizes on
-ID_BYTES = 2  # of a routed id as the engine keeps it
+MOST_NARROW = 256  # slots that a routed id of one byte can tell
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Measuring:
         if point.cut:
             of["cut"] = point.cut
         if point.library:
-            of |= _library_figures(point.library, memory)
+            of |= _library_figures(point.library, memory, id_bytes(point.case.scenario))
         if point.command:
             of["command_requests_per_s"] = spread(
                 [point.requests / r.wall_s for r in point.command]
@@ -190,7 +191,16 @@ def _has_command(case: Case) -> bool:
     return case.name.startswith("four-")
 
 
-def _library_figures(runs: Sequence[dict[str, Any]], memory: dict[str, float]) -> dict[str, Any]:
+def id_bytes(scenario: Mapping[str, Any]) -> int:
+    """Of a routed id as the engine keeps it: it tells a slot, of which experts may have several."""
+    placement = scenario["deployment"].get("placement", {})
+    slots = load_model(scenario["model"]).experts + placement.get("redundant_experts", 0)
+    return 1 if slots <= MOST_NARROW else 2
+
+
+def _library_figures(
+    runs: Sequence[dict[str, Any]], memory: dict[str, float], bytes_of_id: int
+) -> dict[str, Any]:
     first = runs[0]
     tokens = first["prompt_tokens"] + first["output_tokens"]
     of: dict[str, Any] = {key: first[key] for key in ("completed", "steps", "routed_ids", "tpot_s")}
@@ -206,7 +216,7 @@ def _library_figures(runs: Sequence[dict[str, Any]], memory: dict[str, float]) -
     if first["routed_ids"]:
         ids_per_s = spread([first["routed_ids"] / run["loop_s"] for run in runs])
         of["ids_per_s"] = ids_per_s
-        read = ids_per_s["median"] * ID_BYTES
+        read = ids_per_s["median"] * bytes_of_id
         of["share_of_read"] = read / memory["read_bytes_per_s"]
         of["share_of_copy"] = read / memory["copy_bytes_per_s"]
     return of
