@@ -17,6 +17,7 @@ from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
 from moesim.figures.raw_run import PoolRun, RawRun
 from moesim.ideal import REAL, Ideal
+from moesim.native import forget_arguments
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
 from moesim.results import Result
@@ -116,10 +117,13 @@ def simulate_pools(
     offload = _arrivals(env, scenario, demand, prefill, decode, handover)
     if tell is not None:
         decode.fleet.on_turn = tell(decode.fleet.state.requests)
-    env.run()
-    handover.finish()
-    for pool in (prefill, decode):
-        pool.fleet.finish()
+    try:
+        env.run()
+        handover.finish()
+        for pool in (prefill, decode):
+            pool.fleet.finish()
+    finally:
+        forget_arguments()
 
     requests = _joined(prefill, decode)
     taken = steps_of(prefill.fleet), steps_of(decode.fleet)

@@ -116,9 +116,10 @@ def _describe_member(value: Any, numbers: list[int], kinds: list[str], parts: li
 def _as_bits(value: Any, scalar: str) -> int:
     if scalar == _FLOAT:
         return int.from_bytes(pack("<d", value), "little", signed=True)
-    if not _LEAST <= value < _MOST:
+    whole = int(value)
+    if not _LEAST <= whole < _MOST:
         raise _UnknownKindError
-    return int(value)
+    return whole
 
 
 def describe(value: Any) -> _Block:
@@ -163,8 +164,10 @@ def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], lis
             kinds.append(block.kind)
             passed.append(block.address)
         else:
-            if scalar != _FLOAT and not _LEAST <= value < _MOST:
-                raise _UnknownKindError
+            if scalar != _FLOAT:
+                value = int(value)
+                if not _LEAST <= value < _MOST:
+                    raise _UnknownKindError
             kinds.append(scalar)
             passed.append(value)
     return tuple(kinds), passed, blocks, described

@@ -70,8 +70,8 @@ def _content(dispatcher: Any, arguments: tuple[Any, ...]) -> bytes | None:
         return None
     cache = dispatcher._cache
     kept = cache._cache_file.load(cache._index_key(signature, result.library.codegen))
-    if kept is None:  # Numba does not think that it can be
-        return None
+    if kept is None:  # not kept, or another process has written the index since
+        raise ValueError("nothing kept by Numba")
     _, how, (code, bitcode) = kept[0]
     name = result.fndesc.llvm_func_name
     needs, stubs = _outside(bitcode, name)
@@ -119,6 +119,9 @@ def _outside(bitcode: bytes, name: str) -> tuple[set[str], set[str]]:
     import llvmlite.binding as ll
 
     module = ll.parse_bitcode(bitcode)
+    if not any(each.name == name and not each.is_declaration for each in module.functions):
+        # Another process has kept its own code since, whose names are numbered otherwise.
+        raise ValueError(f"no {name} in what Numba has kept")
     all_names = _declared(module)
     for function in module.functions:
         if not function.is_declaration:

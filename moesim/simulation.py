@@ -158,9 +158,11 @@ def simulate(
         assert transfers is not None
         parts = run.fleet, run.work.condition, wired.placement, transfers
         rebalancer = rebalance(env, scenario, deployment, *parts, rebalancing)
-    env.run()
-    run.fleet.finish()
-    forget_arguments()
+    try:
+        env.run()
+        run.fleet.finish()
+    finally:
+        forget_arguments()
 
     state, record, gaps = run.state, run.record, gaps_of(run.record)
     steps, folded = steps_of(run.fleet)

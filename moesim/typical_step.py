@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.costs.measured.provenance import StepSize
 from moesim.deployment import Deployment, run_rules
+from moesim.native import forget_arguments
 from moesim.provenance import context_tokens, decode_steps, prefill_steps
 from moesim.scenario import Scenario
 from moesim.sim.advance import launch
@@ -86,7 +87,10 @@ def price(
     record = build_record(False, demand, wired.costs, len(parts) + 1)
     work = build_work(ranks, int(rules["stages"]), wired.costs)
     work = ready_to_move(scenario, wired, work, 1)
-    launch(state, wired.routes, wired.costs, work, record, 0, 0.0, len(parts))
+    try:
+        launch(state, wired.routes, wired.costs, work, record, 0, 0.0, len(parts))
+    finally:
+        forget_arguments()
     return record.steps[0], work
 
 

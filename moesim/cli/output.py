@@ -138,8 +138,11 @@ def progress(what: str, remaining: bool = False) -> Iterator[Progress]:
 
 
 def _first_time() -> str:
-    from moesim.compiled import cache_directory
+    from moesim.compiled import ChangedError, cache_directory
 
     engine = Path(__file__).resolve().parents[1] / "sim" / "advance.py"
-    compiled = any(cache_directory(engine).rglob("*.nbi"))
-    return "" if compiled else " (compiling first: less than a minute, once)"
+    try:
+        compiled = any(cache_directory(engine).rglob("*.nbi"))
+    except ChangedError:  # edited meanwhile: nothing is kept
+        return ""
+    return "" if compiled else " (compiling first: 15 to 60 seconds, once)"

@@ -188,7 +188,8 @@ class Fleet:
                         look(replica, time_s)
                 horizon = float(self.env.peek()) if self.leap else -np.inf
             else:
-                assert reason != LACKING, "the engine was fitted before the run was complete"
+                if reason == LACKING:
+                    raise AssertionError("the engine was fitted before the run was complete")
                 break
         if reason == COMPLETION:
             notice = at(self.env, time_s, NORMAL)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from moesim.compiled import bundle, hot, inner
 from moesim.prefetch import prefetch
 
-# Rows between two edges of running sums: these are then as large as the trace that they are of,
-# with 256 experts, top-8 and a byte an id.
+# Rows between two edges of running sums: of long prompts these are as large as the trace that they
+# are of, with 256 experts, top-8 and a byte an id.
 PREFIX_ROWS = 64
 # What 16 bits can count, as no expert is chosen twice by a token; and what lies between two edges.
 MOST_ROWS = 65_535

@@ -24,8 +24,9 @@ ROUTING = RECORDINGS / "routing" / "gptoss_20b_ids_00.npz"
 class Case:
     """A scenario without its number of requests.
 
-    `requests`: run as often as medians need. `growth`: further sizes, for exponents. `policy`:
-    batches are composed by a policy in plain Python. `recorded`: routing comes from `ROUTING`.
+    `requests`: run as often as medians need. `growth`: sizes for exponents, all with streaming
+    statistics, as runs of more tokens than memory have. `policy`: batches are composed by a policy
+    in plain Python. `recorded`: routing comes from `ROUTING`.
     """
 
     name: str
@@ -36,12 +37,16 @@ class Case:
     policy: bool = False
     recorded: bool = False
 
-    def data(self, requests: int, trace: Path | None = None) -> dict[str, Any]:
+    def data(
+        self, requests: int, trace: Path | None = None, streaming: bool = False
+    ) -> dict[str, Any]:
         """The scenario as it stands in a file, with so many requests."""
         data = {"name": self.name, **self.scenario}
         data["workload"] = {**self.scenario["workload"], "requests": requests}
         if trace is not None:
             data["routing"] = {"trace": str(trace)}
+        if streaming:
+            data["measure"] = {"statistics": "streaming"}
         return data
 
 
@@ -50,7 +55,7 @@ POISSON = {
     "prompt": {"uniform": {"low": 512, "high": 1536}},
     "output": {"uniform": {"low": 128, "high": 384}},
 }
-SIZES = (1_000, 100_000, 1_000_000)
+SIZES = (10_000, 100_000, 1_000_000)
 
 
 def _four(model: str, parallelism: Mapping[str, int], nodes: int) -> dict[str, Any]:
@@ -80,7 +85,7 @@ FOUR = (
         _four("mixtral-8x22b", {"attention_tp": 4, "expert_parallel": 4}, 2),
         10_000,
         1_000,
-        SIZES,
+        SIZES[:2],
     ),
     Case("four-qwen", _four("qwen3-235b-a22b", _EP8, 4), 10_000, 1_000, SIZES[:2]),
     Case("four-deepseek", _DEEPSEEK, 10_000, 1_000, SIZES[:2]),
@@ -154,18 +159,24 @@ REAL_TIME = Case(
     128 * 144,
     16 * 144,
 )
-# A month in a run: eight replicas of eight GPUs.
+# Eight replicas of eight GPUs, and routing that was recorded.
 MILLION = Case(
     "million-64-gpus",
     {
-        **_DEEPSEEK,
+        "question": "How fast is the simulator?",
+        "model": "gpt-oss-20b",
         "cluster": {"gpu": "h200-sxm", "nodes": 8},
-        "deployment": {**_DEEPSEEK["deployment"], "replicas": 8},
-        "workload": {**POISSON, "arrivals": {"poisson": {"rate_per_s": 16}}},
+        "deployment": {
+            "engine": "vllm",
+            "replicas": 8,
+            "parallelism": {"attention_tp": 4, "attention_dp": 2, "expert_parallel": 8},
+        },
+        "workload": {**POISSON, "arrivals": {"poisson": {"rate_per_s": 160}}},
     },
     10_000,
     1_000,
-    (100_000, 1_000_000),
+    SIZES,
+    recorded=True,
 )
 REAL = Case(
     "recorded-arrivals-and-routing",
@@ -184,5 +195,5 @@ REAL = Case(
 
 def all_cases() -> tuple[Case, ...]:
     """Every case that can run here."""
-    recorded = (REAL,) if ARRIVALS.is_file() and ROUTING.is_file() else ()
-    return (*FOUR, *MATRIX, REAL_TIME, *recorded, MILLION)
+    recorded = (REAL, MILLION) if ARRIVALS.is_file() and ROUTING.is_file() else ()
+    return (*FOUR, *MATRIX, REAL_TIME, *recorded)

@@ -23,7 +23,8 @@ MOST_NARROW = 256  # slots that a routed id of one byte can tell
 
 @dataclass
 class Point:
-    """A case at one size, in one checkout, and the runs it had so far."""
+    """A case at one size, in one checkout, and the runs it had so far; `streaming`: of those that
+    tell how it grows."""
 
     case: Case
     requests: int
@@ -32,6 +33,7 @@ class Point:
     command: list[child.Ran] = field(default_factory=list)
     error: str = ""
     cut: str = ""  # why it has fewer runs than others
+    streaming: bool = False
 
     def last_s(self) -> float:
         """Seconds of its longest run; 0 before the first."""
@@ -57,15 +59,16 @@ class Measuring:
         """Figures of all cases, and how those with several sizes grow."""
         points = self._points(cases, lambda case: (case.quick if self.quick else case.requests,))
         grown = [] if self.quick else self._points(cases, lambda case: case.growth)
+        for point in grown:
+            point.streaming = True
         for every in (points, grown):
             self._spent_s.clear()
             for turn in range(self.runs):
                 for point in every:
                     self._turn(point, turn)
-        every = [*points, *grown]
         return {
-            "cases": [self._figures(point, memory) for point in every],
-            "growth": self.growth(every),
+            "cases": [self._figures(point, memory) for point in [*points, *grown]],
+            "growth": self.growth(grown),
         }
 
     def _points(self, cases: Sequence[Case], sizes: Callable[[Case], Any]) -> list[Point]:
@@ -89,14 +92,15 @@ class Measuring:
             self._library(point, source, warming=True)
         if not point.error:
             self._library(point, source)
-        if not point.error and _has_command(point.case):
+        if not (point.error or point.streaming) and _has_command(point.case):
             self._command(point, source)
 
     def _file(self, point: Point) -> Path:
-        path = self.folder / f"{point.case.name}-{point.requests}.yaml"
+        kept = "-streaming" if point.streaming else ""
+        path = self.folder / f"{point.case.name}-{point.requests}{kept}.yaml"
         if not path.is_file():
             trace = self._recorded() if point.case.recorded else None
-            data = point.case.data(point.requests, trace)
+            data = point.case.data(point.requests, trace, point.streaming)
             path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
         return path
 
@@ -150,6 +154,7 @@ class Measuring:
             "name": point.case.name,
             "requests": point.requests,
             "model": point.case.scenario["model"],
+            "streaming": point.streaming,
         }
         if len(self.checkouts) > 1:
             of["checkout"] = str(point.checkout)
@@ -193,7 +198,7 @@ def _has_command(case: Case) -> bool:
 
 def id_bytes(scenario: Mapping[str, Any]) -> int:
     """Of a routed id as the engine keeps it: it tells a slot, of which experts may have several."""
-    placement = scenario["deployment"].get("placement", {})
+    placement = scenario.get("deployment", {}).get("placement", {})
     slots = load_model(scenario["model"]).experts + placement.get("redundant_experts", 0)
     return 1 if slots <= MOST_NARROW else 2
 

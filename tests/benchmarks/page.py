@@ -58,7 +58,9 @@ def cases_table(found: dict[str, Any], four: bool) -> str:
     """Speeds of the cases on Vidur's workload, or of the others."""
     rows = []
     for of in found.get("cases", ()):
-        if of["name"].startswith("four-") is not four or "loop_requests_per_s" not in of:
+        if of.get("streaming") or "loop_requests_per_s" not in of:
+            continue
+        if of["name"].startswith("four-") is not four:
             continue
         command = of.get("command_requests_per_s")
         ids = of.get("ids_per_s", {}).get("median", 0.0)
@@ -89,10 +91,14 @@ def growth_table(found: dict[str, Any]) -> str:
             f"{of['loop_s_exponent']:.2f}",
             f"{of['wall_s_exponent']:.2f}",
             f"{of['peak_bytes_exponent']:.2f}",
+            f"{of['loop_s'][-1]:,.0f}",
+            f"{of['peak_bytes'][-1] / MEGA:,.0f}",
         ]
         for of in found.get("growth", ())
     ]
-    return _table(["case", "requests", "event loop", "process", "peak memory"], rows)
+    return _table(
+        ["case", "requests", "b, loop", "b, process", "b, memory", "s, most", "MB, most"], rows
+    )
 
 
 def counting_table(found: dict[str, Any]) -> str:
@@ -197,7 +203,7 @@ def _beside(found: dict[str, Any]) -> Any:
     of = found.get("vidur", {}).get("simulators") or {
         each["name"]: each
         for each in found.get("cases", ())
-        if each["name"] in NAMES and each["requests"] == 10_000
+        if each["name"] in NAMES and each["requests"] == 10_000 and not each.get("streaming")
     }
     rows = [
         {"simulated": NAMES[name], "requests/s": each["loop_requests_per_s"]["median"]}

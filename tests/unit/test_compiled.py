@@ -112,7 +112,13 @@ def run(package: Path, **environment: str) -> float:
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=package.parent,
-            env={**os.environ, "PYTHONPATH": str(package.parent), **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(package.parent),
+                # Python's own cache tells no edit from another within a second.
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=True,

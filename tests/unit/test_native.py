@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as ll
 import pytest
+
+from moesim.native_files import _outside
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="code is loaded on Linux alone")
 
@@ -17,7 +20,7 @@ MODULE = """
 import math
 from typing import Any, NamedTuple
 import numpy as np
-from moesim.compiled import compiled, hot, inner
+from moesim.compiled import bundle, compiled, hot, inner
 from moesim.prefetch import prefetch
 
 ROW = np.dtype([("weight", "f8"), ("uses", "i4")], align=True)
@@ -30,6 +33,27 @@ class Inner(NamedTuple):
 class Outer(NamedTuple):
     inner: Any
     out: Any
+
+@bundle
+class Held(NamedTuple):
+    numbers: Any
+    most: Any
+    nothing: Any
+
+@bundle
+class Holder(NamedTuple):
+    held: Any
+    out: Any
+
+@hot
+def gathered(holder, times, flag):
+    total = 0.0
+    for i in range(holder.held.most):
+        total += times * holder.held.numbers[i]
+    holder.out[1] = total
+    if flag and holder.held.nothing is None:
+        return total
+    return -total
 
 @inner
 def part(outer, i):
@@ -62,11 +86,15 @@ rows = np.zeros(2, own.ROW)
 rows["weight"], rows["uses"] = [1.5, 2.5], [3, 4]
 outer = own.Outer(own.Inner(np.arange(5.0), rows), np.zeros(3))
 table = np.arange(12.0).reshape(6, 2)
+holder = own.Holder(own.Held(np.arange(4.0), 3, None), np.zeros(2))
 found = [
     own.mixed(outer, table, 2, True, 0.5),
     own.mixed(outer, np.asfortranarray(table), 1, False, 0.25),
     own.mixed(outer, np.arange(24.0).reshape(6, 4)[:, ::2], -2, False, np.float64(4.0)),
     outer.out.tolist(),
+    own.gathered(holder, 2, np.bool_(True)),
+    own.gathered(holder, np.int64(3), False),
+    holder.out.tolist(),
     [own.last(np.full(3, float(n))) for n in range(200)],
 ]
 try:
@@ -93,6 +121,7 @@ def run(folder: Path, *arguments: str, code: str = CALLS, **environment: str) ->
         **os.environ,
         "PYTHONPATH": f"{package}{os.pathsep}{folder}",
         "MOESIM_CACHE_DIR": str(folder / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # Python's cache tells no edit from another within a second
         **environment,
     }
     told = subprocess.run(
@@ -119,7 +148,7 @@ def test_a_later_process_needs_no_numba_and_finds_the_same(folder: Path) -> None
     # Plain Python on NumPy's scalars warns where compiled code raises.
     assert compiled[:-1] == plain[: len(compiled) - 1]
     assert compiled[-1] == "division by zero"
-    assert len(kept(folder)) == 4  # a file for each layout of the table, one for `last`
+    assert len(kept(folder)) == 5  # a file for each layout of the table, one for `last`
 
 
 def test_what_returns_arrays_stays_with_numba(folder: Path) -> None:
@@ -167,3 +196,13 @@ def test_settings_of_numba_are_numbas(folder: Path) -> None:
     first = run(folder)[0]
     assert run(folder, NUMBA_OPT="1") == (first, True)
     assert run(folder, NUMBA_NUM_THREADS="1") == (first, False)
+
+
+def test_code_that_another_process_has_replaced_is_not_kept() -> None:
+    """Names in what Numba keeps are numbered by each process: an entry to a missing one would call
+    nothing at all."""
+    ll.initialize_native_target()
+    kept = ll.parse_assembly("define void @theirs() { ret void }").as_bitcode()
+    assert _outside(kept, "theirs") == (set(), set())
+    with pytest.raises(ValueError, match="no mine"):
+        _outside(kept, "mine")
