@@ -163,7 +163,7 @@ def message(found: dict[str, Any]) -> str:
     if not times:
         return "Requests per wall second by model, tokens by ranks, and growth with requests"
     return (
-        f"moesim simulates {min(times):.1f} to {max(times):.1f} times as many requests a second "
+        f"moesim simulates {min(times):.2g} to {max(times):.3g} times as many requests a second "
         "as Vidur, with every expert of every token counted"
     )
 
