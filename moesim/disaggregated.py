@@ -17,7 +17,7 @@ from moesim.economics import gpu_hour
 from moesim.fabric import build_fabric
 from moesim.figures.raw_run import PoolRun, RawRun
 from moesim.ideal import REAL, Ideal
-from moesim.native import forget_arguments
+from moesim.native_arguments import forget_arguments
 from moesim.pools import PoolPlan, plan_pools, pool_rules, transfer_of
 from moesim.provenance import run_notes
 from moesim.results import Result

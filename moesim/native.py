@@ -5,9 +5,6 @@ compiled to by Numba is therefore kept in one more file (`moesim.native_files` w
 folder of the same sources, together with an entry that takes its arguments from plain memory. A
 later process hands that file to LLVM and calls the entry: the same machine code, to the same bits.
 Where there is no such file, or anything about it is otherwise than it should be, Numba is asked.
-
-What an argument may be: a float, int or bool, an array, and tuples of these. A tuple's arrays are
-described once, and its description is kept with it, until `forget_arguments` or many others came.
 """
 
 from __future__ import annotations
@@ -21,156 +18,20 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from struct import pack
 from typing import Any
 
 import numpy as np
 
+from moesim.native_arguments import BOOL, FLOAT, INT, UnknownKindError, prepare
+
 MAGIC = b"moesim-native-1\n"
 NONE_FITS = b"moesim-native-1: only Numba can call it\n"
-MOST_KEPT = 64  # tuples whose description is kept
 # After so many numbers described (0.1 s) Numba, which does it far faster, is worth its import.
 PATIENCE = 1_000_000
-_LEAST, _MOST = -(2**63), 2**63
-_FLOAT, _INT, _BOOL, _NONE = "d", "q", "b", "n"
-SCALARS: dict[type, str] = {
-    float: _FLOAT,
-    np.float64: _FLOAT,
-    int: _INT,
-    np.int64: _INT,
-    bool: _BOOL,
-    np.bool_: _BOOL,
-}
-_PASSED = {_FLOAT: ctypes.c_double, _INT: ctypes.c_int64, _BOOL: ctypes.c_int64}
+_PASSED = {FLOAT: ctypes.c_double, INT: ctypes.c_int64, BOOL: ctypes.c_int64}
 # Settings of Numba's that do not change what it compiles.
 _HARMLESS = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_DISABLE_PERFORMANCE_WARNINGS"}
-
-
-class _UnknownKindError(Exception):
-    """An argument that only Numba can pass on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """An array or a tuple as compiled code takes it: numbers of 8 bytes in a row."""
-
-    of: Any  # what it describes, which therefore cannot end before it
-    kind: str
-    numbers: Any  # ctypes array
-    address: int
-    parts: list[_Block]  # that it points to
-
-
-_KEPT: dict[int, _Block] = {}  # by id of the tuple
-
-
-def forget_arguments() -> None:
-    """Let go of the tuples that compiled functions were called with."""
-    _KEPT.clear()
-
-
-@functools.cache
-def _dtype_text(dtype: np.dtype[Any]) -> str:
-    return f"{dtype!r}/{dtype.itemsize}/{dtype.alignment}"
-
-
-def _describe(value: Any, numbers: list[int], kinds: list[str], parts: list[_Block]) -> None:
-    """Append the numbers that stand for a value, and what says of which type it is."""
-    kind = type(value)
-    if kind is np.ndarray:
-        flags = value.flags
-        layout = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
-        access = f"{'w' if flags.writeable else 'r'}{'a' if flags.aligned else 'u'}"
-        kinds.append(f"{_dtype_text(value.dtype)}[{value.ndim}{layout}{access}]")
-        # Nobody's memory and no parent: compiled code neither keeps nor returns arrays.
-        numbers += (0, 0, value.size, value.itemsize, value.ctypes.data)
-        numbers += (*value.shape, *value.strides)
-    elif isinstance(value, tuple):
-        kinds.append(f"{kind.__module__}.{kind.__qualname__}{getattr(value, '_fields', '')}(")
-        for each in value:
-            _describe_member(each, numbers, kinds, parts)
-        kinds.append(")")
-    elif value is None:
-        kinds.append(_NONE)
-        numbers.append(0)
-    elif (scalar := SCALARS.get(kind)) is not None:
-        kinds.append(scalar)
-        numbers.append(_as_bits(value, scalar))
-    else:
-        raise _UnknownKindError
-
-
-def _describe_member(value: Any, numbers: list[int], kinds: list[str], parts: list[_Block]) -> None:
-    """As `_describe`; of a tuple that goes by its address (moesim.bundles) that alone."""
-    if not hasattr(type(value), "taken_by_address"):
-        _describe(value, numbers, kinds, parts)
-        return
-    block = describe(value)
-    parts.append(block)
-    kinds.append(f"@{block.kind}")
-    numbers.append(block.address)
-
-
-def _as_bits(value: Any, scalar: str) -> int:
-    if scalar == _FLOAT:
-        return int.from_bytes(pack("<d", value), "little", signed=True)
-    whole = int(value)
-    if not _LEAST <= whole < _MOST:
-        raise _UnknownKindError
-    return whole
-
-
-def describe(value: Any) -> _Block:
-    """An array or a tuple in numbers of 8 bytes, which a structure of its members has too.
-
-    _UnknownKindError for truth values of a tuple that goes by its address: they take one byte.
-    """
-    numbers: list[int] = []
-    kinds: list[str] = []
-    parts: list[_Block] = []
-    _describe(value, numbers, kinds, parts)
-    if hasattr(type(value), "taken_by_address"):
-        kinds.append("@")
-        if _BOOL in kinds:
-            raise _UnknownKindError
-    memory = (ctypes.c_int64 * len(numbers))(*numbers)
-    return _Block(value, ",".join(kinds), memory, ctypes.addressof(memory), parts)
-
-
-def _kept_block(value: Any) -> _Block:
-    if len(_KEPT) >= MOST_KEPT:
-        _KEPT.clear()
-    block = _KEPT[id(value)] = describe(value)
-    return block
-
-
-def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], list[_Block], int]:
-    """Kinds of the arguments, what is passed for each, the blocks that must live during the call,
-    and how many numbers had to be described anew."""
-    kinds: list[str] = []
-    passed: list[Any] = []
-    blocks: list[_Block] = []
-    described = 0
-    for value in arguments:
-        scalar = SCALARS.get(type(value))
-        if scalar is None:
-            block = _KEPT.get(id(value))
-            if block is None:
-                block = _kept_block(value) if isinstance(value, tuple) else describe(value)
-                described += len(block.numbers)
-            blocks.append(block)
-            kinds.append(block.kind)
-            passed.append(block.address)
-        else:
-            if scalar != _FLOAT:
-                value = int(value)
-                if not _LEAST <= value < _MOST:
-                    raise _UnknownKindError
-            kinds.append(scalar)
-            passed.append(value)
-    return tuple(kinds), passed, blocks, described
 
 
 class _Failure(ctypes.Structure):
@@ -196,18 +57,18 @@ class Entry:
         returns = self._returns
         if not returns:
             return None
-        if returns == _FLOAT:
+        if returns == FLOAT:
             return ctypes.c_double.from_buffer(out).value
-        if returns == _INT:
+        if returns == INT:
             return out[0]
-        if returns == _BOOL:
+        if returns == BOOL:
             return bool(out[0])
         values = []
         for at, kind in enumerate(returns[1:-1]):
-            if kind == _FLOAT:
+            if kind == FLOAT:
                 values.append(ctypes.c_double.from_buffer(out, 8 * at).value)
             else:
-                values.append(bool(out[at]) if kind == _BOOL else out[at])
+                values.append(bool(out[at]) if kind == BOOL else out[at])
         return tuple(values)
 
 
@@ -356,7 +217,7 @@ class Compiled:
         if not (self.by_numba or named):
             try:
                 kinds, passed, _blocks, described = prepare(arguments)
-            except _UnknownKindError:
+            except UnknownKindError:
                 self.by_numba = True
             else:
                 entry = self._entries.get(kinds) or self._loaded(kinds)

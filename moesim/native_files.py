@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moesim.native import MAGIC, NONE_FITS, SCALARS, describe, file_of, is_sound, prepare
+from moesim.native import MAGIC, NONE_FITS, file_of, is_sound
+from moesim.native_arguments import SCALARS, describe, prepare
 
 ENTRY = "moesim_entry"
 # What code without Numba's memory management may call outside itself.

@@ -22,7 +22,7 @@ from moesim.errors import InputError
 from moesim.figures.raw_run import RawRun
 from moesim.ideal import REAL, Ideal
 from moesim.looking import Looker
-from moesim.native import forget_arguments
+from moesim.native_arguments import forget_arguments
 from moesim.outages import (
     check_outages,
     outage_notes,

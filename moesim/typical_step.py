@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.costs.measured.provenance import StepSize
 from moesim.deployment import Deployment, run_rules
-from moesim.native import forget_arguments
+from moesim.native_arguments import forget_arguments
 from moesim.provenance import context_tokens, decode_steps, prefill_steps
 from moesim.scenario import Scenario
 from moesim.sim.advance import launch

@@ -59,7 +59,8 @@ def package(tmp_path: Path) -> Path:
         (root / name).write_text(text)
     shutil.copy(module.__file__, root / "compiled.py")
     shutil.copy(registries.__file__, root / "registries.py")
-    shutil.copy(native.__file__, root / "native.py")
+    for name in ("native.py", "native_arguments.py"):
+        shutil.copy(Path(native.__file__).with_name(name), root / name)
     shutil.copy(native_files.__file__, root / "native_files.py")
     return root
 
