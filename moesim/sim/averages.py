@@ -26,11 +26,12 @@ from moesim.sim.cost_tables import (
     Costs,
 )
 from moesim.sim.exchange import clear_traffic, exchange_layer
-from moesim.sim.experts import add_traffic, expert_layers, sum_ranks
+from moesim.sim.experts import expert_layers
 from moesim.sim.replay import NO_PIECE, count_range, touch_rows
 from moesim.sim.routes import no_routes
-from moesim.sim.setup import build_work
+from moesim.sim.setup import build_work, rank_sums
 from moesim.sim.state import COUNTERS, STEP, Record
+from moesim.sim.step_routing import add_traffic, sum_ranks
 from moesim.sim.token_times import kept_times
 
 SIZES_PER_OCTAVE = 2
@@ -163,12 +164,10 @@ def _spread(sizes: NDArray[np.int64], values_2S: NDArray[np.float64]) -> NDArray
 
 
 def _no_record(costs: Costs) -> Record:
-    per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
     return Record(
         steps=np.zeros(1, STEP),
         counters=np.zeros(COUNTERS, np.int64),
         done=np.zeros(0, np.int32),
-        rank_tokens_LR=np.zeros(per_rank),
-        rank_active_LR=np.zeros(per_rank),
+        **rank_sums(costs),
         **kept_times(0),
     )

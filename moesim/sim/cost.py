@@ -34,12 +34,13 @@ from moesim.sim.cost_tables import (
 from moesim.sim.exchange import exchange_layer
 from moesim.sim.expert_cache import offloads
 from moesim.sim.expert_offload import begin_offload, offload_layer
-from moesim.sim.experts import average_layers, expert_layers, route_tokens
+from moesim.sim.experts import average_layers, expert_layers
 from moesim.sim.front import attention_and_dense, count_tokens, output_layer
 from moesim.sim.overlap import choose_overlap, overlap
 from moesim.sim.ping_pong import cut_batch, ping_pong, price_ffn
 from moesim.sim.remap import add_load
 from moesim.sim.state import COUNTED_STEPS
+from moesim.sim.step_routing import route_tokens
 
 
 @inner

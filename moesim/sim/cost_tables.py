@@ -216,6 +216,14 @@ class Work(NamedTuple):
     pairs_X: NDArray[np.int32]  # the same, all layers one after the other
     active_X: NDArray[np.int32]
     rank_s_LR: NDArray[np.float64]  # that its experts take
+    rank_s_X: NDArray[np.float64]
+    # Over the ranks of a layer: the most and all token-expert pairs; seconds of the slowest and of
+    # all, or their mean; the most pairs over the mean rank's.
+    most_pairs_L: NDArray[np.int32]
+    all_pairs_L: NDArray[np.int32]
+    slowest_s_L: NDArray[np.float64]
+    sum_s_L: NDArray[np.float64]
+    ratio_L: NDArray[np.float64]
     # Rows of the trace that tokens take: prompt piece or NO_PIECE, first row, rows.
     rows_S3: NDArray[np.int64]
     first_D1: NDArray[np.int64]  # first piece of each attention rank, and behind the last

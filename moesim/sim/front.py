@@ -22,7 +22,7 @@ from moesim.sim.cost_tables import (
     TWO_BATCH,
 )
 from moesim.sim.exchange import contention_s, slowest_link
-from moesim.sim.experts import part_of
+from moesim.sim.step_routing import part_of
 
 ANY_STAGE = -1
 

@@ -5,6 +5,8 @@ Legend as in state.py, cost.py and replay.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +43,7 @@ from moesim.sim.state import (
     Record,
     State,
 )
-from moesim.sim.sums import WORD_SLOTS
+from moesim.sim.sums import packs
 from moesim.sim.token_times import counted_gaps, kept_times
 from moesim.workload.demand import Demand
 
@@ -208,8 +210,9 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
     per_rank = (rows, ports)
     parts = max(2, int(costs.scalars[0]["micro_batches"]))
     pairs_LR, active_LR = (np.zeros((layers, expert_ranks), np.int32) for _ in range(2))
+    rank_s_LR = np.zeros((layers, expert_ranks))
     tally_LP, words_N = np.zeros((layers, slots), np.uint16), np.zeros(0, np.uint64)
-    if expert_ranks and slots // expert_ranks % WORD_SLOTS == 0:
+    if packs(slots, expert_ranks):
         words_N = tally_LP.reshape(-1).view(np.uint64)
     return Work(
         attention_s=np.zeros((ranks, 3)),
@@ -235,7 +238,13 @@ def build_work(ranks: int, stages: int, costs: Costs, replicas: int = 1) -> Work
         active_LR=active_LR,
         pairs_X=pairs_LR.reshape(-1),
         active_X=active_LR.reshape(-1),
-        rank_s_LR=np.zeros((layers, expert_ranks)),
+        rank_s_LR=rank_s_LR,
+        rank_s_X=rank_s_LR.reshape(-1),
+        most_pairs_L=np.zeros(layers, np.int32),
+        all_pairs_L=np.zeros(layers, np.int32),
+        slowest_s_L=np.zeros(layers),
+        sum_s_L=np.zeros(layers),
+        ratio_L=np.zeros(layers),
         # A piece has a token at least. Memory that is never written is never taken.
         rows_S3=np.zeros((ranks * costs.head_s.size * (layers > 0), 3), np.int64),
         first_D1=np.zeros(ranks + 1, np.int64),
@@ -312,15 +321,25 @@ def build_record(
     times = kept_times(tokens)
     if gap_blocks is not None:
         times = counted_gaps(demand.output_tokens, gap_blocks, least_gap_s)
-    per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
     return Record(
         steps=np.zeros(STEP_ROWS, STEP),
         counters=np.zeros(COUNTERS, np.int64),
         done=np.zeros(done_rows, np.int32),
-        rank_tokens_LR=np.zeros(per_rank),
-        rank_active_LR=np.zeros(per_rank),
+        **rank_sums(costs),
         **times,
     )
+
+
+def rank_sums(costs: Costs) -> dict[str, NDArray[Any]]:
+    """What a Record adds up for each layer and rank."""
+    per_rank = (costs.stage_of_layer.size, costs.domain_of_rank.size)
+    tokens_LR, active_LR = np.zeros(per_rank), np.zeros(per_rank)
+    return {
+        "rank_tokens_LR": tokens_LR,
+        "rank_active_LR": active_LR,
+        "rank_tokens_X": tokens_LR.reshape(-1),
+        "rank_active_X": active_LR.reshape(-1),
+    }
 
 
 def needs_sources(costs: Costs) -> bool:

@@ -292,6 +292,8 @@ class Record(NamedTuple):
     done: NDArray[np.int32]  # requests that ended since the caller last looked
     rank_tokens_LR: NDArray[np.float64]  # token-expert pairs computed by each rank, summed
     rank_active_LR: NDArray[np.float64]  # distinct active experts, summed
+    rank_tokens_X: NDArray[np.float64]  # the same two, all layers one after the other
+    rank_active_X: NDArray[np.float64]
     page_s: NDArray[np.float64]  # [P, PAGE] when tokens of requests under way were handed out
     page_before: NDArray[np.int32]  # [P] the page before of the same request, or the next free one
     page_N: NDArray[np.int32]  # [N] the last page of each request

@@ -17,7 +17,15 @@ from moesim.compiled import inner
 WORD_SLOTS = 4  # tallies in a word
 MOST_PAIRS = 65_535  # of a rank, whose sum then has 16 bits
 ONES = np.uint64(0x0001_0001_0001_0001)
+LOW_HALVES = np.uint64(0x0000_FFFF_0000_FFFF)
 LOW_BITS, HIGH_BITS = np.uint64(0x7FFF) * ONES, np.uint64(0x8000) * ONES
+
+
+def packs(slots: int, ranks: int) -> bool:
+    """Whether `add_up_words` can add up the slots of a layer on so many ranks."""
+    if ranks == 0 or slots % WORD_SLOTS:
+        return False
+    return slots // ranks % WORD_SLOTS == 0 or slots == ranks * WORD_SLOTS // 2
 
 
 @inner
@@ -82,10 +90,13 @@ def add_up_ranks(counts_P: Any, pairs_R: Any, active_R: Any) -> None:
 @inner
 def add_up_words(words_N: Any, packed_N: Any, pairs_X: Any, active_X: Any) -> None:
     """As `add_up_ranks` for the ranks of all layers, one after the other, of tallies in 16 bits,
-    four to a word: where no rank has more token-expert pairs than MOST_PAIRS.
+    four to a word (`packs`): where no rank has more token-expert pairs than MOST_PAIRS.
 
     No sum crosses from word to word until each is one number, so that vectors need no shuffling.
     """
+    if words_N.size < pairs_X.size:  # two ranks to a word
+        _add_up_halves(words_N, pairs_X, active_X)
+        return
     for i in range(np.uint64(words_N.size)):
         word = words_N[i]
         used = (((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS
@@ -99,6 +110,21 @@ def add_up_words(words_N: Any, packed_N: Any, pairs_X: Any, active_X: Any) -> No
         _unpack(packed_N, pairs_X, active_X, 4)
     else:
         _unpack(packed_N, pairs_X, active_X, each)
+
+
+@inner
+def _add_up_halves(words_N: Any, pairs_X: Any, active_X: Any) -> None:
+    """Add up the two slots of each rank, which are half a word."""
+    for i in range(np.uint64(words_N.size)):
+        word = words_N[i]
+        used = (((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS
+        pairs = (word & LOW_HALVES) + ((word >> np.uint64(16)) & LOW_HALVES)
+        active = ((used >> np.uint64(15)) + (used >> np.uint64(31))) & LOW_HALVES
+        x = np.uint64(2) * np.uint64(i)
+        pairs_X[x] = np.int32(pairs & np.uint64(0xFFFF_FFFF))
+        pairs_X[x + np.uint64(1)] = np.int32(pairs >> np.uint64(32))
+        active_X[x] = np.int32(active & np.uint64(0xFFFF_FFFF))
+        active_X[x + np.uint64(1)] = np.int32(active >> np.uint64(32))
 
 
 @inner

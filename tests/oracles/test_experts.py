@@ -17,7 +17,14 @@ from moesim.sim.cost_tables import NORMAL
 from moesim.sim.replay import PREFIX_ROWS, build_touch, count_rows, placed, touch_rows
 from moesim.sim.routes import build_routes
 from moesim.sim.setup import build_costs
-from moesim.sim.sums import MOST_PAIRS, add_up_ranks, add_up_words, tiles, tokens_active
+from moesim.sim.sums import (
+    MOST_PAIRS,
+    add_up_ranks,
+    add_up_words,
+    packs,
+    tiles,
+    tokens_active,
+)
 from tests.fixtures.engine import (
     Harness,
     contiguous,
@@ -168,7 +175,14 @@ def test_running_sums_count_like_counting(rows: int, wide: bool) -> None:
 @pytest.mark.parametrize("exchange", [0, NORMAL])
 def test_prompts_longer_than_16_bits_are_counted_whole(exchange: int) -> None:
     """All 150,000 tokens of a step choose expert 0, along a piece of 70,000 rows."""
-    costs = linear_costs(1e-6, layers=1, ranks=2, domain_of_rank=[0, 1], prefill_exchange=exchange)
+    costs = linear_costs(
+        1e-6,
+        layers=1,
+        ranks=2,
+        most_tokens=200_000,
+        domain_of_rank=[0, 1],
+        prefill_exchange=exchange,
+    )
     trace = make_trace(np.zeros((70_000, 1, 1)), 2)
     run = Harness({"token_budget": 200_000}, costs, trace).run(make_demand([150_000], [1]))
     assert run.steps["prefill_tokens"].tolist() == [150_000]
@@ -222,13 +236,14 @@ def summed_by_rank(counts_LP: Any, words_N: Any, pairs_LR: Any, active_LR: Any) 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
 def test_sums_over_ranks_are_numpys(per_rank: int, dtype: Any) -> None:
     rng = np.random.default_rng(per_rank)
-    ranks, words = 3, np.zeros(0, np.uint64)
+    ranks, words = 3 if per_rank != 2 else 4, np.zeros(0, np.uint64)
     for most in (2, MOST_PAIRS // per_rank + 1):
         counts = rng.integers(0, most, (3, ranks * per_rank)).astype(dtype)
         counts[1, : per_rank // 2] = most - 1
         own = counts.astype(np.int64).reshape(3, ranks, per_rank)
-        whole = per_rank % 4 == 0 and dtype == np.uint16
-        for words_N in (words, *([counts.reshape(-1).view(np.uint64)] if whole else [])):
+        packed = packs(counts.shape[1], ranks) and dtype == np.uint16
+        assert packed == (per_rank in {2, 4, 8, 16, 32} and dtype == np.uint16)
+        for words_N in (words, *([counts.reshape(-1).view(np.uint64)] if packed else [])):
             pairs, active = np.zeros((3, ranks), np.int32), np.zeros((3, ranks), np.int32)
             summed_by_rank(counts, words_N, pairs, active)
             assert (pairs == own.sum(axis=2)).all()

@@ -101,8 +101,8 @@ FAULTS = (
     Fault(
         "mean-instead-of-slowest-rank",
         "moesim/sim/experts.py",
-        "= slowest_s + cost.expert_kernel_s\n",
-        "= mean_s + cost.expert_kernel_s\n",
+        "= slowest_s + kernel_s\n",
+        "= mean_s + kernel_s\n",
         "tests/oracles/test_experts.py::test_the_step_waits_for_the_busiest_rank_in_every_layer",
     ),
     Fault(
@@ -133,6 +133,20 @@ FAULTS = (
         "np.int32(counts_P[p] + tile) >> shift",
         "np.int32(counts_P[p]) >> shift",
         "tests/oracles/test_experts.py::test_sums_over_slots_are_numpys",
+    ),
+    Fault(
+        "a-word-forgets-a-rank",
+        "moesim/sim/sums.py",
+        "        pairs_X[x + np.uint64(1)] = np.int32(pairs >> np.uint64(32))\n",
+        "        pairs_X[x + np.uint64(1)] = np.int32(pairs & np.uint64(0xFFFF_FFFF))\n",
+        "tests/oracles/test_experts.py::test_sums_over_ranks_are_numpys",
+    ),
+    Fault(
+        "engine-without-its-queues",
+        "moesim/sim/parts.py",
+        "    if rules.queue_order != FIRST_COME or rules.remote_kv > 0",
+        "    if rules.remote_kv > 0",
+        "tests/unit/test_engine_parts.py::test_rules_that_need_everything",
     ),
     Fault(
         "copies-per-rank-not-per-node",
@@ -189,7 +203,7 @@ FAULTS = (
     ),
     Fault(
         "cached-tokens-keep-their-rows",
-        "moesim/sim/experts.py",
+        "moesim/sim/step_routing.py",
         "            counted = request.routed >= start\n",
         "            counted = True\n",
         "tests/oracles/test_routing_replay.py::"
@@ -503,8 +517,8 @@ FAULTS = (
     Fault(
         "even-routing-heals-slow-gpus",
         "moesim/sim/experts.py",
-        "        slowest_s = sound_s / ranks * worst\n",
-        "        slowest_s = sound_s / ranks\n",
+        "            slowest_s = w.sum_s_L[layer] / ranks * worst\n",
+        "            slowest_s = w.sum_s_L[layer] / ranks\n",
         "tests/unit/test_attribution.py::test_a_slow_gpu_stays_slow_where_routing_is_even",
     ),
 )
