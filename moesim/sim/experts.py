@@ -136,7 +136,7 @@ def _on_slow_gpus(c: Any, w: Any) -> None:
 
 
 @inner
-def _count_ranks(w: Any, record: Any) -> int:
+def _count_ranks(w: Any, record: Any) -> Any:
     """Add what each rank of each layer computes to the record; all active experts."""
     pairs_X, active_X = w.pairs_X, w.active_X
     tokens_X, used_X = record.rank_tokens_X, record.rank_active_X
