@@ -82,7 +82,8 @@ class Store:
 
 def _manifest(task: Task, found: Outcome) -> dict[str, Any]:
     """Where a run comes from: all that is needed to make it again, and what it said."""
-    import numba
+    from importlib.metadata import version  # numba itself is not imported for it
+
     import numpy as np
 
     return {
@@ -92,7 +93,7 @@ def _manifest(task: Task, found: Outcome) -> dict[str, Any]:
         "sources": task.sources,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "numba": numba.__version__,
+        "numba": version("numba"),
         "host": found.host,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(found.seconds, 3),
