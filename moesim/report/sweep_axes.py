@@ -43,8 +43,9 @@ def x_axis(findings: SweepFindings, path: str, numeric: bool, ticks: int = 12) -
         return alt.X("x:N", title=path, sort=order_of(findings, path),
                      axis=alt.Axis(labelAngle=0, labelLimit=160))  # fmt: skip
     values = [float(value) for value in findings.values(path)]
-    log = spread_over(values)
-    scale = alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=14)
+    scale = alt.Scale(type="linear", nice=False, zero=False, padding=14)
+    if spread_over(values):  # without a zero to leave out
+        scale = alt.Scale(type="log", nice=False, padding=14)
     axis = alt.Axis(labelExpr=PLAIN, tickCount=min(8, ticks))
     if len(values) <= ticks:
         axis = alt.Axis(labelExpr=PLAIN, values=values)

@@ -23,6 +23,7 @@ from moesim.report.sweep_map import heat_map
 from moesim.report.sweep_tradeoffs import cost_against_latency, latency_percentiles
 from moesim.report.sweep_words import COST, MAIN, Named, named, short_names
 
+SETTLES = {True: "settles", False: "does not settle"}
 UNSETTLED = "hollow: the run does not settle, and would be slower the longer it went on"
 
 
@@ -73,7 +74,7 @@ def _lines(findings: SweepFindings, frame: pd.DataFrame, of: Named, axes: Axes) 
         {
             "x": frame[axes.x] if axes.x in axes.numeric else frame[axes.x].map(label),
             **{name: frame[name] / scale.size for name in ("value", "low", "high")},
-            "settled": frame["settled"].map({True: "settles", False: "does not settle"}),
+            "settled": frame["settled"].map(SETTLES),
             "series": frame[axes.colour].map(label) if axes.colour else "",
             "told": frame["value"].map(of.show),
             "seeds": frame["seeds"],
@@ -97,13 +98,12 @@ def _lines(findings: SweepFindings, frame: pd.DataFrame, of: Named, axes: Axes) 
         alt.Tooltip("seeds:Q", title="seeds"),
         alt.Tooltip("settled:N", title="run"),
     ]
-    filled = base.transform_filter("datum.settled === 'settles'").mark_point(
-        filled=True, size=60, opacity=1
-    )
-    hollow = base.transform_filter("datum.settled !== 'settles'").mark_point(
-        filled=False, size=60, opacity=1
-    )
-    layers += [mark.encode(y=y, color=colour, tooltip=tooltip) for mark in (filled, hollow)]
+    for settled, text in SETTLES.items():
+        if (frame["settled"] == settled).any():  # of no points Vega warns
+            mark = base.transform_filter(alt.datum.settled == text).mark_point(
+                filled=settled, size=60, opacity=1
+            )
+            layers.append(mark.encode(y=y, color=colour, tooltip=tooltip))
     limit = findings.slo.get(of.path.partition(".")[0])
     if limit is not None and of.path.endswith(".p99"):
         layers += _limit(limit / scale.size, of.show(limit))
@@ -166,7 +166,7 @@ def _scattered(findings: SweepFindings, of: Named, axes: Axes, figure: Figure) -
             {
                 "x": frame[path],
                 "value": frame["value"] / scale.size,
-                "settled": frame["settled"].map({True: "settles", False: "does not settle"}),
+                "settled": frame["settled"].map(SETTLES),
                 "told": frame["value"].map(of.show),
             }
         )
