@@ -19,6 +19,7 @@ from moesim.workload.arrivals import AllAtOnce, ClosedLoop, Replay
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moesim.figures.columns import Columns
     from moesim.figures.sketch import Sketch
     from moesim.findings.estimates import Uncertainty
     from moesim.uncertainty.observations import Observed
@@ -63,7 +64,7 @@ class Result:
         """Whether the run settles, and is long enough to speak of the long run."""
         from moesim.uncertainty.steady_state import steady_state
 
-        return steady_state(self.requests, self.scenario.workload.arrivals)
+        return steady_state(self.request_columns, self.scenario.workload.arrivals)
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -80,34 +81,37 @@ class Result:
 
         of_class = limits(self.scenario)
         limited = any(value for each in of_class.values() for value in each.values())
-        met_N = met_own_limits(self.requests, of_class) if limited else None
+        met_N = met_own_limits(self.request_columns, of_class) if limited else None
         gaps = self._gaps if self.raw.gaps is None else self.raw.gaps
-        given = self.requests, self.step_totals, gaps, met_N
+        given = self.request_columns, self.total_columns, gaps, met_N
         return observe(*given, self.gpus, self.usd_per_gpu_hour)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
+        return self.request_columns.frame()
+
+    @cached_property
+    def request_columns(self) -> Columns:
+        """`requests` for figures, which load no pandas."""
         from moesim.figures.tables import requests_table
 
         table = requests_table(self.raw)
         warm_N = self._warmup(table)
         gaps = self.raw.gaps
-        table["warmup"] = warm_N if gaps is None else gaps.whole_blocks(warm_N)
-        return table
+        return table.with_column("warmup", warm_N if gaps is None else gaps.whole_blocks(warm_N))
 
-    def _warmup(self, table: pd.DataFrame) -> NDArray[np.bool_]:
+    def _warmup(self, table: Columns) -> NDArray[np.bool_]:
         from moesim.figures.metrics import warmup_mask
 
         # A recorded hour and a benchmark with its opening burst are measured whole.
         whole = isinstance(self.scenario.workload.arrivals, Replay | ClosedLoop | AllAtOnce)
         choice = self.scenario.measure.warmup
+        mask = np.zeros(len(table), np.bool_)
         if isinstance(choice, int):
-            order = table["arrival_s"].argsort(kind="stable").to_numpy()
-            mask = np.zeros(len(table), np.bool_)
-            mask[order[:choice]] = True
+            mask[np.argsort(table["arrival_s"], kind="stable")[:choice]] = True
             return mask
         if choice == "none" or whole:
-            return np.zeros(len(table), np.bool_)
+            return mask
         return warmup_mask(table["arrival_s"], table["ttft_s"])
 
     @cached_property
@@ -130,16 +134,26 @@ class Result:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
+        return self.step_columns.frame()
+
+    @cached_property
+    def step_columns(self) -> Columns:
+        """`steps` for figures."""
         from moesim.figures.tables import steps_table
 
-        return steps_table(self.raw, self.rebalances)
+        return steps_table(self.raw)
 
     @cached_property
     def step_totals(self) -> pd.DataFrame:
         """All steps in sums: a row per step, in a streaming run per stretch of steps and kind."""
+        return self.steps if self.raw.folded is None else self.total_columns.frame()
+
+    @cached_property
+    def total_columns(self) -> Columns:
+        """`step_totals` for figures."""
         from moesim.figures.tables import totals_table
 
-        return self.steps if self.raw.folded is None else totals_table(self.raw)
+        return self.step_columns if self.raw.folded is None else totals_table(self.raw)
 
     @cached_property
     def background(self) -> pd.DataFrame:
@@ -162,7 +176,7 @@ class Result:
         """`itl_s`, or in a streaming run their sketch."""
         if self.raw.gaps is None:
             return self.itl_s
-        return self.raw.gaps.counted(self.requests["warmup"].to_numpy(np.bool_))
+        return self.raw.gaps.counted(self.request_columns["warmup"])
 
     @property
     def balance(self) -> tuple[Sketch, Sketch] | None:
@@ -172,7 +186,7 @@ class Result:
 
         if self.raw.folded is None:
             return None
-        return kinds(self.raw.folded, measured_window(self.requests))
+        return kinds(self.raw.folded, measured_window(self.request_columns))
 
     @cached_property
     def _gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -180,7 +194,7 @@ class Result:
         from moesim.figures.metrics import counted_rows
         from moesim.figures.tables import token_gaps
 
-        return token_gaps(self.raw, counted_rows(self.requests), self._least_gap_s())
+        return token_gaps(self.raw, counted_rows(self.request_columns), self._least_gap_s())
 
     def _least_gap_s(self) -> float:
         """Gaps that are no longer are none: those between tokens of one message."""
@@ -193,12 +207,12 @@ class Result:
         from moesim.figures.rebalances import gaps_during, rebalancing_summary
 
         raw, table = self.raw, self.rebalances
-        counted_N, least_s = counted_rows(self.requests), self._least_gap_s()
+        counted_N, least_s = counted_rows(self.request_columns), self._least_gap_s()
         of = raw.token_s, raw.requests, raw.ranks_per_replica
         gaps = gaps_during(table, *of, counted_N, least_s)
         folded = self.raw.folded  # gains are told from single steps, one behind the other
         steps = self.steps if folded is None or folded.spacing == 1 else self.steps.iloc[:0]
-        began_s = self.requests["first_token_s"].to_numpy()
+        began_s = self.request_columns["first_token_s"]
         until_s = float(np.nanmax(began_s)) if np.isfinite(began_s).any() else 0.0
         return rebalancing_summary(table, steps, gaps, until_s)
 
@@ -216,8 +230,8 @@ class Result:
         from moesim.figures.traffic import limits, slo_attainment
 
         summary = summarise(
-            self.requests,
-            self.step_totals,
+            self.request_columns,
+            self.total_columns,
             self.itl,
             gpus=self.gpus,
             usd_per_gpu_hour=self.usd_per_gpu_hour,
@@ -228,14 +242,14 @@ class Result:
             balance=self._balance(),
         )
         summary["statistics"] = self._statistics()
-        summary["slo_attainment"] = slo_attainment(self.requests, limits(self.scenario))
+        summary["slo_attainment"] = slo_attainment(self.request_columns, limits(self.scenario))
         summary["energy"] = self._energy()
         if self.raw.pools:
             from moesim.figures.pools import pools_summary, pools_utilisation
 
-            given = self.step_totals, summary["duration_s"]
+            given = self.total_columns, summary["duration_s"]
             summary["utilisation"] = pools_utilisation(self.raw.pools, *given)
-            summary["pools"] = plain(pools_summary(self.raw.pools, self.requests, *given))
+            summary["pools"] = plain(pools_summary(self.raw.pools, self.request_columns, *given))
         summary |= self._traffic()
         summary["notes"] = list(self.notes)
         return {"name": self.name, **summary}
@@ -246,7 +260,9 @@ class Result:
 
         if self.raw.folded is None:
             return None
-        return mean_and_p99(self.raw.folded, self.step_totals, measured_window(self.requests))
+        return mean_and_p99(
+            self.raw.folded, self.total_columns, measured_window(self.request_columns)
+        )
 
     def _statistics(self) -> dict[str, Any]:
         """How figures were made: from all values, or from what was counted."""
@@ -263,15 +279,16 @@ class Result:
         }
 
     def _energy(self) -> dict[str, float | None]:
+        from moesim.figures.columns import equal
         from moesim.figures.energy import energy_summary
 
         deployment, pools = self.scenario.deployment, self.raw.pools
         shapes = [(self.gpus, deployment.replicas, deployment.parallelism.pipeline)]
         shapes = [(pool.gpus, pool.replicas, pool.stages) for pool in pools] or shapes
-        totals = self.step_totals
-        steps = [totals[totals["pool"] == pool.name] for pool in pools] or [totals]
+        totals = self.total_columns
+        steps = [totals[equal(totals, "pool", pool.name)] for pool in pools] or [totals]
         return energy_summary(
-            self.requests, steps, shapes=shapes, power_w=self.gpu_power_w, power=self.power
+            self.request_columns, steps, shapes=shapes, power_w=self.gpu_power_w, power=self.power
         )
 
     def _traffic(self) -> dict[str, Any]:
@@ -285,10 +302,10 @@ class Result:
         groups = self.raw.groups
         if groups is not None and groups.classes:
             limits = traffic.limits(self.scenario)
-            found["classes"] = traffic.classes_summary(self.requests, groups.classes, limits)
+            found["classes"] = traffic.classes_summary(self.request_columns, groups.classes, limits)
         if groups is not None and groups.tenants:
             found["tenants"] = traffic.tenants_summary(
-                self.requests, groups.tenants, traffic.service_weights(self.scenario)
+                self.request_columns, groups.tenants, traffic.service_weights(self.scenario)
             )
         if self.raw.tiers is not None:
             found["kv_tiers"] = self.raw.tiers
@@ -305,13 +322,13 @@ class Result:
         found: dict[str, Any] = {}
         replicas = self.scenario.deployment.replicas
         if self.raw.faults is not None and self.raw.outages is not None:
-            within = met_own_limits(self.requests, limits(self.scenario))
+            within = met_own_limits(self.request_columns, limits(self.scenario))
             found["faults"] = faults_summary(
-                self.requests, self.raw.faults, self.raw.outages, replicas, within
+                self.request_columns, self.raw.faults, self.raw.outages, replicas, within
             )
         if self.raw.scaling is not None:
             found["autoscaling"] = scaling_summary(
-                self.raw.scaling, self.requests, self.gpus // replicas, self.usd_per_gpu_hour
+                self.raw.scaling, self.request_columns, self.gpus // replicas, self.usd_per_gpu_hour
             )
         return found
 

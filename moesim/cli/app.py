@@ -17,19 +17,7 @@ from typing import Annotated
 import typer
 
 from moesim import __version__
-from moesim.cli.attribute import attribute
-from moesim.cli.calibrate import app as calibrate
-from moesim.cli.catalogue import gpus, models, scenarios, schema
-from moesim.cli.compare import compare
-from moesim.cli.cost import cost, prices
-from moesim.cli.launch import launch
-from moesim.cli.place import place
-from moesim.cli.plan import plan
-from moesim.cli.review import review
-from moesim.cli.run import run
-from moesim.cli.sweep import sweep
-from moesim.cli.trace import app as traces
-from moesim.cli.validate import validate
+from moesim.cli.commands import Commands
 from moesim.errors import InputError, one_line
 
 DONE, DEFECT, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -42,6 +30,7 @@ CHOICE = re.compile(
 
 app = typer.Typer(
     name="moesim",
+    cls=Commands,
     help="What a Mixture-of-Experts model will do on a serving cluster, before it is rented.",
     epilog="Every result is labelled with how far it can be trusted. `--debug`, anywhere, shows "
     "the traceback of an error.",
@@ -49,27 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (  # in the order of the help
-    run,
-    compare,
-    review,
-    attribute,
-    place,
-    plan,
-    sweep,
-    cost,
-    launch,
-    validate,
-    models,
-    gpus,
-    prices,
-    scenarios,
-    schema,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(traces, name="trace")
-app.add_typer(calibrate, name="calibrate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moesim.figures.columns import Table, equal, known, total
 from moesim.sim.faults import FaultLog
 from moesim.units import HOUR
 
@@ -23,13 +24,12 @@ def faults_table(log: Sequence[FaultLog] | None) -> pd.DataFrame:
     return pd.DataFrame([vars(one) for one in log or ()], columns=list(FaultLog.__annotations__))
 
 
-def window(requests: pd.DataFrame) -> tuple[float, float]:
+def window(requests: Table) -> tuple[float, float]:
     """From the first arrival to the last finish, or the last arrival where nothing finished."""
-    arrival_s = requests["arrival_s"].dropna()
-    if arrival_s.empty:
+    arrival_s, finish_s = known(requests, "arrival_s"), known(requests, "finish_s")
+    if not arrival_s.size:
         return 0.0, 0.0
-    ends_s = [requests["finish_s"].max(), arrival_s.max()]
-    return float(arrival_s.min()), float(np.nanmax(ends_s))
+    return float(arrival_s.min()), float(finish_s.max(initial=arrival_s.max()))
 
 
 def covered_s(intervals: Sequence[Interval], span_s: tuple[float, float]) -> float:
@@ -39,7 +39,7 @@ def covered_s(intervals: Sequence[Interval], span_s: tuple[float, float]) -> flo
 
 
 def faults_summary(
-    requests: pd.DataFrame,
+    requests: Table,
     log: Sequence[FaultLog],
     outages: Sequence[Interval],
     replicas: int,
@@ -63,7 +63,7 @@ def faults_summary(
         if outages
         else None,
         "retried": sum(one.retried for one in log),
-        "lost": int((requests["status"] == "lost").sum()),
+        "lost": int(equal(requests, "status", "lost").sum()),
         "recomputed_tokens": sum(one.recomputed_tokens for one in log),
         "goodput_requests_per_s": float(np.sum(within)) / (span_s[1] - span_s[0])
         if span_s[1] > span_s[0]
@@ -73,7 +73,7 @@ def faults_summary(
 
 def scaling_summary(
     scaling: tuple[int, int, Sequence[Interval]],
-    requests: pd.DataFrame,
+    requests: Table,
     gpus_per_replica: int,
     usd_per_gpu_hour: float | None,
 ) -> dict[str, float | int | None]:
@@ -81,7 +81,7 @@ def scaling_summary(
     starts, stops, paid = scaling
     end_s = window(requests)[1]
     gpu_hours = sum(end - start for _, start, end in paid) * gpus_per_replica / HOUR
-    output = int(requests.loc[requests["status"] == "completed", "output_tokens"].sum())
+    output = total(requests[equal(requests, "status", "completed")], "output_tokens")
     usd = None if usd_per_gpu_hour is None else gpu_hours * usd_per_gpu_hour
     return {
         "starts": starts,

@@ -5,19 +5,15 @@ Legend: W rows of step_totals, B blocks of steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.columns import Table, floats
 from moesim.figures.metrics import counted_steps
 from moesim.figures.sketch import Sketch, sketch_of
 from moesim.figures.steps import balanced
 from moesim.sim.bins import BINS
 from moesim.sim.step_folding import FIRST_BIN, FoldedSteps
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def kinds(folded: FoldedSteps, window_s: tuple[float, float]) -> tuple[Sketch, Sketch]:
@@ -31,7 +27,7 @@ def kinds(folded: FoldedSteps, window_s: tuple[float, float]) -> tuple[Sketch, S
 
 
 def mean_and_p99(
-    folded: FoldedSteps, totals: pd.DataFrame, window_s: tuple[float, float]
+    folded: FoldedSteps, totals: Table, window_s: tuple[float, float]
 ) -> tuple[float | None, float | None]:
     """Mean imbalance over the steps of the window (stretches that begin in it), and its p99."""
     chosen = totals[counted_steps(totals, window_s)]
@@ -40,7 +36,7 @@ def mean_and_p99(
         return None, None
     decode, prompts = kinds(folded, window_s)
     both = sketch_of(_counts(decode) + _counts(prompts))
-    mean = float(chosen["imbalance"].to_numpy(np.float64) @ weight / weight.sum())
+    mean = float(floats(chosen, "imbalance") @ weight / weight.sum())
     return mean, both.quantile(0.99) if both.size else None
 
 

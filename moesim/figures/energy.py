@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.costs.profile import PowerProfile
+from moesim.figures.columns import Table, equal, floats, known, total
 from moesim.figures.steps import ends_s
 from moesim.units import HOUR
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 JOULES_PER_KWH = 1000.0 * HOUR
 
 
 def energy_summary(
-    requests: pd.DataFrame,
-    steps: Sequence[pd.DataFrame],
+    requests: Table,
+    steps: Sequence[Table],
     *,
     shapes: Sequence[tuple[int, int, int]],
     power_w: float,
@@ -38,8 +35,8 @@ def energy_summary(
     for own, (gpus, replicas, stages) in zip(steps, shapes, strict=True):
         stage_gpus = gpus / (replicas * stages)
         # A pipeline step's duration is the sum over its stages, each on GPUs of its own.
-        busy_s = (own["duration_s"] - own["overhead_s"]).to_numpy(np.float64)
-        prompts = own["prefill_tokens"].to_numpy() > 0
+        busy_s = floats(own, "duration_s") - floats(own, "overhead_s")
+        prompts = floats(own, "prefill_tokens") > 0
         prefill_s += float(busy_s[prompts].sum()) * stage_gpus
         decode_s += float(busy_s[~prompts].sum()) * stage_gpus
     all_gpus = sum(gpus for gpus, *_ in shapes)
@@ -51,9 +48,8 @@ def energy_summary(
     }
     joules = sum(parts.values())
     gpu_s = prefill_s + decode_s + idle_s
-    done = requests[requests["status"] == "completed"]
-    prompt_tokens = int(done["prompt_tokens"].sum())
-    output_tokens = int(done["output_tokens"].sum())
+    done = requests[equal(requests, "status", "completed")]
+    prompt_tokens, output_tokens = total(done, "prompt_tokens"), total(done, "output_tokens")
     return {
         "kwh": joules / JOULES_PER_KWH,
         **{f"{phase}_kwh": part / JOULES_PER_KWH for phase, part in parts.items()},
@@ -69,11 +65,10 @@ def energy_summary(
     }
 
 
-def _span_s(requests: pd.DataFrame, steps: Sequence[pd.DataFrame]) -> float:
+def _span_s(requests: Table, steps: Sequence[Table]) -> float:
     """From the first arrival to the end of the last step."""
     last = [ends_s(own).max() for own in steps if len(own)]
     if not last:
         return 0.0
-    finish_s = requests["finish_s"].to_numpy(np.float64)
-    last_s = float(max(*last, finish_s[~np.isnan(finish_s)].max(initial=-np.inf)))
-    return last_s - float(np.nanmin(requests["arrival_s"].to_numpy(np.float64)))
+    last_s = float(max(*last, known(requests, "finish_s").max(initial=-np.inf)))
+    return last_s - float(known(requests, "arrival_s").min())

@@ -6,18 +6,17 @@ marks "does not apply" (a TPOT needs two output tokens, a failed request has no 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import moesim
 from moesim.economics import cost_summary
+from moesim.figures.columns import Table, equal, flags, floats, known, total
 from moesim.figures.sketch import PERCENTILES, Sketch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Floats = NDArray[np.float64]
 OUTCOMES = ("completed", "failed", "rejected", "cancelled", "lost")
@@ -139,33 +138,36 @@ def warmup_mask(arrival_s: ArrayLike, ttft_s: ArrayLike) -> NDArray[np.bool_]:
     return warm
 
 
-def measured_window(requests: pd.DataFrame) -> tuple[float, float]:
+def measured_window(requests: Table) -> tuple[float, float]:
     """(first arrival, last finish) of the counted requests: completed and not warm-up.
 
     (0, 0) where nothing is counted.
     """
     counted = requests[counted_rows(requests)]
-    if counted.empty:
+    if not len(counted):
         return 0.0, 0.0
-    return float(counted["arrival_s"].min()), float(counted["finish_s"].max())
+    return float(floats(counted, "arrival_s").min()), float(floats(counted, "finish_s").max())
 
 
-def counted_rows(requests: pd.DataFrame) -> NDArray[np.bool_]:
+def counted_rows(requests: Table) -> NDArray[np.bool_]:
     """[N] the requests that latency and throughput are measured on: completed, not warm-up."""
-    completed = (requests["status"] == "completed").to_numpy(dtype=bool)
-    return np.asarray(completed & ~requests["warmup"].to_numpy(dtype=bool), dtype=np.bool_)
+    return equal(requests, "status", "completed") & ~flags(requests, "warmup")
 
 
-def counted_steps(steps: pd.DataFrame, window_s: tuple[float, float]) -> NDArray[np.bool_]:
+def outcomes(requests: Table) -> dict[str, int]:
+    """How many requests ended in which way."""
+    ended = Counter(np.asarray(requests["status"]).tolist())
+    return {outcome: ended[outcome] for outcome in OUTCOMES}
+
+
+def counted_steps(steps: Table, window_s: tuple[float, float]) -> NDArray[np.bool_]:
     """[W] the steps that balance is measured on: with work, started inside the measured window."""
-    real = ~steps["dummy"].to_numpy(dtype=bool)
-    start_s = steps["start_s"].to_numpy(np.float64)
-    inside = (start_s >= window_s[0]) & (start_s < window_s[1])
-    return np.asarray(real & inside, dtype=np.bool_)
+    start_s = floats(steps, "start_s")
+    return ~flags(steps, "dummy") & (start_s >= window_s[0]) & (start_s < window_s[1])
 
 
 def utilisation(
-    steps: pd.DataFrame, duration_s: float, replicas: int = 1, stages: int = 1
+    steps: Table, duration_s: float, replicas: int = 1, stages: int = 1
 ) -> dict[str, float | None]:
     """How busy the deployment was over the whole run, as fractions.
 
@@ -174,25 +176,26 @@ def utilisation(
     `link_busy`: time those steps spend in exchanges between GPUs (dispatch, combine, all-reduce,
     pipeline), over the same. Both None where there is no time or no step.
     """
-    real = steps[~steps["dummy"].to_numpy(dtype=bool)]
+    real = steps[~flags(steps, "dummy")]
     available_s = duration_s * replicas * stages
     if available_s <= 0:
         return {"gpu_busy": None, "link_busy": None}
-    exchange_s = float(real[list(EXCHANGE_PARTS)].to_numpy(np.float64).sum())
+    exchange_s = float(np.concatenate([floats(real, name) for name in EXCHANGE_PARTS]).sum())
+    busy_s = float((floats(real, "duration_s") - floats(real, "overhead_s")).sum())
     return {
-        "gpu_busy": float((real["duration_s"] - real["overhead_s"]).sum()) / available_s,
+        "gpu_busy": busy_s / available_s,
         "link_busy": exchange_s / available_s,
     }
 
 
-def offload_summary(steps: pd.DataFrame) -> dict[str, float | None]:
+def offload_summary(steps: Table) -> dict[str, float | None]:
     """What missing experts did to the whole run; every value None where none was looked up.
 
     `hit_rate`: active experts found in GPU memory over all of them; `prefetch_accuracy`: of those
     copied ahead, the share that the next layer used and missed; `cpu_share`: of the missing, those
     that the CPU computed; `miss_share`: of the steps' time, what experts took longer.
     """
-    total = {name: float(steps[name].sum()) for name in OFFLOAD_COLUMNS}
+    total = {name: float(np.asarray(steps[name]).sum()) for name in OFFLOAD_COLUMNS}
     looked_up = total["expert_hits"] + total["expert_misses"]
     if not looked_up:
         names = ("hit_rate", "prefetch_accuracy", "cpu_share", "miss_share")
@@ -208,8 +211,8 @@ def offload_summary(steps: pd.DataFrame) -> dict[str, float | None]:
 
 
 def summarise(
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Table,
+    steps: Table,
     itl_s: ArrayLike | Sketch,
     *,
     gpus: int,
@@ -235,28 +238,25 @@ def summarise(
     counted = requests[counted_rows(requests)]
     start_s, end_s = measured_window(requests)
     window_s = end_s - start_s
-    input_tokens = int(counted["prompt_tokens"].sum())
-    output_tokens = int(counted["output_tokens"].sum())
-    finished = requests["finish_s"].to_numpy(np.float64)
-    finished = finished[~np.isnan(finished)]
-    duration_s = float(finished.max() - requests["arrival_s"].min()) if finished.size else 0.0
-    ended = requests["status"].value_counts()
+    input_tokens, output_tokens = total(counted, "prompt_tokens"), total(counted, "output_tokens")
+    arrived, finished = known(requests, "arrival_s"), known(requests, "finish_s")
+    duration_s = float(finished.max() - arrived.min()) if finished.size else 0.0
     if balance is None:
-        shown = steps["imbalance"].to_numpy(np.float64)[counted_steps(steps, (start_s, end_s))]
+        shown = floats(steps[counted_steps(steps, (start_s, end_s))], "imbalance")
         imbalance = distribution(shown[shown > 0])
         balance = imbalance["mean"], imbalance["p99"]
     summary = {
         "requests": {
             "submitted": len(requests),
-            **{outcome: int(ended.get(outcome, 0)) for outcome in OUTCOMES},
-            "warmup": int(requests["warmup"].sum()),
+            **outcomes(requests),
+            "warmup": int(flags(requests, "warmup").sum()),
         },
         "duration_s": duration_s,
         "gpus": gpus,
-        "ttft_s": distribution(counted["ttft_s"]),
-        "tpot_s": distribution(counted["tpot_s"]),
+        "ttft_s": distribution(floats(counted, "ttft_s")),
+        "tpot_s": distribution(floats(counted, "tpot_s")),
         "itl_s": distribution(itl_s),
-        "e2e_s": distribution(counted["e2e_s"]),
+        "e2e_s": distribution(floats(counted, "e2e_s")),
         "throughput": {
             "window_s": window_s,
             "requests_per_s": _rate(len(counted), window_s),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.columns import Table, equal, floats
 from moesim.figures.metrics import counted_rows, distribution, utilisation
 from moesim.figures.raw_run import PoolRun
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 MEMORY = ("weights_bytes_per_gpu", "kv_capacity_tokens")
 
@@ -50,40 +47,40 @@ def request_columns(
 
 
 def pools_summary(
-    pools: Sequence[PoolRun], requests: pd.DataFrame, steps: pd.DataFrame, duration_s: float
+    pools: Sequence[PoolRun], requests: Table, steps: Table, duration_s: float
 ) -> dict[str, Any]:
     """Each pool's GPUs and use, and the transfers between them, of counted requests."""
     counted = requests[counted_rows(requests)]
     queues = {"prefill": "queue_s", "decode": "decode_queue_s"}
     found: dict[str, Any] = {}
     for pool in pools:
-        own = steps[steps["pool"] == pool.name]
+        own = steps[equal(steps, "pool", pool.name)]
         found[pool.name] = {
             "gpus": pool.gpus,
             "replicas": pool.replicas,
             **utilisation(own, duration_s, pool.replicas, pool.stages),
-            "queue_s": distribution(counted[queues[pool.name]]),
+            "queue_s": distribution(floats(counted, queues[pool.name])),
             "kv_used_fraction": _mean_over_time(own),
             **{name: pool.memory[name] for name in MEMORY},
         }
-    moved = requests["kv_bytes"].to_numpy(np.float64)
+    moved = floats(requests, "kv_bytes")
     found["kv_transfer"] = {
         "requests": int((moved > 0.0).sum()),
         "bytes": float(moved.sum()),
         "bytes_per_s": float(moved.sum()) / duration_s if duration_s > 0.0 else None,
-        "wait_s": distribution(counted["kv_wait_s"]),
-        "transfer_s": distribution(counted["kv_transfer_s"]),
-        "exposed_s": distribution(counted["kv_exposed_s"]),
+        "wait_s": distribution(floats(counted, "kv_wait_s")),
+        "transfer_s": distribution(floats(counted, "kv_transfer_s")),
+        "exposed_s": distribution(floats(counted, "kv_exposed_s")),
     }
     return found
 
 
 def pools_utilisation(
-    pools: Sequence[PoolRun], steps: pd.DataFrame, duration_s: float
+    pools: Sequence[PoolRun], steps: Table, duration_s: float
 ) -> dict[str, float | None]:
     """Use of all GPUs: the pools' by their number of GPUs."""
     of_pools = [
-        utilisation(steps[steps["pool"] == pool.name], duration_s, pool.replicas, pool.stages)
+        utilisation(steps[equal(steps, "pool", pool.name)], duration_s, pool.replicas, pool.stages)
         for pool in pools
     ]
     gpus = sum(pool.gpus for pool in pools)
@@ -96,9 +93,9 @@ def pools_utilisation(
     return found
 
 
-def _mean_over_time(steps: pd.DataFrame) -> float | None:
+def _mean_over_time(steps: Table) -> float | None:
     """KV cache in use, mean over the time that steps take."""
-    duration_s = steps["duration_s"].to_numpy(np.float64)
+    duration_s = floats(steps, "duration_s")
     if duration_s.sum() <= 0.0:
         return None
-    return float(np.average(steps["kv_used_fraction"].to_numpy(np.float64), weights=duration_s))
+    return float(np.average(floats(steps, "kv_used_fraction"), weights=duration_s))

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import pandas as pd
+from moesim.figures.columns import Table, floats
 
 Floats = NDArray[np.float64]
 
 
-def number(steps: pd.DataFrame) -> Floats:
+def number(steps: Table) -> Floats:
     """[W] how many steps each row stands for."""
-    return steps["steps"].to_numpy(np.float64) if "steps" in steps else np.ones(len(steps))
+    return floats(steps, "steps") if "steps" in steps else np.ones(len(steps))
 
 
-def balanced(steps: pd.DataFrame) -> Floats:
+def balanced(steps: Table) -> Floats:
     """[W] and how many that have experts to balance."""
     if "balanced_steps" in steps:
-        return steps["balanced_steps"].to_numpy(np.float64)
-    return np.asarray(steps["imbalance"].to_numpy(np.float64) > 0, np.float64)
+        return floats(steps, "balanced_steps")
+    return np.asarray(floats(steps, "imbalance") > 0, np.float64)
 
 
-def ends_s(steps: pd.DataFrame) -> Floats:
+def ends_s(steps: Table) -> Floats:
     """[W] when the last of them ends."""
     if "end_s" in steps:
-        return steps["end_s"].to_numpy(np.float64)
-    return (steps["start_s"] + steps["duration_s"]).to_numpy(np.float64)
+        return floats(steps, "end_s")
+    return floats(steps, "start_s") + floats(steps, "duration_s")
 
 
-def most_kv_used(steps: pd.DataFrame) -> float:
+def most_kv_used(steps: Table) -> float:
     """The largest share of a replica's KV cache that any step found held; NaN without steps."""
     many = "most_kv_used_fraction"
-    return float(steps[many if many in steps else "kv_used_fraction"].max())
+    used = floats(steps, many if many in steps else "kv_used_fraction")
+    return float(used.max()) if used.size else np.nan
 
 
-def most_tokens(steps: pd.DataFrame) -> int:
+def most_tokens(steps: Table) -> int:
     """Tokens of the largest step."""
     if "most_tokens" in steps:
-        return int(steps["most_tokens"].max())
-    return int((steps["prefill_tokens"] + steps["decode_tokens"]).max())
+        return int(np.asarray(steps["most_tokens"]).max())
+    return int(np.asarray(steps["prefill_tokens"] + steps["decode_tokens"]).max())

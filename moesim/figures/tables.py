@@ -6,15 +6,16 @@ Legend: N requests, G gaps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.columns import Columns
 from moesim.figures.metrics import e2e, itl, tpot, ttft
 from moesim.figures.pools import pool_of_replica, request_columns
 from moesim.figures.raw_run import RawRun
-from moesim.figures.rebalances import during
+from moesim.figures.rebalances import during, rebalances_table
 from moesim.sim.state import CANCELLED, COMPLETED, LOST, NOBODY, REJECTED
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 ENDED = {COMPLETED: "completed", REJECTED: "rejected", CANCELLED: "cancelled", LOST: "lost"}
 
 
-def requests_table(run: RawRun) -> pd.DataFrame:
+def requests_table(run: RawRun) -> Columns:
     """A row per request; columns as in docs/reference/results.md but `warmup`."""
-    import pandas as pd
-
     raw = run.requests
     status = np.full(raw.size, "failed", dtype=object)
     for number, word in ENDED.items():
@@ -37,10 +36,17 @@ def requests_table(run: RawRun) -> pd.DataFrame:
     threads, groups = run.threads, run.groups
     rank = raw["rank"].astype(np.int64)
     placed = rank != NOBODY
-    table = pd.DataFrame(
+    pooled: dict[str, NDArray[Any]] = {}
+    first_replica = 0
+    if run.handed is not None:  # replicas are numbered through the pools
+        assert run.decode_start_s is not None
+        pooled = request_columns(run.pools, run.handed, run.decode_start_s)
+        first_replica = run.pools[0].replicas
+    no_name_N = np.full(raw.size, "", dtype=object)
+    return Columns(
         {
             "request": np.arange(raw.size),
-            "replica": np.where(placed, rank // run.ranks_per_replica, -1),
+            "replica": np.where(placed, rank // run.ranks_per_replica + first_replica, -1),
             "rank": np.where(placed, rank % run.ranks_per_replica, -1),
             "status": status,
             "arrival_s": raw["arrival_s"],
@@ -57,49 +63,40 @@ def requests_table(run: RawRun) -> pd.DataFrame:
             "ttft_s": ttft(raw["arrival_s"], raw["first_token_s"]),
             "tpot_s": tpot(raw["first_token_s"], raw["finish_s"], raw["output_tokens"]),
             "e2e_s": e2e(raw["arrival_s"], raw["finish_s"]),
-            "session": -1 if threads is None else threads.thread_N,
-            "turn": 0 if threads is None else threads.turn_N,
-            "class": "" if groups is None else _names(groups.classes, groups.class_N),
-            "tenant": "" if groups is None else _names(groups.tenants, groups.tenant_N),
+            "session": np.full(raw.size, -1) if threads is None else threads.thread_N,
+            "turn": np.zeros(raw.size, np.int64) if threads is None else threads.turn_N,
+            "class": no_name_N if groups is None else _names(groups.classes, groups.class_N),
+            "tenant": no_name_N if groups is None else _names(groups.tenants, groups.tenant_N),
+            **pooled,
         }
     )
-    if run.handed is not None:  # replicas are numbered through the pools
-        assert run.decode_start_s is not None
-        table.loc[table["replica"] >= 0, "replica"] += run.pools[0].replicas
-        for name, column in request_columns(run.pools, run.handed, run.decode_start_s).items():
-            table[name] = column
-    return table
 
 
-def steps_table(run: RawRun, rebalances: pd.DataFrame) -> pd.DataFrame:
-    """A row per engine step. `rebalances`: figures.rebalances.rebalances_table of the run."""
-    import pandas as pd
-
-    raw = run.steps
-    assert raw.dtype.names is not None
-    table = pd.DataFrame({name: raw[name] for name in raw.dtype.names})
-    table["dummy"] = table["dummy"].astype(bool)
-    if run.pools:
-        table["pool"] = pool_of_replica(run.pools)[table["replica"].to_numpy()]
-    if run.rebalances is not None:
-        start_s = raw["start_s"]
-        span = start_s, start_s + raw["duration_s"]
-        table["rebalancing"] = during(rebalances, raw["replica"].astype(np.int64), *span)
-    return table
+def steps_table(run: RawRun) -> Columns:
+    """A row per engine step."""
+    table = _of_steps(run, run.steps)
+    if run.rebalances is None:
+        return table
+    start_s = run.steps["start_s"]
+    span = start_s, start_s + run.steps["duration_s"]
+    replica = run.steps["replica"].astype(np.int64)
+    log = rebalances_table(run.rebalances)
+    return table.with_column("rebalancing", during(log, replica, *span))
 
 
-def totals_table(run: RawRun) -> pd.DataFrame:
+def totals_table(run: RawRun) -> Columns:
     """A row per stretch of steps of a streaming run and kind."""
-    import pandas as pd
-
     assert run.folded is not None
-    raw = run.folded.totals
-    assert raw.dtype.names is not None
-    table = pd.DataFrame({name: raw[name] for name in raw.dtype.names})
-    table["dummy"] = table["dummy"].astype(bool)
+    return _of_steps(run, run.folded.totals)
+
+
+def _of_steps(run: RawRun, rows: NDArray[Any]) -> Columns:
+    """The fields of `rows`, and the pool of each."""
+    columns = {name: rows[name] for name in rows.dtype.names or ()}
+    columns["dummy"] = rows["dummy"] != 0
     if run.pools:
-        table["pool"] = pool_of_replica(run.pools)[table["replica"].to_numpy()]
-    return table
+        columns["pool"] = pool_of_replica(run.pools)[rows["replica"]]
+    return Columns(columns)
 
 
 def background_table(run: RawRun, planned: Sequence[BackgroundTransfer]) -> pd.DataFrame:
@@ -134,8 +131,8 @@ def token_gaps(
     return gaps[real], row_G[real]
 
 
-def _names(names: tuple[str, ...], index_N: NDArray[np.uint16]) -> NDArray[np.object_] | str:
+def _names(names: tuple[str, ...], index_N: NDArray[np.uint16]) -> NDArray[np.object_]:
     """The name of each request's group; empty where there are none."""
     if not names:
-        return ""
+        return np.full(index_N.size, "", dtype=object)
     return np.array(names, dtype=object)[index_N]

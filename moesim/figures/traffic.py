@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.figures.metrics import OUTCOMES, counted_rows, distribution, measured_window
+from moesim.figures.columns import Table, equal, flags, floats, known
+from moesim.figures.metrics import counted_rows, distribution, measured_window, outcomes
 from moesim.policies.queueing import VirtualTokenCounter
 from moesim.scenario import Scenario
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def met(requests: pd.DataFrame, limit_of: Mapping[str, float | None]) -> NDArray[np.bool_]:
+def met(requests: Table, limit_of: Mapping[str, float | None]) -> NDArray[np.bool_]:
     """[N] whether each request completed within all limits (columns by name; None: no limit)."""
-    within = (requests["status"] == "completed").to_numpy()
+    within = equal(requests, "status", "completed")
     for column, limit in limit_of.items():
         if limit is not None:
             # A request of one token has no TPOT and cannot miss it.
-            within = within & (requests[column].fillna(0.0) <= limit).to_numpy()
-    return np.asarray(within, dtype=np.bool_)
+            within = within & ~(floats(requests, column) > limit)
+    return within
 
 
 def limits(scenario: Scenario) -> dict[str, dict[str, float | None]]:
@@ -40,23 +41,23 @@ def limits(scenario: Scenario) -> dict[str, dict[str, float | None]]:
 
 
 def slo_attainment(
-    requests: pd.DataFrame, of_class: Mapping[str, Mapping[str, float | None]]
+    requests: Table, of_class: Mapping[str, Mapping[str, float | None]]
 ) -> float | None:
     """Share of the requests, warm-up left out, that met every limit of their class; None without
     limits."""
     if not any(value for each in of_class.values() for value in each.values()):
         return None
-    within = met_own_limits(requests[~requests["warmup"]], of_class)
+    within = met_own_limits(requests[~flags(requests, "warmup")], of_class)
     return float(within.mean()) if within.size else None
 
 
 def met_own_limits(
-    requests: pd.DataFrame, of_class: Mapping[str, Mapping[str, float | None]]
+    requests: Table, of_class: Mapping[str, Mapping[str, float | None]]
 ) -> NDArray[np.bool_]:
     """[N] whether each request completed within all limits of its class."""
     within = np.zeros(len(requests), np.bool_)
     for name, each in of_class.items():
-        rows = (requests["class"] == name).to_numpy()
+        rows = equal(requests, "class", name)
         within[rows] = met(requests[rows], each)
     return within
 
@@ -133,7 +134,7 @@ def sessions_summary(sessions: pd.DataFrame) -> dict[str, Any]:
 
 
 def classes_summary(
-    requests: pd.DataFrame,
+    requests: Table,
     names: Sequence[str],
     of_class: Mapping[str, Mapping[str, float | None]],
 ) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def classes_summary(
     start_s, end_s = measured_window(requests)
     found: dict[str, Any] = {}
     for name in names:
-        table = requests[(requests["class"] == name).to_numpy()]
-        within = met(table[~table["warmup"]], of_class[name])
+        table = requests[equal(requests, "class", name)]
+        within = met(table[~flags(table, "warmup")], of_class[name])
         limited = any(limit is not None for limit in of_class[name].values())
         found[name] = {
             **_group(table),
@@ -159,45 +160,42 @@ def classes_summary(
 
 
 def tenants_summary(
-    requests: pd.DataFrame, names: Sequence[str], weights: tuple[float, float]
+    requests: Table, names: Sequence[str], weights: tuple[float, float]
 ) -> dict[str, Any]:
     """For each tenant what became of it and its service; and how evenly service was shared."""
-    end_s = float(np.nanmax(requests["arrival_s"].to_numpy(np.float64)))
-    service = service_until(requests, end_s, weights)
-    tenant = requests["tenant"].to_numpy()
-    shares = {name: float(service[tenant == name].sum()) for name in names}
+    service = service_until(requests, float(known(requests, "arrival_s").max()), weights)
+    of = {name: equal(requests, "tenant", name) for name in names}
+    shares = {name: float(service[of[name]].sum()) for name in names}
     return {
         "jain_index": jain_index(list(shares.values())),
         "each": {
-            name: {**_group(requests[tenant == name]), "service_tokens": shares[name]}
-            for name in names
+            name: {**_group(requests[of[name]]), "service_tokens": shares[name]} for name in names
         },
     }
 
 
 def service_until(
-    requests: pd.DataFrame, end_s: float, weights: tuple[float, float]
+    requests: Table, end_s: float, weights: tuple[float, float]
 ) -> NDArray[np.float64]:
     """[N] weighted tokens that each request was given by `end_s`: its prompt with its first token,
     then its output evenly until it finished."""
-    first_s = requests["first_token_s"].to_numpy(np.float64)
-    finish_s = requests["finish_s"].to_numpy(np.float64)
-    output = requests["output_tokens"].to_numpy(np.float64)
+    first_s = floats(requests, "first_token_s")
+    finish_s = floats(requests, "finish_s")
+    output = floats(requests, "output_tokens")
     started = first_s <= end_s
     decode_s = np.where(finish_s > first_s, finish_s - first_s, 1.0)
     part = np.clip((end_s - first_s) / decode_s, 0.0, 1.0)
     tokens = 1.0 + np.where(output > 1, (output - 1.0) * part, 0.0)
-    prompt = requests["prompt_tokens"].to_numpy(np.float64)
+    prompt = floats(requests, "prompt_tokens")
     return np.where(started, weights[0] * prompt + weights[1] * tokens, 0.0)
 
 
-def _group(table: pd.DataFrame) -> dict[str, Any]:
-    ended = table["status"].value_counts()
+def _group(table: Table) -> dict[str, Any]:
     counted = table[counted_rows(table)]
     return {
         "submitted": len(table),
-        **{outcome: int(ended.get(outcome, 0)) for outcome in OUTCOMES},
-        "ttft_s": distribution(counted["ttft_s"]),
-        "tpot_s": distribution(counted["tpot_s"]),
-        "e2e_s": distribution(counted["e2e_s"]),
+        **outcomes(table),
+        "ttft_s": distribution(floats(counted, "ttft_s")),
+        "tpot_s": distribution(floats(counted, "tpot_s")),
+        "e2e_s": distribution(floats(counted, "e2e_s")),
     }

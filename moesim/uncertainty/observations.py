@@ -11,19 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.columns import Table, flags, floats
 from moesim.figures.gaps import GapBlocks
 from moesim.figures.metrics import counted_rows, counted_steps, measured_window
 from moesim.figures.steps import balanced
 from moesim.uncertainty.intervals import Floats, Pooled
 from moesim.uncertainty.parts import LATENCIES, Parts, moments_of, sum_by_part
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 REQUEST_LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 END_STAYS = 3.0
@@ -173,8 +170,8 @@ class Observed:
 
 
 def observe(
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Table,
+    steps: Table,
     gaps: tuple[Floats, NDArray[np.int64]] | GapBlocks,
     met_N: NDArray[np.bool_] | None,
     gpus: int,
@@ -192,19 +189,19 @@ def observe(
         gap_s, gap_row = gaps[0][::spacing], gaps[1][::spacing]
     window_s = measured_window(requests)
     shown = steps[counted_steps(steps, window_s)]
-    imbalance_W = shown["imbalance"].to_numpy(np.float64)
+    imbalance_W = floats(shown, "imbalance")
     real_W = imbalance_W > 0  # steps of a dense model have none
     return Observed(
         counted_N=counted_N,
-        arrival_s_N=requests["arrival_s"].to_numpy(np.float64),
-        latency_N={name: requests[name].to_numpy(np.float64) for name in REQUEST_LATENCIES},
-        input_tokens_N=requests["prompt_tokens"].to_numpy(np.float64),
-        output_tokens_N=requests["output_tokens"].to_numpy(np.float64),
+        arrival_s_N=floats(requests, "arrival_s"),
+        latency_N={name: floats(requests, name) for name in REQUEST_LATENCIES},
+        input_tokens_N=floats(requests, "prompt_tokens"),
+        output_tokens_N=floats(requests, "output_tokens"),
         met_N=met_N,
-        asked_N=~requests["warmup"].to_numpy(np.bool_),
+        asked_N=~flags(requests, "warmup"),
         gap_s_G=gap_s,
         gap_row_G=gap_row,
-        step_start_s_W=shown["start_s"].to_numpy(np.float64)[real_W],
+        step_start_s_W=floats(shown, "start_s")[real_W],
         imbalance_W=imbalance_W[real_W],
         window_s=window_s[1] - window_s[0],
         gpus=gpus,

@@ -19,16 +19,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.figures.columns import Table, floats, known
 from moesim.figures.metrics import counted_rows
 from moesim.workload.arrivals import AllAtOnce, Arrivals, ClosedLoop, Replay
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROWTH = 1.2
 LONG_GROWTH = 1.5
@@ -69,15 +66,15 @@ class Backlog:
         return rising and self.wait_s[3] > LONG_GROWTH * self.wait_s[1]
 
     @classmethod
-    def of(cls, requests: pd.DataFrame) -> Backlog:
+    def of(cls, requests: Table) -> Backlog:
         """Of a run's request table."""
-        requests = requests[requests["arrival_s"].notna()]
-        requests = requests.sort_values("arrival_s", kind="stable")
-        arrival_s = requests["arrival_s"].to_numpy(np.float64)
-        finish_s = np.sort(requests["finish_s"].dropna().to_numpy(np.float64))
+        requests = requests[~np.isnan(floats(requests, "arrival_s"))]
+        order = np.argsort(floats(requests, "arrival_s"), kind="stable")
+        arrival_s = floats(requests, "arrival_s")[order]
+        finish_s = np.sort(known(requests, "finish_s"))
         found = np.arange(arrival_s.size) - np.searchsorted(finish_s, arrival_s)
-        slow = (requests["e2e_s"] / requests["output_tokens"]).to_numpy(np.float64)
-        wait_s = requests["ttft_s"].to_numpy(np.float64)
+        slow = (floats(requests, "e2e_s") / floats(requests, "output_tokens"))[order]
+        wait_s = floats(requests, "ttft_s")[order]
         edges = [quarter * arrival_s.size // 4 for quarter in range(5)]
         parts = [slice(*ends) for ends in itertools.pairwise(edges)]
         means = (float(found[part].mean()) if found[part].size else 0.0 for part in parts)
@@ -146,12 +143,12 @@ class SteadyState:
         return tuple(said)
 
 
-def steady_state(requests: pd.DataFrame, arrivals: Arrivals) -> SteadyState:
+def steady_state(requests: Table, arrivals: Arrivals) -> SteadyState:
     """Judge a run by its request table."""
     if isinstance(arrivals, ClosedLoop | AllAtOnce):
         return SteadyState(True, None, "", 0.0)
-    arrival_s = np.sort(requests["arrival_s"].dropna().to_numpy(np.float64))
-    finish_s = requests["finish_s"].dropna().to_numpy(np.float64)
+    arrival_s = np.sort(known(requests, "arrival_s"))
+    finish_s = known(requests, "finish_s")
     if not finish_s.size:
         return SteadyState(isinstance(arrivals, Replay), None, "no request ended", 0.0)
     last_s = float(finish_s.max())
@@ -163,14 +160,14 @@ def steady_state(requests: pd.DataFrame, arrivals: Arrivals) -> SteadyState:
     return SteadyState(isinstance(arrivals, Replay), backlog, short, drain, more)
 
 
-def _too_short(counted: pd.DataFrame) -> tuple[str, float]:
+def _too_short(counted: Table) -> tuple[str, float]:
     """(what counted requests lack to speak of the long run, how many times as many would do)."""
     if len(counted) < 2:
         return f"{len(counted)} requests counted of {LEAST_REQUESTS} at least", float(
             LEAST_REQUESTS
         )
-    stay_s = float(counted["e2e_s"].mean())
-    span_s = float(counted["arrival_s"].max() - counted["arrival_s"].min())
+    stay_s = float(floats(counted, "e2e_s").mean())
+    span_s = float(np.ptp(floats(counted, "arrival_s")))
     more = max(LEAST_REQUESTS / len(counted), LEAST_STAYS * stay_s / span_s if span_s else math.inf)
     if len(counted) < LEAST_REQUESTS:
         return f"{len(counted)} requests counted of {LEAST_REQUESTS} at least", more
