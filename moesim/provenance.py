@@ -38,16 +38,19 @@ def context_tokens(requests: NDArray[Any], quantile: float) -> int:
 def used_sizes(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> tuple[StepSize, ...]:
     """Sizes of small, median and large steps of a run, taken to be even over attention ranks."""
     sizes = []
-    decode, prefill = decode_steps(steps), prefill_steps(steps)
+    # Two columns, not rows of STEP, which are long.
+    prompts = steps["prefill_tokens"]
+    alone = steps["decode_tokens"][prompts == 0]
+    decode, prefill = alone[alone > 0], prompts[prompts > 0]
     for quantile in QUANTILES:
         kv = context_tokens(requests, quantile)
         if decode.size:
-            n = _tokens(decode["decode_tokens"], quantile, ranks)
+            n = _tokens(decode, quantile, ranks)
             padded = int(graph_tokens(n)[n])
             sizes.append(StepSize(padded, n, (), n, float(kv), ranks * padded))
         if prefill.size:
             # One rank computes prompts while others may not: the longest prompt bounds a chunk.
-            new = int(np.quantile(prefill["prefill_tokens"], quantile, method="nearest"))
+            new = int(np.quantile(prefill, quantile, method="nearest"))
             longest = int(np.quantile(requests["prompt_tokens"], quantile, method="nearest"))
             n = -(-new // ranks)
             chunks = ((max(1, min(new, longest)), 0),)

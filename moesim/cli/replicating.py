@@ -57,13 +57,13 @@ class Asked:
 
 def asked(seeds: int | None, vary: str | None, precision: float | None) -> Asked | None:
     """What the options ask for; None where they ask for no replications. Raises InputError."""
-    from moesim.replications.runner import SOURCES
-    from moesim.replications.study import DEFAULT_SEEDS, FEWEST_REPLICATIONS
-
     if seeds is None and precision is None:
         if vary is not None:
             raise InputError("--vary", "needs --seeds N or --precision X", vary)
         return None
+    from moesim.replications.runner import SOURCES
+    from moesim.replications.study import DEFAULT_SEEDS, FEWEST_REPLICATIONS
+
     sources = SOURCES if vary is None else tuple(word.strip() for word in vary.split(","))
     fewest = DEFAULT_SEEDS if precision is None else FEWEST_REPLICATIONS
     return Asked(fewest if seeds is None else seeds, sources, precision)

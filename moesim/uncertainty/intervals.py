@@ -127,14 +127,21 @@ class Pooled:
     def weight_J(self) -> Floats:
         return np.asarray(np.bincount(self.part_V, self.weight_V, self.parts), np.float64)
 
+    @functools.cached_property
+    def before_V(self) -> Floats:
+        """How much the values before each one count."""
+        return _before(self.weight_V)
+
     def quantile(self, level: float) -> float:
         """Linear between ranks, as numpy's where all weights are one."""
-        return _quantile(self.value_V, self.weight_V, level)
+        return _quantile(self.value_V, self.before_V, level)
 
     def without_J(self, level: float) -> Floats:
         """The quantile without each part; NaN where nothing is left."""
         kept = (self.part_V != j for j in range(self.parts))
-        return np.array([_quantile(self.value_V[k], self.weight_V[k], level) for k in kept])
+        return np.array(
+            [_quantile(self.value_V[k], _before(self.weight_V[k]), level) for k in kept]
+        )
 
     def bounds(self, level: float, ordered: bool, confidence: float = LEVEL) -> Bounds | None:
         """Bounds of the quantile; None where too few values lie beyond it, or where the upper one
@@ -163,12 +170,15 @@ def _shifted(level: float, half: float) -> Bounds:
     return low, high
 
 
-def _quantile(value_V: Floats, weight_V: Floats, level: float) -> float:
+def _before(weight_V: Floats) -> Floats:
+    return np.cumsum(weight_V) - weight_V
+
+
+def _quantile(value_V: Floats, before_V: Floats, level: float) -> float:
     if not value_V.size:
         return math.nan
     if value_V.size == 1:
         return float(value_V[0])
-    before_V = np.cumsum(weight_V) - weight_V
     return float(np.interp(level * before_V[-1], before_V, value_V))
 
 
