@@ -19,7 +19,8 @@ import moesim
 import moesim.comparison  # before a test puts something else in the place of simulate
 import moesim.simulation
 import moesim.what_if
-from moesim.cli import main
+from moesim.cli import commands, main
+from moesim.cli.commands import PLACES, load
 from moesim.routing.trace import RoutingTrace
 
 STATISTICS = {"mean", "std", "p50", "p90", "p95", "p99"}
@@ -239,6 +240,58 @@ def test_help_and_version_load_nothing_heavy() -> None:
         )
         assert run.returncode == 0, run.stderr
         assert "moesim" in run.stdout
+
+
+def loaded(arguments: list[str]) -> set[str]:
+    """Modules that a process has imported when the command ends."""
+    code = (
+        "import sys; from moesim.cli import main; status = main(sys.argv[1:]);"
+        "print(*sys.modules, file=sys.stderr); sys.exit(status)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(run.stderr.split())
+
+
+def test_a_run_loads_what_it_needs_only(small: str) -> None:
+    modules = loaded(["run", small, "--json"])
+    heavy = {"pandas", "pyarrow", "altair", "scipy", "joblib", "optuna", "rich"}
+    assert heavy & modules == set()
+    others = {f"moesim.cli.{name}" for name in PLACES} - {"moesim.cli.run"}
+    assert others & modules == set()
+    assert {"moesim.report", "moesim.replications"} & modules == set()
+
+
+def test_pools_classes_and_streaming_statistics_load_no_pandas_either(small: str) -> None:
+    classes = "workload.classes=[{name: a, share: 0.5, slo: {ttft_s: 1}}, {name: b, share: 0.5}]"
+    pool = "parallelism: {attention_dp: 4, expert_parallel: 4}"
+    split = f"deployment={{disaggregation: {{prefill: {{{pool}}}, decode: {{{pool}}}}}}}"
+    for change in (classes, split, "measure.statistics=streaming"):
+        assert "pandas" not in loaded(["run", small, "--json", "--set", change])
+
+
+def test_every_command_is_found_under_its_name() -> None:
+    for name in PLACES:
+        command = load(name)
+        assert command.name == name
+        assert command.help
+
+
+def test_a_command_is_loaded_when_it_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(commands, "load", lambda name: built.append(name) or name)
+    found = commands.LoadedOnce()
+    assert list(found) == list(PLACES)
+    assert "nothing" not in found
+    assert built == []
+    assert (found["run"], found.get("run"), found.get("nothing")) == ("run", "run", None)
+    assert built == ["run"]
+
+
+def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["swep", "x.yaml"]) == 2
+    assert "'swep'. Did you mean 'sweep'? (see: moesim --help)" in capsys.readouterr().err
 
 
 def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
