@@ -105,10 +105,20 @@ def _manifest(task: Task, found: Outcome) -> dict[str, Any]:
 
 def _write(path: Path, found: Outcome) -> None:
     import pyarrow as pa
+    import pyarrow.json
     import pyarrow.parquet as pq
 
     row: dict[str, Any] = {name: getattr(found, name) for name in ABOUT} | dict(found.figures)
-    table = pa.table({name: [value] for name, value in row.items()})
+    kinds = {bool: pa.bool_(), str: pa.string()}
+    schema = pa.schema([(name, kinds.get(type(of), pa.float64())) for name, of in row.items()])
+    # Arrow reads JSON itself; of Python's objects it makes arrays with the help of pandas, whose
+    # import takes a worker longer than several runs.
+    text = json.dumps(row).encode()
+    table = pyarrow.json.read_json(
+        pa.BufferReader(text),
+        pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        pyarrow.json.ParseOptions(explicit_schema=schema),
+    )
     # One row: statistics and dictionaries would be longer than it.
     pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,42 @@ def test_points_that_cannot_run_are_rows_with_the_reason(found: Sweep) -> None:
     assert not wrong["settled"].any()
     assert found.table["error"].ne("").sum() == 6
     assert (found.findings.simulated, found.findings.read) == (12, 0)
+
+
+def test_a_run_is_kept_and_found_without_pandas(tmp_path: Path) -> None:
+    """Which a worker would take longer to import than to simulate."""
+    code = (
+        "import sys; from pathlib import Path; from moesim.scenario import Scenario;"
+        "from moesim.sweeping.keys import make_task; from moesim.sweeping.store import Store;"
+        "from moesim.sweeping.outcomes import run_task; from tests.fixtures.sweeps import TOY;"
+        "task, store = make_task(Scenario.parse(TOY)), Store(Path(sys.argv[1]));"
+        "found = run_task(task); store.keep(task, found); assert store.find(task.key) == found;"
+        "assert found.figures['requests.completed'] == 40.0;"
+        "sys.exit(str({'pandas', 'numba', 'scipy'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stderr.strip() == "set()"
+
+
+def test_texts_and_extreme_figures_are_kept_as_they_are(tmp_path: Path) -> None:
+    task, store = make_task(Scenario.parse(TOY)), Store(tmp_path)
+    figures = {"a": 0.1 + 0.2, "b": 5e-324, "c": -1.7976931348623157e308, "d": 3.0}
+    why = 'x="é"\n\\ 2026-01-01 ' + "long " * 400_000
+    found = Outcome(task.key, figures, False, why, "", "", 1.5, "true")
+    store.keep(task, found)
+    assert store.find(task.key) == found
+    kinds = pq.read_schema(store.path(task.key))
+    assert [str(kinds.field(name).type) for name in ("why_not", "settled", "d")] == [
+        "string",
+        "bool",
+        "double",
+    ]
 
 
 def test_runs_are_read_the_second_time(found: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
