@@ -28,7 +28,7 @@ class Table(Protocol):
 class Columns:
     """Named columns of one length, which may be views of a run's arrays: nothing writes in them.
 
-    Rows are chosen when a column is asked for, as few are of those that a table has.
+    Chosen rows are copied of the columns that are then asked for, which are few of many.
     """
 
     def __init__(

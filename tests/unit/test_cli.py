@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import re
 import subprocess
@@ -269,6 +270,20 @@ def test_pools_classes_and_streaming_statistics_load_no_pandas_either(small: str
     split = f"deployment={{disaggregation: {{prefill: {{{pool}}}, decode: {{{pool}}}}}}}"
     for change in (classes, split, "measure.statistics=streaming"):
         assert "pandas" not in loaded(["run", small, "--json", "--set", change])
+
+
+def test_only_a_process_of_its_own_is_set_for_one_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(gc, "set_threshold", set_to.append)
+    monkeypatch.setattr("atexit.register", lambda function: None)
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "")
+    monkeypatch.setattr(sys, "argv", ["moesim", "--version"])
+    assert main(["--version"]) == 0
+    assert set_to == []
+    assert main() == 0
+    assert len(set_to) == 1
 
 
 def test_every_command_is_found_under_its_name() -> None:
