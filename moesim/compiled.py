@@ -227,6 +227,7 @@ class _Sources:
         self.package = package
         own = package == _PACKAGE
         self.paths = frozenset(_IMPORTED if own else package.rglob("*.py"))
+        self.modules = {_module_name(path, package): path for path in self.paths}
         self.texts: dict[Path, str] = {}
         self.imported: dict[Path, list[Path]] = {}
 
@@ -260,14 +261,23 @@ class _Sources:
                 continue
             needed.add(path)
             if path not in self.imported:
-                self.imported[path] = _imported(self.text(path), self.package, self.paths)
+                names = _imported(self.text(path), self.package.name)
+                known = self.modules
+                self.imported[path] = [known[name] for name in names if name in known]
             pending.extend(self.imported[path])
         return needed
 
 
-def _imported(text: str, package: Path, known: frozenset[Path]) -> list[Path]:
-    """The files of `package` that this source imports by absolute name, anywhere in it."""
-    name = re.escape(package.name)
+def _module_name(path: Path, package: Path) -> str:
+    """As others import it."""
+    *folders, name = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(folders if name == "__init__" else [*folders, name])
+
+
+def _imported(text: str, package: str) -> list[str]:
+    """The modules of `package` that this source may import by absolute name, anywhere in it; not
+    all names are modules."""
+    name = re.escape(package)
     module_name = rf"({name}(?:\.\w+)*)"
     pattern = re.compile(
         rf"^[ \t]*from {module_name} import (\([^)]*\)|[^\n]*)|^[ \t]*import {module_name}",
@@ -275,11 +285,9 @@ def _imported(text: str, package: Path, known: frozenset[Path]) -> list[Path]:
     )
     found = []
     for module, names, plain in pattern.findall(text):
-        base = package.joinpath(*(module or plain).split(".")[1:])
-        submodules = [base / word for word in re.findall(r"\w+", names)]
-        for path in [base, *submodules]:
-            found += [path.with_suffix(".py"), path / "__init__.py"]
-    return [path for path in found if path in known]
+        base = module or plain
+        found += [base, *(f"{base}.{word}" for word in re.findall(r"\w+", names))]
+    return found
 
 
 def cache_root() -> Path:
