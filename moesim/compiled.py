@@ -70,6 +70,11 @@ def inner(function: F) -> F:
     return compiled(_nrt=False, linked=True)(function)
 
 
+def plain(function: F) -> F:
+    """A compiled function as it is written, for a call or two that are not worth compiling."""
+    return cast(F, getattr(function, "py_func", function))
+
+
 def bundle(kind: T) -> T:
     """For a named tuple of arrays: compiled code takes it by its address (moesim.bundles)."""
     _BUNDLES.append(kind)

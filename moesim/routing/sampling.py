@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import compiled
+from moesim.compiled import compiled, hot
 
 RANK = 4
 FOLD = 4
@@ -46,7 +46,7 @@ def gumbel_table(rng: np.random.Generator, experts: int) -> NDArray[np.float32]:
     return rng.gumbel(size=TABLE + experts).astype(np.float32)
 
 
-@compiled
+@hot
 def mixed(counter: np.uint64) -> np.uint64:
     """64 random bits from a counter (splitmix64)."""
     x = counter * GOLDEN
@@ -63,13 +63,13 @@ def padded(experts: int) -> int:
     return keys
 
 
-@compiled
+@hot
 def index_mask(keys: int) -> np.int32:
     """The bits of a key that are not its expert."""
     return np.int32(-keys)
 
 
-@compiled(fastmath=FINITE)
+@compiled(fastmath=FINITE, _nrt=False)
 def perturb(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
@@ -100,7 +100,7 @@ def perturb(
         key_P[e] = (np.int32(max(min(logit, LIMIT), -LIMIT)) & mask) | np.int32(e)
 
 
-@compiled
+@hot
 def fold(key_P: NDArray[np.int32], best_C: NDArray[np.int32]) -> None:
     """The largest key of each column."""
     columns = len(best_C)
@@ -109,7 +109,7 @@ def fold(key_P: NDArray[np.int32], best_C: NDArray[np.int32]) -> None:
         best_C[c] = max(low, max(key_P[c + 2 * columns], key_P[c + 3 * columns]))
 
 
-@compiled
+@hot
 def take(key_P: NDArray[np.int32], best_C: NDArray[np.int32], expert: int) -> None:
     """Take an expert out."""
     columns = len(best_C)
@@ -119,7 +119,7 @@ def take(key_P: NDArray[np.int32], best_C: NDArray[np.int32], expert: int) -> No
     best_C[c] = max(low, max(key_P[c + 2 * columns], key_P[c + 3 * columns]))
 
 
-@compiled
+@hot
 def largest(best_C: NDArray[np.int32]) -> np.int32:
     """The largest key of all."""
     top = TAKEN
@@ -128,7 +128,7 @@ def largest(best_C: NDArray[np.int32]) -> np.int32:
     return top
 
 
-@compiled
+@hot
 def stray(key_P: NDArray[np.int32], experts: int, counter: np.uint64) -> int:
     """Any expert that is not taken yet, all alike."""
     while True:
@@ -168,7 +168,7 @@ def _keys(experts: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return key_P, np.empty(len(key_P) // FOLD, np.int32)
 
 
-@compiled
+@hot
 def _choose(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
@@ -235,7 +235,7 @@ def inclusion(
     return found_LE / len(context_TD), slope_LE / len(context_TD)
 
 
-@compiled
+@hot
 def _inclusion(
     context_TD: NDArray[np.float32],
     token_TD: NDArray[np.float32],
@@ -292,14 +292,14 @@ def _inclusion(
                 slope_LE[layer, e] += slope * (1 - spread)
 
 
-@compiled
+@hot
 def beyond(key: np.int32, rival: np.int32) -> int:
     """Where the tables say how likely a plain key's noise lifts it above its rival."""
     margin = (np.float32(key) - np.float32(rival)) / SCALE
     return int(min(max((margin - LEAST) * STEPS, F0), np.float32(LAST)))
 
 
-@compiled
+@hot
 def autoregress(
     noise_TD: NDArray[np.float32], start_S1: NDArray[np.int64], persistence: np.float32
 ) -> None:

@@ -30,7 +30,6 @@ from moesim.sim.parts import lacks
 from moesim.sim.schedule import schedule
 from moesim.sim.state import (
     DONE_FILLED,
-    EXTERNAL,
     RECENT_S,
     STEPS_FILLED,
     STEPS_TOTAL,
@@ -206,12 +205,13 @@ def fleet(
 
     Returns (reason, replica, time): COMPLETION at the time of the step that ended, with nothing
     scheduled after it yet; DECISION where a policy outside must say what an attention rank of the
-    replica computes (policy EXTERNAL; sim/decision.py), or has broken a rule; COMPOSED where it is,
-    and the detailed mode is to time it; FETCH where requests of the replica wait for blocks from
-    elsewhere, after its launch, and after every launch where the rules say so; EVICTED where the
-    last step evicted blocks that a memory below is to take in; DUE before the replica composes a
-    batch, where it has taken the steps after which it is looked at; LACKING where this engine was
-    compiled without what the run needs; otherwise the time of the next boundary.
+    replica computes (`decision` is None where there is no such policy; sim/decision.py), or has
+    broken a rule; COMPOSED where it is, and the detailed mode is to time it; FETCH where requests
+    of the replica wait for blocks from elsewhere, after its launch, and after every launch where
+    the rules say so; EVICTED where the last step evicted blocks that a memory below is to take in;
+    DUE before the replica composes a batch, where it has taken the steps after which it is looked
+    at; LACKING where this engine was compiled without what the run needs; otherwise the time of the
+    next boundary.
     """
     if lacks(s, c, w):
         return LACKING, -1, now
@@ -247,12 +247,13 @@ def fleet(
             return DUE, k, t
         else:
             b = (replica.oldest + replica.in_flight) % rules.stages
-            if rules.policy == EXTERNAL:
+            requests = 0
+            if decision is None:
+                requests = schedule(s, k, b)
+            else:
                 requests = decided(s, decision, k, b)
                 if requests < 0:
                     return DECISION, k, t
-            else:
-                requests = schedule(s, k, b)
             if rules.detailed > 0:
                 return COMPOSED, k, t
             launch(s, routes, c, w, record, k, t, requests)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moesim.compiled import bundle, inner
 from moesim.sim.kvcache import bytes_of, grow
 from moesim.sim.queues import add_to_batch, admit, preempt, tokens_due
-from moesim.sim.state import EXTERNAL, NOBODY, RUNNING, WAITING, State
+from moesim.sim.state import NOBODY, RUNNING, WAITING, State
 
 # Why a grant was refused (entry REFUSED of Decision.ask; 0 where none was).
 NOT_HERE, TOO_MANY_TOKENS, TOO_MANY_REQUESTS, NO_TOKENS, NO_GRANT = -1, -2, -3, -4, -5
@@ -42,14 +42,13 @@ class Decision(NamedTuple):
     grants: NDArray[np.int64]  # request, tokens, request, tokens, ...
 
 
-def no_decision(state: State) -> Decision:
-    """Nothing asked yet; arrays of no size where the policy is a compiled one."""
-    external = int(state.rules[0]["policy"]) == EXTERNAL
+def undecided(state: State) -> Decision:
+    """Nothing asked yet."""
     ask = np.zeros(9, np.int64)
     ask[RANK] = NOBODY
     # Only as much of it is ever touched as there are requests at one rank.
-    columns = np.empty((7, state.requests.size if external else 0), np.int64)
-    grants = np.zeros(2 * MOST_GRANTS if external else 0, np.int64)
+    columns = np.empty((7, state.requests.size), np.int64)
+    grants = np.zeros(2 * MOST_GRANTS, np.int64)
     return Decision(ask, columns, columns[ARRIVAL].view(np.float64), grants)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.compiled import bundle, hot, inner
+from moesim.compiled import bundle, hot, inner, plain
 from moesim.sim.balancing import Balancing, choose, look, look_before, next_look_s, no_balancing
 from moesim.sim.queues import push_inbox, push_waiting
 from moesim.sim.state import FAILED, State, row_dtype
@@ -64,11 +64,10 @@ def open_door(
     return door
 
 
-@hot
 def _foresee(s: Any, door: Any) -> None:
     """Set when load balancers look next."""
     closed = door.line[0].closed_loop > 0
-    look_before(door.balancing, next_arrival_s(s, door), closed)
+    plain(look_before)(door.balancing, first_arrival_s(s, door), closed)
 
 
 @hot
@@ -91,13 +90,18 @@ def wake(s: Any, k: int, now: float) -> None:
         replica.schedule_s = min(replica.schedule_s, max(now, s.stage_free_s[k, 0]))
 
 
-@hot
+@inner
 def next_arrival_s(s: Any, door: Any) -> float:
     """When the next request reaches the queue; inf where none is on its way."""
     line = door.line[0]
     if line.handed == line.started:
         return np.inf
     return s.requests[line.handed].arrival_s + line.delay_s
+
+
+def first_arrival_s(s: Any, door: Any) -> float:
+    """`next_arrival_s` before the run begins."""
+    return float(plain(next_arrival_s)(s, door))
 
 
 @inner

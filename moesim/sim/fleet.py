@@ -26,8 +26,8 @@ from moesim.sim.advance import (
 from moesim.sim.clock import LOW, NORMAL, at
 from moesim.sim.cost_tables import Costs, Work
 from moesim.sim.deciding import Deciding
-from moesim.sim.decision import no_decision
-from moesim.sim.door import Door, enqueue, next_arrival_s, shut_door
+from moesim.sim.decision import undecided
+from moesim.sim.door import Door, enqueue, first_arrival_s, shut_door
 from moesim.sim.fetch import asks, rejoin
 from moesim.sim.parts import fit
 from moesim.sim.remote_kv import end_at_landing, land, let_go
@@ -77,8 +77,10 @@ class Fleet:
         # Times a replica's batch, composed at a time for so many requests (the detailed mode).
         self.on_composed: Callable[[int, float, int], None] | None = None
         self._parts = (state, routes, costs, work, record)
-        self._decision = no_decision(state)
-        self._deciding = None if policy is None else Deciding(policy, self._decision, state)
+        self._decision = self._deciding = None
+        if policy is not None:
+            self._decision = undecided(state)
+            self._deciding = Deciding(policy, self._decision, state)
         self._enqueue = bound(enqueue, state)
         self._use(shut_door())
         self._record = record
@@ -142,7 +144,7 @@ class Fleet:
     def admit_by(self, door: Door) -> None:
         """Let all requests in through a door, at their own times."""
         self._use(door)
-        first_s = float(next_arrival_s(self.state, door))
+        first_s = first_arrival_s(self.state, door)
         if first_s < np.inf:
             self.arm(first_s)
 
