@@ -21,6 +21,8 @@ from llvmlite import ir
 from numba.core import cgutils, imputils, types
 from numba.core.typing import templates
 
+from moesim.native_arguments import kept_block
+
 # Numba has no types: mypy is to know nothing of these, rather than that they are untyped.
 _extending: Any = numba.extending
 _models: Any = _extending.models
@@ -84,7 +86,46 @@ def _member(context: Any, builder: Any, of: Bundle, address: Any, name: str) -> 
 
 
 def _from_python(of: Bundle, value: Any, c: Any) -> Any:
-    """Write the members down in the frame of the function that Python calls."""
+    """The address of the members, written down for the function that Python calls."""
+    if not c.context.enable_nrt and _is_described(of):
+        return _described(of, value, c)
+    return _written(of, value, c)
+
+
+def _is_described(of: Bundle) -> bool:
+    """Whether `kept_block` writes a tuple down as the structure that compiled code takes."""
+    plain = (_types.int64, _types.float64, _types.none)
+    return all(
+        isinstance(each, _types.Array)
+        or each in plain
+        or (isinstance(each, Bundle) and _is_described(each))
+        for each in of.members.values()
+    )
+
+
+def _described(of: Bundle, value: Any, c: Any) -> Any:
+    """As `_from_python`, by `kept_block`: a call, where `_written` has code for every member."""
+    builder, api = c.builder, c.pyapi
+    kind = c.context.get_value_type(of)
+    result = _cgutils.alloca_once_value(builder, ir.Constant(kind, None))
+    describing = api.unserialize(api.serialize_object(kept_block))
+    block = api.call_function_objargs(describing, (value,))
+    api.decref(describing)
+    described = _cgutils.is_not_null(builder, block)
+    with builder.if_then(described, likely=True):
+        address = api.object_getattr_string(block, "address")
+        builder.store(builder.bitcast(api.long_as_voidptr(address), kind), result)
+        api.decref(address)
+
+    def clean_up() -> None:
+        api.decref(block)  # whose memory it is
+
+    failed = builder.not_(described)
+    return _extending.NativeValue(builder.load(result), cleanup=clean_up, is_error=failed)
+
+
+def _written(of: Bundle, value: Any, c: Any) -> Any:
+    """As `_from_python`, in the frame of the function."""
     builder, parts = c.builder, []
     block = _cgutils.alloca_once(builder, c.context.get_value_type(of).pointee)
     failed = _cgutils.alloca_once_value(builder, _cgutils.false_bit)

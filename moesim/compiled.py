@@ -123,6 +123,7 @@ def _jit(plain: Callable[..., Any], options: dict[str, Any]) -> Any:
     if linked:
         return part
     whole = _cached(plain, {**options, "no_cfunc_wrapper": True, "pipeline_class": PruningCompiler})
+    whole.linked_part = part
     # What Numba asks of a callee.
     whole.get_call_template, whole.get_overload = part.get_call_template, part.get_overload
     return whole

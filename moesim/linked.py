@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import functools
 import gc
+from types import CodeType
 from typing import Any
 
 from numba import njit
 from numba.core import ir, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.compiler_machinery import (
+    FunctionPass,
+    PassManager,
+    _pass_registry,
+    register_pass,
+)
+from numba.core.postproc import PostProcessor
 from numba.core.typed_passes import NopythonTypeInference
 from numba.core.untyped_passes import RewriteSemanticConstants
 
@@ -30,6 +37,17 @@ _usual: Any = DefaultPassBuilder
 _njit: Any = njit
 _ir: Any = ir
 _types: Any = types
+# Passes for `with`, closures, loops over tuples, and fused array expressions.
+_SPARE = {
+    "WithLifting",
+    "InlineClosureLikes",
+    "MakeFunctionToJitFunction",
+    "FindLiterallyCalls",
+    "LiteralUnroll",
+    "LiteralPropagationSubPipelinePass",
+    "NopythonRewrites",
+    "DumpParforDiagnostics",
+}
 
 
 class _NoEnvironment:
@@ -46,27 +64,71 @@ class _NoEnvironment:
 
 
 class LinkedLibrary(JITCodeLibrary):
-    """LLVM code that is linked into others' and has no machine code of its own."""
+    """LLVM code that is linked into others' and has no machine code of its own.
+
+    What it calls stays apart until somebody needs all of it: linked at every call on the way up, a
+    function ten calls down would be copied ten times.
+    """
+
+    _whole: Any = None  # with all that it calls
 
     @property
     def codegen(self) -> Any:
         """As the base class."""
         return _NoEnvironment(self._codegen)
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
+    def _optimize_functions(self, module: Any) -> None:
+        # As the base class, which makes ready for functions without a body too.
         own: Any = self
+        module.data_layout = own._codegen._data_layout
+        for function in module.functions:
+            if not function.is_declaration:
+                passes, builder = own._codegen._function_pass_manager()
+                passes.run(function, builder)
+
+    def finalize(self) -> None:
+        """Nothing but to know what is called: whoever has machine code checks and optimises all."""
+        own: Any = self
+        own._raise_if_finalized()
+        for library in own._linking_libraries:
+            own._reload_init.update(library._reload_init)
         own._finalize_dynamic_globals()
-        own._verify_declare_only_symbols()
         own._finalized = True
+
+    def _alone(self) -> Any:
+        base: Any = super()
+        return base._get_module_for_linking()
+
+    def _get_module_for_linking(self) -> Any:
+        if self._whole is None:
+            whole = self._alone()
+            called = _called(self)
+            if called:
+                whole = whole.clone()
+            for library in called:
+                linked = isinstance(library, LinkedLibrary)
+                module = library._alone() if linked else library._get_module_for_linking()
+                whole.link_in(module, preserve=True)
+            self._whole = whole
+        return self._whole
 
     def get_pointer_to_function(self, name: str) -> int:
         """0: no machine code."""
         own: Any = self
         own._ensure_finalized()
         return 0
+
+
+def _called(library: Any) -> list[Any]:
+    """Libraries that a library needs, each once; what others than LinkedLibrary need they have."""
+    found: dict[Any, None] = {}
+    pending = list(library._linking_libraries)
+    while pending:
+        of = pending.pop(0)
+        if of not in found:
+            found[of] = None
+            pending += of._linking_libraries if isinstance(of, LinkedLibrary) else []
+    return list(found)
 
 
 @_register(mutates_CFG=False, analysis_only=True)
@@ -135,9 +197,37 @@ def _members(kind: Any) -> dict[str, Any]:
     return members if isinstance(members, dict) else {}
 
 
+class _Passes(PassManager):
+    """Numba's passes, without what it tells its listeners and checks of itself after each."""
+
+    def _runPass(self, index: int, each: Any, state: Any) -> None:
+        own: Any = self
+        each.analysis = own._analysis
+        changed = False
+        for step in (each.run_initialization, each.run_pass, each.run_finalizer):
+            changed |= step(state)
+        if changed and _pass_registry.get(type(each)).mutates_CFG:
+            PostProcessor(state.func_ir).run()
+
+
+def _passes(state: Any) -> Any:
+    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches.
+
+    Without passes for what no function has that neither counts references nor has functions in it.
+    """
+    usual = _usual.define_nopython_pipeline(state)
+    usual.add_pass_after(_KnowNone, RewriteSemanticConstants)
+    constants = state.func_id.func.__code__.co_consts
+    if state.flags.nrt or any(isinstance(each, CodeType) for each in constants):
+        return usual
+    fewer: Any = _Passes(usual.pipeline_name)
+    fewer.passes.extend(each for each in usual.passes if each[0].__name__ not in _SPARE)
+    return fewer
+
+
 class PruningCompiler(CompilerBase):
-    """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches, and no search for
-    garbage while it runs: millions of objects are made, most of which stay."""
+    """Numba's pipeline with `_KnowNone`, and no search for garbage while it runs: millions of
+    objects are made, most of which stay."""
 
     def _compile_core(self) -> Any:
         searching = gc.isenabled()
@@ -151,8 +241,7 @@ class PruningCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
-        passes = _usual.define_nopython_pipeline(self.state)
-        passes.add_pass_after(_KnowNone, RewriteSemanticConstants)
+        passes = _passes(self.state)
         passes.finalize()
         return [passes]
 
@@ -162,8 +251,7 @@ class _Linking(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
-        passes = _usual.define_nopython_pipeline(self.state)
-        passes.add_pass_after(_KnowNone, RewriteSemanticConstants)
+        passes = _passes(self.state)
         passes.add_pass_after(_LinkOnly, NopythonTypeInference)
         passes.finalize()
         return [passes]

@@ -203,8 +203,9 @@ class Compiled:
         functools.update_wrapper(self, plain)
         self.py_func = plain
         self._make = make
-        self._folder = folder
+        self.folder = folder
         self._keeps_lock = keeps_lock
+        self.sharing: Any = None  # moesim.shared_compiling
         self._entries: dict[tuple[str, ...], Entry] = {}
         self._dispatcher: Any = None
         self.by_numba = folder is None
@@ -230,9 +231,9 @@ class Compiled:
 
     def _loaded(self, kinds: tuple[str, ...]) -> Entry | None:
         entry = None
-        if self._folder is not None and supported():
+        if self.folder is not None and supported():
             try:
-                path = file_of(self._folder(), self.py_func, kinds)
+                path = file_of(self.folder(), self.py_func, kinds)
                 entry = load(path, kinds, self._keeps_lock)
             except Exception:  # anything: Numba compiles it anew
                 entry = None
@@ -244,13 +245,19 @@ class Compiled:
 
     def _through_numba(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         dispatcher = self.dispatcher
-        result = dispatcher(*arguments, **named)
+        if self.sharing is not None and not named:
+            from moesim.shared_compiling import helped
+
+            with helped(self, arguments):
+                result = dispatcher(*arguments)
+        else:
+            result = dispatcher(*arguments, **named)
         if len(dispatcher.overloads) != self._overloads:
             self._overloads = len(dispatcher.overloads)
-            if self._folder is not None and supported() and not named:
+            if self.folder is not None and supported() and not named:
                 from moesim.native_files import write
 
-                write(dispatcher, arguments, self._folder)
+                write(dispatcher, arguments, self.folder)
         return result
 
     @property

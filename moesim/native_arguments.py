@@ -118,10 +118,13 @@ def describe(value: Any) -> Block:
     return Block(value, ",".join(kinds), memory, ctypes.addressof(memory), parts)
 
 
-def _kept_block(value: Any) -> Block:
-    if len(_KEPT) >= MOST_KEPT:
-        _KEPT.clear()
-    block = _KEPT[id(value)] = describe(value)
+def kept_block(value: Any) -> Block:
+    """The description of a tuple, made once."""
+    block = _KEPT.get(id(value))
+    if block is None:
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.clear()
+        block = _KEPT[id(value)] = describe(value)
     return block
 
 
@@ -137,7 +140,7 @@ def prepare(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any], lis
         if scalar is None:
             block = _KEPT.get(id(value))
             if block is None:
-                block = _kept_block(value) if isinstance(value, tuple) else describe(value)
+                block = kept_block(value) if isinstance(value, tuple) else describe(value)
                 described += len(block.numbers)
             blocks.append(block)
             kinds.append(block.kind)

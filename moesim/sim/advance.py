@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from moesim.compiled import hot, inner
+from moesim.shared_compiling import share
 from moesim.sim.commit import commit
-from moesim.sim.cost import step_cost
+from moesim.sim.cost import attention_and_dense, step_cost
 from moesim.sim.decision import decided
 from moesim.sim.door import (
     let_in,
@@ -25,9 +26,11 @@ from moesim.sim.door import (
     take_snapshot,
     wake,
 )
+from moesim.sim.experts import expert_layers, route_tokens
 from moesim.sim.fetch import asks
 from moesim.sim.parts import lacks
-from moesim.sim.schedule import schedule
+from moesim.sim.queues import admit
+from moesim.sim.schedule import chunked_prefill, schedule
 from moesim.sim.state import (
     DONE_FILLED,
     RECENT_S,
@@ -259,3 +262,20 @@ def fleet(
             launch(s, routes, c, w, record, k, t, requests)
             if rules.tells_launches > 0 or asks(s, k):
                 return FETCH, k, t
+
+
+# Half of the work, in parts that two processes come to from both ends.
+share(
+    fleet,
+    {
+        route_tokens: "w.experts",
+        expert_layers: "w.experts",
+        attention_and_dense: "",
+        step_cost: "",
+        launch: "",
+        chunked_prefill: "",
+        admit: "",
+        commit: "",
+    },
+    step="record.steps",
+)
