@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import simpy
 
+from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, run_rules
+from moesim.engine import graph_tokens
 from moesim.fabric import build_fabric
 from moesim.outages import (
     cold_start,
@@ -29,7 +31,8 @@ from moesim.sim.gate import Gate
 from moesim.sim.loading import Loading
 from moesim.sim.masks import Masks, prepare
 from moesim.sim.offload import Offload
-from moesim.sim.setup import build_record, build_state, build_work
+from moesim.sim.routes import no_routes
+from moesim.sim.setup import build_costs, build_record, build_state, build_work
 from moesim.sim.state import Record, State
 from moesim.sim.step_traffic import stand_for_steps
 from moesim.sim.transfers import Transfers
@@ -89,6 +92,23 @@ def assemble(
     if streaming:
         fold_steps(fleet)
     return Assembled(rules, wired, state, record, work, masks, fleet)
+
+
+def sketch(
+    scenario: Scenario,
+    deployment: Deployment,
+    demand: Demand,
+    costs: StepCosts,
+    batching: BatchingPolicy | None,
+    singly: bool,
+    detailed: bool,
+) -> Assembled:
+    """The same before any routing is drawn: other numbers, in arrays of the same types."""
+    graphs = graph_tokens(costs.head_s.size - 1)
+    slots = max(1, costs.domain_of_rank.size)
+    wired = Wired(build_costs(costs, slots, graphs), no_routes(), ())
+    env = simpy.Environment()
+    return assemble(env, scenario, deployment, demand, wired, batching, singly, detailed)
 
 
 def join_links(

@@ -18,7 +18,7 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -68,6 +68,18 @@ def inner(function: F) -> F:
     """`hot`, for functions that only compiled code calls: part of its callers' code, with none of
     its own (moesim.linked)."""
     return compiled(_nrt=False, linked=True)(function)
+
+
+def share(function: Any, callees: Mapping[Any, str], **rows: str) -> None:
+    """Let a second process compile these callees, where `function` has to be compiled
+    (moesim.shared_compiling), the first of them first.
+
+    Each with the member of an argument without which it is not called ("" if it always is). An
+    argument has the type of the function's argument of the same name, that of a row of an array
+    (`step="record.steps"`), or that of its annotation.
+    """
+    if isinstance(function, Compiled):
+        function.sharing = callees, rows
 
 
 def plain(function: F) -> F:

@@ -205,7 +205,7 @@ class Compiled:
         self._make = make
         self.folder = folder
         self._keeps_lock = keeps_lock
-        self.sharing: Any = None  # moesim.shared_compiling
+        self.sharing: Any = None  # with a second process: callees, and rows (moesim.compiled.share)
         self._entries: dict[tuple[str, ...], Entry] = {}
         self._dispatcher: Any = None
         self.by_numba = folder is None
@@ -259,6 +259,12 @@ class Compiled:
 
                 write(dispatcher, arguments, self.folder)
         return result
+
+    def is_kept(self) -> bool:
+        """Whether there is machine code of it, for arguments of any kind."""
+        if self.folder is None:
+            return False
+        return any((self.folder() / "native").glob(f"{self.py_func.__qualname__}-*"))
 
     @property
     def dispatcher(self) -> Any:

@@ -1,7 +1,7 @@
 """Compiling a large function in two processes: another one takes some of its callees.
 
-Numba compiles on one core. A function may name callees (`share`) whose arguments' types follow from
-its own. Where it has to be compiled, a second process begins with the last of these while this one
+Numba compiles on one core. A function may name callees (moesim.compiled.share) whose arguments'
+types follow from its own. Where it has to be compiled, a second process begins with the last of these while this one
 begins at the top; whoever comes to a callee first claims it, and what the other process has claimed
 comes back as LLVM code, which is linked as if it had been made here.
 
@@ -12,6 +12,7 @@ moesim.linked does; where a Numba is made otherwise, all is compiled in one proc
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -32,34 +33,24 @@ START = "import sys; sys.path[:] = sys.argv[1:]; from moesim.shared_compiling im
 # Numba tells functions of the same name apart by a number, counted in each process.
 FIRST_NUMBER = 1_000_000_000
 
-
-@dataclass(frozen=True)
-class Sharing:
-    """What a second process may compile of a function."""
-
-    callees: Mapping[Any, str]  # the one that it begins with first
-    rows: Mapping[str, str]
-
-    def signatures(self, names: tuple[str, ...], types: tuple[Any, ...]) -> dict[Any, Any]:
-        """Types of the arguments of the callees that are called, by those of the function's."""
-        known = dict(zip(names, types, strict=True))
-        known.update({name: _member(known, array).dtype for name, array in self.rows.items()})
-        return {
-            callee: _signature(callee.py_func, known)
-            for callee, needs in self.callees.items()
-            if not needs or str(_member(known, needs)) != "none"
-        }
+Types = tuple[Any, ...]  # Numba's, of arguments
 
 
-def share(function: Any, callees: Mapping[Any, str], **rows: str) -> None:
-    """Let a second process compile these callees, where `function` has to be compiled.
+def _signatures(sharing: Any, plain: Callable[..., Any], types: Types) -> dict[Any, Types]:
+    """Types of the arguments of the callees that are called, by those of the function's."""
+    callees, rows = sharing
+    known = dict(zip(_names(plain), types, strict=True))
+    known.update({name: _member(known, array).dtype for name, array in rows.items()})
+    return {
+        callee: _signature(callee.py_func, known)
+        for callee, needs in callees.items()
+        if not needs or str(_member(known, needs)) != "none"
+    }
 
-    Each with the member of an argument without which it is not called ("" if it always is). An
-    argument has the type of the function's argument of the same name, that of a row of an array
-    (`step="record.steps"`), or that of its annotation.
-    """
-    if hasattr(function, "sharing"):  # not a plain function
-        function.sharing = Sharing(callees, rows)
+
+def _names(plain: Callable[..., Any]) -> tuple[str, ...]:
+    code = plain.__code__
+    return code.co_varnames[: code.co_argcount]
 
 
 def _member(known: Mapping[str, Any], path: str) -> Any:
@@ -67,13 +58,12 @@ def _member(known: Mapping[str, Any], path: str) -> Any:
     return known[argument].members[name]
 
 
-def _signature(plain: Callable[..., Any], known: Mapping[str, Any]) -> tuple[Any, ...]:
+def _signature(plain: Callable[..., Any], known: Mapping[str, Any]) -> Types:
     from numba.core import types
 
     plainly: dict[str, Any] = {"int": types.int64, "float": types.float64, "bool": types.boolean}
-    code = plain.__code__
-    names = code.co_varnames[: code.co_argcount]
-    return tuple(known.get(name) or plainly[plain.__annotations__[name]] for name in names)
+    of = plain.__annotations__
+    return tuple(known.get(name) or plainly[of[name]] for name in _names(plain))
 
 
 @dataclass(frozen=True)
@@ -135,16 +125,97 @@ class _Awaited:
         """Nothing: only the function that all this is for is kept."""
 
 
+class _Helper:
+    """A second process that compiles callees of a function."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._signatures: dict[Any, Types] = {}
+        self.types: Types = ()
+        self._desk = _Desk(Path(tempfile.mkdtemp(prefix="moesim-compiling-")))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        atexit.register(self.end)
+
+    def begin(self, types: Types) -> None:
+        """For a call with arguments of these types."""
+        function = self._function
+        self.types = types
+        self._signatures = _signatures(function.sharing, function.py_func, types)
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            pickle.dump((str(self._desk.folder), function, str(function.folder())), pipe)
+            pickle.dump(self._signatures, pipe)
+
+    def attend(self) -> None:
+        """Have what it compiles linked."""
+        for at, (callee, signature) in enumerate(self._signatures.items()):
+            part = _part(callee)
+            if not isinstance(part._cache, _Awaited):
+                part._cache = _Awaited(self._desk, self._process)
+            part._cache.numbers[signature] = at
+
+    def end(self) -> None:
+        """Nothing is wanted of it any more."""
+        from numba.core.dispatcher import NullCache
+
+        atexit.unregister(self.end)
+        for callee in self._signatures:
+            _part(callee)._cache = NullCache()
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._desk.folder, ignore_errors=True)
+
+
+_EXPECTED: list[_Helper] = []  # at most one, which began before its function was called
+
+
+def expect(function: Any, arguments: tuple[Any, ...]) -> None:
+    """Let a second process begin now: `function` will be called with arguments of these types."""
+    if _EXPECTED or _alone():
+        return
+    try:
+        helper = _Helper(function)  # which imports what it needs while this process does
+        _EXPECTED.append(helper)
+        helper.begin(_types(function, arguments))
+    except Exception:  # another Numba, no processes: all is compiled here
+        return
+
+
 @contextlib.contextmanager
 def helped(function: Any, arguments: tuple[Any, ...]) -> Iterator[None]:
     """A second process at work while `function` is called, if it has to be compiled for that."""
-    with contextlib.ExitStack() as scope:
-        if function.sharing is not None and not _alone():
-            try:
-                _begin(function, arguments, scope)
-            except Exception:  # another Numba, no processes: all is compiled here
-                scope.close()
+    helpers: list[_Helper] = []
+    try:
+        from moesim.linked import can_link
+
+        types = _types(function, arguments)
+        while _EXPECTED:
+            helper = _EXPECTED.pop()
+            if helper.types == types:
+                helpers.append(helper)
+            else:
+                helper.end()
+        if not (helpers or _alone() or _is_kept(function.dispatcher, types)):
+            helpers.append(_Helper(function))
+            helpers[0].begin(types)
+        if helpers and can_link():
+            helpers[0].attend()
+    except Exception:  # as in `expect`
+        pass
+    try:
         yield
+    finally:
+        for helper in helpers:
+            helper.end()
+
+
+def _types(function: Any, arguments: tuple[Any, ...]) -> Types:
+    return tuple(map(function.dispatcher.typeof_pyval, arguments))
 
 
 def _alone() -> bool:
@@ -153,46 +224,10 @@ def _alone() -> bool:
     return (os.cpu_count() or 1) < 2
 
 
-def _begin(function: Any, arguments: tuple[Any, ...], scope: contextlib.ExitStack) -> None:
-    from numba.core.dispatcher import NullCache
-
-    from moesim.linked import can_link
-
-    made, plain = function.dispatcher, function.py_func
-    types = tuple(map(made.typeof_pyval, arguments))
-    if types in made.overloads or _is_kept(made, types) or not can_link():
-        return
-    sharing: Sharing = function.sharing
-    code = plain.__code__
-    signatures = sharing.signatures(code.co_varnames[: code.co_argcount], types)
-    desk = _Desk(Path(tempfile.mkdtemp(prefix="moesim-compiling-")))
-    scope.callback(shutil.rmtree, desk.folder, ignore_errors=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *sys.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    scope.callback(_end, process)
-    assert process.stdin is not None
-    with process.stdin as pipe:
-        pickle.dump((str(desk.folder), function, str(function.folder())), pipe)
-        pickle.dump(signatures, pipe)
-    for at, (callee, signature) in enumerate(signatures.items()):
-        part = _part(callee)
-        if not isinstance(part._cache, _Awaited):
-            scope.callback(setattr, part, "_cache", NullCache())
-            part._cache = _Awaited(desk, process)
-        part._cache.numbers[signature] = at
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-
-
-def _is_kept(made: Any, types: tuple[Any, ...]) -> bool:
-    """Whether Numba has the function in its cache."""
+def _is_kept(made: Any, types: Types) -> bool:
+    """Whether Numba has the function, here or in its cache."""
+    if types in made.overloads:
+        return True
     cache, codegen = made._cache, made.targetctx.codegen()
     return cache._cache_file.load(cache._index_key(types, codegen)) is not None
 

@@ -12,7 +12,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from moesim.assembly import Assembled, assemble, disturb, join_links, let_in
+from moesim.assembly import Assembled, assemble, disturb, join_links, let_in, sketch
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
@@ -37,6 +37,7 @@ from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.sim.background import start_background
 from moesim.sim.cost_tables import slot_tokens
+from moesim.sim.fleet import to_be_compiled
 from moesim.sim.rebalancing import Replacer
 from moesim.sim.state import (
     COMPLETED,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from moesim.sim.detailed.timeline import Timeline
 
 PROGRESS_INTERVAL_S = 0.1  # of real time
+MOST_SKETCHED = 100_000  # requests whose state is made twice at a first run
 
 
 def simulate(
@@ -131,10 +133,12 @@ def simulate(
     check_rebalancing(scenario, deployment)
     if rebalancing is not None and scenario.deployment.rebalancing is None:
         raise InputError(FIELD, "is required where simulate() is given a rebalancing policy")
+    singly = on_step is not None or detailed or not leap
+    if to_be_compiled() and len(demand) <= MOST_SKETCHED:
+        sketch(scenario, deployment, demand, costs, batching, singly, detailed).fleet.foretell()
     wired = wire(scenario, deployment, costs, demand.domains, placement, expert_uses, draw)
     notes = [*deployment.notes, *demand.notes, *wired.notes, *outage_notes(scenario, deployment)]
     env = simpy.Environment()
-    singly = on_step is not None or detailed or not leap
     run = assemble(env, scenario, deployment, demand, wired, batching, singly, detailed)
     transfers = join_links(env, scenario, deployment, run, timeline if detailed else None)
     background_finish_s = np.zeros(0)

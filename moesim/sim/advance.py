@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.compiled import hot, inner
-from moesim.shared_compiling import share
+from moesim.compiled import hot, inner, share
 from moesim.sim.commit import commit
 from moesim.sim.cost import attention_and_dense, step_cost
 from moesim.sim.decision import decided

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.bound import bound
 from moesim.errors import InputError
+from moesim.native import Compiled
 from moesim.policies.batching import BatchingPolicy
 from moesim.sim.advance import (
     BUFFER_FULL,
@@ -42,6 +43,11 @@ from moesim.sim.state import (
 from moesim.sim.step_folding import StepFolder
 from moesim.sim.step_rows import StepRows
 from moesim.sim.stop import cut_step, go_on, stop
+
+
+def to_be_compiled() -> bool:
+    """Whether nothing was ever compiled of the engine as it is."""
+    return isinstance(fleet, Compiled) and not fleet.is_kept()
 
 
 class Fleet:
@@ -147,6 +153,12 @@ class Fleet:
         first_s = first_arrival_s(self.state, door)
         if first_s < np.inf:
             self.arm(first_s)
+
+    def foretell(self) -> None:
+        """Let a second process compile for a run of this kind, which begins soon."""
+        from moesim.shared_compiling import expect  # here, as only a first run needs it
+
+        expect(fleet, (*self._parts, shut_door(), self._decision, 0.0, 0.0, False))
 
     def _use(self, door: Door) -> None:
         self._advance = bound(fleet, *self._parts, door, self._decision)
