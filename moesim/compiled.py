@@ -79,7 +79,13 @@ def share(function: Any, callees: Mapping[Any, str], **rows: str) -> None:
     (`step="record.steps"`), or that of its annotation.
     """
     if isinstance(function, Compiled):
-        function.sharing = callees, rows
+        function.sharing, function.helped = (callees, rows), _helped
+
+
+def _helped(function: Any, arguments: tuple[Any, ...]) -> Any:
+    from moesim.shared_compiling import helped  # here, as only a first run needs it
+
+    return helped(function, arguments)
 
 
 def plain(function: F) -> F:

@@ -37,6 +37,8 @@ _usual: Any = DefaultPassBuilder
 _njit: Any = njit
 _ir: Any = ir
 _types: Any = types
+_registry: Any = _pass_registry
+_post_processor: Any = PostProcessor
 # Passes for `with`, closures, loops over tuples, and fused array expressions.
 _SPARE = {
     "WithLifting",
@@ -206,23 +208,26 @@ class _Passes(PassManager):
         changed = False
         for step in (each.run_initialization, each.run_pass, each.run_finalizer):
             changed |= step(state)
-        if changed and _pass_registry.get(type(each)).mutates_CFG:
-            PostProcessor(state.func_ir).run()
+        if changed and _registry.get(type(each)).mutates_CFG:
+            _post_processor(state.func_ir).run()
 
 
-def _passes(state: Any) -> Any:
+def _passes(state: Any, fewer: bool) -> Any:
     """Numba's pipeline with `_KnowNone` ahead of the pruning of dead branches.
 
-    Without passes for what no function has that neither counts references nor has functions in it.
+    If `fewer`, then without passes for what no function has that neither counts references nor has
+    functions in it.
     """
     usual = _usual.define_nopython_pipeline(state)
     usual.add_pass_after(_KnowNone, RewriteSemanticConstants)
     constants = state.func_id.func.__code__.co_consts
-    if state.flags.nrt or any(isinstance(each, CodeType) for each in constants):
+    has_functions = any(isinstance(each, CodeType) for each in constants)
+    if not fewer or state.flags.nrt or has_functions:
         return usual
-    fewer: Any = _Passes(usual.pipeline_name)
-    fewer.passes.extend(each for each in usual.passes if each[0].__name__ not in _SPARE)
-    return fewer
+    making: Any = _Passes
+    passes = making(usual.pipeline_name)
+    passes.passes.extend(each for each in usual.passes if each[0].__name__ not in _SPARE)
+    return passes
 
 
 class PruningCompiler(CompilerBase):
@@ -241,7 +246,7 @@ class PruningCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
-        passes = _passes(self.state)
+        passes = _passes(self.state, can_link())
         passes.finalize()
         return [passes]
 
@@ -251,7 +256,7 @@ class _Linking(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         """As the base class."""
-        passes = _passes(self.state)
+        passes = _passes(self.state, fewer=True)
         passes.add_pass_after(_LinkOnly, NopythonTypeInference)
         passes.finalize()
         return [passes]
@@ -286,7 +291,8 @@ def can_link() -> bool:
     def doubled(x: int) -> int:
         return 2 * x
 
-    linked = _njit(pipeline_class=_Linking, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    linked = _njit(pipeline_class=_Linking, **options)
     try:
         part = linked(doubled)
         return bool(_njit(lambda x: part(x) + 1)(3) == 7)

@@ -205,7 +205,8 @@ class Compiled:
         self._make = make
         self.folder = folder
         self._keeps_lock = keeps_lock
-        self.sharing: Any = None  # with a second process: callees, and rows (moesim.compiled.share)
+        self.sharing: Any = None  # with a second process (moesim.compiled.share)
+        self.helped: Callable[..., Any] | None = None  # by it, while the function is called
         self._entries: dict[tuple[str, ...], Entry] = {}
         self._dispatcher: Any = None
         self.by_numba = folder is None
@@ -245,10 +246,8 @@ class Compiled:
 
     def _through_numba(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         dispatcher = self.dispatcher
-        if self.sharing is not None and not named:
-            from moesim.shared_compiling import helped
-
-            with helped(self, arguments):
+        if self.helped is not None and not named:
+            with self.helped(self, arguments):
                 result = dispatcher(*arguments)
         else:
             result = dispatcher(*arguments, **named)

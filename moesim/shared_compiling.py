@@ -1,9 +1,9 @@
 """Compiling a large function in two processes: another one takes some of its callees.
 
 Numba compiles on one core. A function may name callees (moesim.compiled.share) whose arguments'
-types follow from its own. Where it has to be compiled, a second process begins with the last of these while this one
-begins at the top; whoever comes to a callee first claims it, and what the other process has claimed
-comes back as LLVM code, which is linked as if it had been made here.
+types follow from its own. Where it has to be compiled, a second process begins with these while
+this one begins at the top; whoever comes to a callee first claims it, and what the other process
+has claimed comes back as LLVM code, which is linked as if it had been made here.
 
 Nothing but time hangs on it: what does not come back is compiled here. This reaches into Numba as
 moesim.linked does; where a Numba is made otherwise, all is compiled in one process.
@@ -62,8 +62,8 @@ def _signature(plain: Callable[..., Any], known: Mapping[str, Any]) -> Types:
     from numba.core import types
 
     plainly: dict[str, Any] = {"int": types.int64, "float": types.float64, "bool": types.boolean}
-    of = plain.__annotations__
-    return tuple(known.get(name) or plainly[of[name]] for name in _names(plain))
+    told = {name: getattr(of, "__name__", of) for name, of in plain.__annotations__.items()}
+    return tuple(known.get(name) or plainly[told[name]] for name in _names(plain))
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,9 @@ class _Helper:
 
     def end(self) -> None:
         """Nothing is wanted of it any more."""
-        from numba.core.dispatcher import NullCache
-
         atexit.unregister(self.end)
         for callee in self._signatures:
-            _part(callee)._cache = NullCache()
+            _part(callee)._cache = _null_cache()
         self._process.kill()
         self._process.wait()
         shutil.rmtree(self._desk.folder, ignore_errors=True)
@@ -232,6 +230,14 @@ def _is_kept(made: Any, types: Types) -> bool:
     return cache._cache_file.load(cache._index_key(types, codegen)) is not None
 
 
+def _null_cache() -> Any:
+    """As Numba's functions have that are not kept."""
+    from numba.core import dispatcher
+
+    modules: Any = dispatcher
+    return modules.NullCache()
+
+
 def _part(callee: Any) -> Any:
     """The dispatcher that compiled callers link."""
     made = callee.dispatcher
@@ -272,8 +278,8 @@ def _reduced(result: Any) -> tuple[Any, ...]:
 def _rebuilt(target: Any, reduced: tuple[Any, ...]) -> Any:
     """The same as if it had been compiled here."""
     import llvmlite.binding as ll
+    from numba.core import lowering
     from numba.core.compiler import compile_result
-    from numba.core.lowering import Environment
 
     from moesim.linked import LinkedLibrary
 
@@ -282,8 +288,8 @@ def _rebuilt(target: Any, reduced: tuple[Any, ...]) -> Any:
     library = making(target.codegen(), name)
     library._final_module = ll.parse_bitcode(code)
     library.finalize()
-    environments: Any = Environment
-    environment = environments.from_fndesc(described)
+    modules: Any = lowering
+    environment = modules.Environment.from_fndesc(described)
     making_result: Any = compile_result
     return making_result(
         typing_context=target.typing_context,

@@ -15,7 +15,7 @@ import numpy as np
 
 from moesim.compiled import hot, inner, share
 from moesim.sim.commit import commit
-from moesim.sim.cost import attention_and_dense, step_cost
+from moesim.sim.cost import step_cost
 from moesim.sim.decision import decided
 from moesim.sim.door import (
     let_in,
@@ -27,6 +27,7 @@ from moesim.sim.door import (
 )
 from moesim.sim.experts import expert_layers, route_tokens
 from moesim.sim.fetch import asks
+from moesim.sim.front import attention_and_dense
 from moesim.sim.parts import lacks
 from moesim.sim.queues import admit
 from moesim.sim.schedule import chunked_prefill, schedule

@@ -201,9 +201,7 @@ def half_of_sum(numbers: NDArray[np.float64]) -> tuple[float, Any]:
     return all_of(numbers), half
 
 
-@pytest.mark.parametrize(
-    "changed", ["_finalize_final_module", "get_pointer_to_function", "codegen"]
-)
+@pytest.mark.parametrize("changed", ["finalize", "get_pointer_to_function", "codegen"])
 def test_without_numbas_inner_interface_inner_functions_are_compiled_as_others(
     monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
