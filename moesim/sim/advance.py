@@ -25,7 +25,7 @@ from moesim.sim.door import (
     take_snapshot,
     wake,
 )
-from moesim.sim.experts import expert_layers, route_tokens
+from moesim.sim.experts import expert_layers
 from moesim.sim.fetch import asks
 from moesim.sim.front import attention_and_dense
 from moesim.sim.parts import lacks
@@ -37,6 +37,7 @@ from moesim.sim.state import (
     STEPS_FILLED,
     STEPS_TOTAL,
 )
+from moesim.sim.step_routing import route_tokens
 
 # Why `fleet` returned.
 HORIZON, COMPLETION, DECISION, BUFFER_FULL, FETCH, EVICTED, COMPOSED, DUE, LACKING = range(9)
