@@ -6,7 +6,8 @@ the old one, silently. Here the cache directory of a file is named after the SHA
 file that its functions can depend on, so that any such edit starts an empty cache, and no other.
 
 Environment: `MOESIM_CACHE_DIR` chooses where caches live (default: the user's cache folder);
-`MOESIM_NO_JIT=1` leaves functions as plain Python, to debug them.
+`MOESIM_NO_JIT=1` leaves functions as plain Python, to debug them; `MOESIM_COMPILE_ALONE=1` has all
+compiled in one process (moesim.shared_compiling).
 """
 
 from __future__ import annotations

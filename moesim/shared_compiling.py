@@ -62,7 +62,8 @@ def _signature(plain: Callable[..., Any], known: Mapping[str, Any]) -> Types:
     from numba.core import types
 
     plainly: dict[str, Any] = {"int": types.int64, "float": types.float64, "bool": types.boolean}
-    told = {name: getattr(of, "__name__", of) for name, of in plain.__annotations__.items()}
+    annotations = plain.__annotations__.items()
+    told: dict[str, Any] = {name: getattr(of, "__name__", of) for name, of in annotations}
     return tuple(known.get(name) or plainly[told[name]] for name in _names(plain))
 
 
