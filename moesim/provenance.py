@@ -37,20 +37,20 @@ def context_tokens(requests: NDArray[Any], quantile: float) -> int:
 
 def used_sizes(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> tuple[StepSize, ...]:
     """Sizes of small, median and large steps of a run, taken to be even over attention ranks."""
+    # Two columns of rows that together may take hundreds of megabytes: never copies of whole rows.
+    prompts_S = np.ascontiguousarray(steps["prefill_tokens"])
+    decodes_S = np.ascontiguousarray(steps["decode_tokens"])
+    decode_S, prefill_S = decodes_S[(prompts_S == 0) & (decodes_S > 0)], prompts_S[prompts_S > 0]
     sizes = []
-    # Two columns, not rows of STEP, which are long.
-    prompts = steps["prefill_tokens"]
-    alone = steps["decode_tokens"][prompts == 0]
-    decode, prefill = alone[alone > 0], prompts[prompts > 0]
     for quantile in QUANTILES:
         kv = context_tokens(requests, quantile)
-        if decode.size:
-            n = _tokens(decode, quantile, ranks)
+        if decode_S.size:
+            n = _tokens(decode_S, quantile, ranks)
             padded = int(graph_tokens(n)[n])
             sizes.append(StepSize(padded, n, (), n, float(kv), ranks * padded))
-        if prefill.size:
+        if prefill_S.size:
             # One rank computes prompts while others may not: the longest prompt bounds a chunk.
-            new = int(np.quantile(prefill, quantile, method="nearest"))
+            new = int(np.quantile(prefill_S, quantile, method="nearest"))
             longest = int(np.quantile(requests["prompt_tokens"], quantile, method="nearest"))
             n = -(-new // ranks)
             chunks = ((max(1, min(new, longest)), 0),)

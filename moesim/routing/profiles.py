@@ -66,7 +66,7 @@ def load_profile(name: str) -> RoutingProfile:
     if name not in profile_names():
         known = ", ".join(profile_names())
         raise InputError("routing.profile", f"must be one of {known}", name)
-    data = yaml.safe_load(read_preset("routing", f"{name}.yaml"))
+    data = plain_yaml.read_shipped(read_preset("routing", f"{name}.yaml"))
     return RoutingProfile.parse({"name": name, **data}, f"presets/routing/{name}.yaml")
 
 

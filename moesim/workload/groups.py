@@ -45,7 +45,7 @@ class RequestClass(Spec):
     name: Name
     share: Share = 1.0
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
-    slo: ClassLimits = ClassLimits()
+    slo: ClassLimits = ClassLimits.default()
     prompt: LengthChoice | None = None
     output: LengthChoice | None = None
 
