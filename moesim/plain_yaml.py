@@ -71,8 +71,8 @@ def read_yaml(text: str, field: str) -> Any:
 
 
 def read_shipped(text: str) -> Any:
-    """Plain data from YAML that ships with moesim, which needs no guard: by libyaml where PyYAML has
-    it, some ten times as fast as `read_yaml`."""
+    """Plain data from YAML that ships with moesim and needs no guard: by libyaml, some ten times as
+    fast as `read_yaml`, where PyYAML has it."""
     return yaml.load(text, Loader=_SHIPPED)
 
 
