@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.measured.operators import MeasuredOperators
-from moesim.costs.measured.provenance import StepSize, beyond_grid, operator_times, tables_used
+from moesim.costs.measured.provenance import StepSize, beyond_grid, tables_used, times_of_sizes
 from moesim.engine import graph_tokens
 
 # Steps at these quantiles of their tokens stand for all of a run.
@@ -63,7 +63,7 @@ def run_notes(
 ) -> list[str]:
     """Which tables timed the run, and one line for each kind of operators beyond them."""
     sizes = used_sizes(steps, requests, ranks)
-    timed = [list(operator_times(operators, size)) for size in sizes]
+    timed = times_of_sizes(operators, sizes)
     used = tables_used(timed)
     named = [f"{version} ({', '.join(sorted(groups))})" for version, groups in used.items()]
     tables = [f"kernel tables: {'; '.join(named)}"] if named else []

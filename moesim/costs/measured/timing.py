@@ -35,6 +35,18 @@ class Timing:
         """Share of the speed of light that is reached."""
         return self.light_s / self.seconds
 
+    def each(self) -> list[Timing]:
+        """One Timing for each of a row of queries."""
+        return [
+            Timing(
+                self.seconds[i : i + 1],
+                self.origin[i : i + 1],
+                self.light_s[i : i + 1],
+                self.source,
+            )
+            for i in range(len(self.seconds))
+        ]
+
     @property
     def extrapolated(self) -> bool:
         """Whether any query lay beyond what was measured."""
