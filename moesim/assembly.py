@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # what few runs have is imported where it is made
     from moesim.sim.transfers import Transfers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assembled:
     """Engines in simulated time, and what they are made of."""
 

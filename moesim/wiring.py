@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from moesim.drawing import Draw
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wired:
     """What steps are priced by: costs and routes in the form of compiled code."""
 

@@ -57,7 +57,7 @@ class Tenant(Spec):
     share: Share = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Class and tenant of each request, as indices into their names (one unnamed where none are).
 

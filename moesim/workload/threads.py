@@ -39,7 +39,7 @@ class Step:
     added_tokens: int | None = None  # new text; None: as the workload's prompts are long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Threads:
     """What waits for what; read-only arrays.
 

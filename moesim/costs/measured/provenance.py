@@ -37,7 +37,7 @@ class StepSize:
     group_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OperatorTime:
     """One operator at one size; `timing` is of one layer, its arrays have one entry."""
 

@@ -16,7 +16,7 @@ MEASURED, INTERPOLATED, FITTED, ROOFLINE = range(4)
 ORIGINS = ("measured", "interpolated", "fitted", "roofline")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timing:
     """Seconds of one query each; `origin` indexes ORIGINS; `source` names profile, table, kernel.
 
