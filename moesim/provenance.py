@@ -41,20 +41,22 @@ def used_sizes(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> tuple
     prompts_S = np.ascontiguousarray(steps["prefill_tokens"])
     decodes_S = np.ascontiguousarray(steps["decode_tokens"])
     decode_S, prefill_S = decodes_S[(prompts_S == 0) & (decodes_S > 0)], prompts_S[prompts_S > 0]
+    decode_Q, prefill_Q, longest_Q = (
+        np.quantile(tokens, QUANTILES, method="nearest").tolist() if tokens.size else ()
+        for tokens in (decode_S, prefill_S, requests["prompt_tokens"])
+    )
     sizes = []
-    for quantile in QUANTILES:
+    for q, quantile in enumerate(QUANTILES):
         kv = context_tokens(requests, quantile)
-        if decode_S.size:
-            n = _tokens(decode_S, quantile, ranks)
+        if decode_Q:
+            n = max(1, -(-decode_Q[q] // ranks))
             padded = int(graph_tokens(n)[n])
             sizes.append(StepSize(padded, n, (), n, float(kv), ranks * padded))
-        if prefill_S.size:
+        if prefill_Q:
             # One rank computes prompts while others may not: the longest prompt bounds a chunk.
-            new = int(np.quantile(prefill_S, quantile, method="nearest"))
-            longest = int(np.quantile(requests["prompt_tokens"], quantile, method="nearest"))
-            n = -(-new // ranks)
-            chunks = ((max(1, min(new, longest)), 0),)
-            sizes.append(StepSize(n, 1, chunks, 0, 0.0, new))
+            new = prefill_Q[q]
+            chunks = ((max(1, min(new, longest_Q[q])), 0),)
+            sizes.append(StepSize(-(-new // ranks), 1, chunks, 0, 0.0, new))
     return tuple(sizes)
 
 
@@ -68,7 +70,3 @@ def run_notes(
     named = [f"{version} ({', '.join(sorted(groups))})" for version, groups in used.items()]
     tables = [f"kernel tables: {'; '.join(named)}"] if named else []
     return [*tables, *beyond_grid(operators, timed)]
-
-
-def _tokens(tokens: NDArray[Any], quantile: float, ranks: int) -> int:
-    return max(1, -(-int(np.quantile(tokens, quantile, method="nearest")) // ranks))
