@@ -10,7 +10,6 @@ import simpy
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, run_rules
 from moesim.engine import graph_tokens
-from moesim.fabric import build_fabric
 from moesim.outages import (
     cold_start,
     expert_bytes,
@@ -22,31 +21,30 @@ from moesim.outages import (
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.scenario import Scenario
-from moesim.sim.autoscaler import Autoscaler
 from moesim.sim.cost_tables import Work
-from moesim.sim.faults import Faults
 from moesim.sim.fleet import Fleet
 from moesim.sim.frontend import FrontEnd
 from moesim.sim.gate import Gate
-from moesim.sim.loading import Loading
-from moesim.sim.masks import Masks, prepare
-from moesim.sim.offload import Offload
 from moesim.sim.routes import no_routes
 from moesim.sim.setup import build_costs, build_record, build_state, build_work
 from moesim.sim.state import Record, State
-from moesim.sim.step_traffic import stand_for_steps
-from moesim.sim.transfers import Transfers
 from moesim.sim.waits import Waits
 from moesim.streaming import fold_steps, record_options, streams
 from moesim.streams import stream
 from moesim.wiring import Wired, balancers, ready_to_move
 from moesim.workload.demand import Demand
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what few runs have is imported where it is made
+    from moesim.sim.autoscaler import Autoscaler
     from moesim.sim.detailed.timeline import Timeline
+    from moesim.sim.faults import Faults
+    from moesim.sim.loading import Loading
+    from moesim.sim.masks import Masks
+    from moesim.sim.offload import Offload
+    from moesim.sim.transfers import Transfers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assembled:
     """Engines in simulated time, and what they are made of."""
 
@@ -125,13 +123,18 @@ def join_links(
     cluster, transfers = scenario.cluster, None
     moves = loads_over_fabric(scenario) or scenario.deployment.rebalancing is not None
     if cluster.topology or cluster.background or moves:
+        from moesim.fabric import build_fabric
+        from moesim.sim.transfers import Transfers
+
         transfers = Transfers(env, build_fabric(deployment.cluster))
     if run.rules["detailed"]:
-        from moesim.detailing import detail  # here, as few runs need it
+        from moesim.detailing import detail
 
         priced = run.state, run.wired.routes, run.wired.costs, run.record, run.work.condition
         detail(env, run.fleet, deployment, *priced, transfers, timeline)
     elif transfers is not None:
+        from moesim.sim.step_traffic import stand_for_steps
+
         all_pairs = "deepep-low-latency" in scenario.exchanges()
         stand_for_steps(transfers, run.state, deployment.sharding, all_pairs)
     return transfers
@@ -148,7 +151,11 @@ def let_in(
     """Let requests in; the memories below the prefix cache, if there are any."""
     of = scenario.deployment
     over_replicas, over_ranks = balancers(scenario, run.fleet, load_balancing)
-    offload = Offload(env, run.fleet, of.kv_cache.tiers) if of.kv_cache.tiers else None
+    offload = None
+    if of.kv_cache.tiers:
+        from moesim.sim.offload import Offload
+
+        offload = Offload(env, run.fleet, of.kv_cache.tiers)
     front = FrontEnd(
         env,
         run.fleet,
@@ -177,10 +184,14 @@ def disturb(
     faults = autoscaler = None
     loading = _loading(scenario, deployment, transfers, front)
     if scenario.faults is not None:
+        from moesim.sim.faults import Faults
+
         plan, rng = plan_faults(scenario, deployment), stream(scenario.seed, "faults")
         of = run.work.condition, run.record, rng, offload, run.masks, loading
         faults = Faults(env, run.fleet, front, plan, *of)
     if (scaling := scenario.deployment.autoscaling) is not None:
+        from moesim.sim.autoscaler import Autoscaler
+
         starts = cold_start(scenario, deployment, scaling, loading)
         autoscaler = Autoscaler(env, run.fleet, front, scaling, *starts)
     return faults, autoscaler
@@ -193,6 +204,8 @@ def _loading(
     restart = None if scenario.faults is None else scenario.faults.restart
     if transfers is None or restart is None or restart.load_from is None:
         return None
+    from moesim.sim.loading import Loading
+
     shape = scenario.deployment.replicas, deployment.sharding.gpus
     cap = restart.load_bytes_per_s
     return Loading(transfers, restart.load_from, *shape, cap, front.is_on)
@@ -204,6 +217,8 @@ def _masks(
     """Where experts go when a rank is masked, in a deployment that can go on without one."""
     if wired.placement is None or not is_elastic(scenario):
         return work, None
+    from moesim.sim.masks import Masks, prepare
+
     spare = expert_spares(scenario, deployment, wired.placement)
     condition = prepare(work.condition, wired.placement, spare, state.replicas.size)
     ranks = wired.placement.ranks

@@ -6,6 +6,7 @@ What cannot run is refused here, before anything is drawn or simulated.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,12 +35,14 @@ from moesim.errors import InputError
 from moesim.fabric import endpoint_of
 from moesim.hardware import Cluster, make_cluster
 from moesim.model import MoEModel, load_model
-from moesim.offloading import OffloadPlan, plan_offload
 from moesim.policies.rebalancing import plan_rebalancing
 from moesim.precision import Precision, make_precision, native_formats
 from moesim.scenario import Scenario
 from moesim.sharding import Sharding, check_sharding, expert_bytes
 from moesim.workload.demand import Demand
+
+if TYPE_CHECKING:
+    from moesim.offloading import OffloadPlan
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,11 @@ def deploy(
         scenario.precision.dispatch,
     )
     budget, requests = batch_limits(scenario, cluster.gpu)
-    offload = plan_offload(scenario, model, sharding, precision, cluster, slots)
+    offload = None
+    if scenario.deployment.expert_offload is not None:
+        from moesim.offloading import plan_offload  # here, as few runs need it
+
+        offload = plan_offload(scenario, model, sharding, precision, cluster, slots)
     slots_per_rank = slots / sharding.expert_parallel if model.is_moe else None
     reserve = memory_reserve(scenario, cluster.gpu, sharding, budget, profile)
     if offload is not None:

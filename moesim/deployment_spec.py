@@ -259,9 +259,9 @@ class KVTransferSpec(Spec):
 class DisaggregationSpec(Spec):
     """Prefill and decode in pools of their own: the decode pool's GPUs follow the prefill's."""
 
-    prefill: PoolSpec = PoolSpec()
-    decode: PoolSpec = PoolSpec()
-    kv_transfer: KVTransferSpec = KVTransferSpec()
+    prefill: PoolSpec = PoolSpec.default()
+    decode: PoolSpec = PoolSpec.default()
+    kv_transfer: KVTransferSpec = KVTransferSpec.default()
 
     def pools(self) -> dict[str, PoolSpec]:
         return {"prefill": self.prefill, "decode": self.decode}
@@ -272,19 +272,19 @@ class DeploymentSpec(Spec):
 
     engine: Literal["vllm", "sglang", "trtllm"] = "vllm"
     replicas: Count = 1
-    parallelism: ParallelismSpec = ParallelismSpec()
+    parallelism: ParallelismSpec = ParallelismSpec.default()
     batching: Batching | None = None
-    placement: PlacementChoice = Contiguous()
+    placement: PlacementChoice = Contiguous.default()
     rebalancing: Rebalancing | None = None  # None: experts stay where they are
     exchange: Exchange = "auto"
-    overlap: OverlapSpec = OverlapSpec()
+    overlap: OverlapSpec = OverlapSpec.default()
     attention_ffn: AttentionFFN | None = None  # None: every GPU computes both
-    speculation: SpeculationSpec = SpeculationSpec()
-    load_balancing: LoadBalancing = LeastLoaded()
+    speculation: SpeculationSpec = SpeculationSpec.default()
+    load_balancing: LoadBalancing = LeastLoaded.default()
     rank_balancing: LoadBalancing | None = None
-    kv_cache: KVCacheSpec = KVCacheSpec()
+    kv_cache: KVCacheSpec = KVCacheSpec.default()
     expert_offload: ExpertOffload | None = None  # None: all experts in GPU memory
-    queue: QueueChoice = FirstCome()
+    queue: QueueChoice = FirstCome.default()
     admission: Admission | None = None
     autoscaling: Autoscaling | None = None
     disaggregation: DisaggregationSpec | None = None  # None: every replica does both

@@ -166,7 +166,7 @@ class _Rows:
         self.kind = PROMPT if size.chunks else DECODE
         self.ratio = deployment.profile.overhead.prefill_ratio if size.chunks else 1.0
         operators = deployment.operators
-        self.times = list(operator_times(operators, size)) if operators else []
+        self.times = operator_times(operators, size) if operators else []
         self.apart = ffn_operators(deployment.model, deployment.sharding, deployment.precision)
 
     def _slowest(self, index: int) -> int:

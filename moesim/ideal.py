@@ -7,13 +7,16 @@ nothing from here. A run with REAL is the run without this module, bit by bit.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment
 from moesim.hardware import Link
-from moesim.sim.kv_sending import KVTransfer
+
+if TYPE_CHECKING:
+    from moesim.sim.kv_sending import KVTransfer
 
 # So fast that a transfer takes no time, and yet a number that times can be divided by.
 FREE_BYTES_PER_S = 1e18

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moesim.deployment import Deployment
 from moesim.errors import InputError
 from moesim.placement.placement import Placement
 from moesim.policies.autoscaling import Autoscaling
 from moesim.policies.faults import FOREVER_S, FaultEvent, FaultPlan, FaultsSpec, Restart, Strike
 from moesim.scenario import Scenario
-from moesim.sim.loading import Loading
-from moesim.sim.masks import spare_slots
 from moesim.units import GB, HOUR
+
+if TYPE_CHECKING:
+    from moesim.sim.loading import Loading
 
 
 def is_elastic(scenario: Scenario) -> bool:
@@ -97,6 +100,8 @@ def expert_spares(scenario: Scenario, deployment: Deployment, placement: Placeme
     """Empty slots behind each rank's own, for the experts of one attention rank that is masked."""
     if not is_elastic(scenario):
         return 0
+    from moesim.sim.masks import spare_slots  # here, as few runs need it
+
     return spare_slots(placement, deployment.sharding.attention_tp)
 
 

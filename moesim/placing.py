@@ -12,12 +12,9 @@ from moesim.deployment import Deployment
 from moesim.deployment_spec import EPLB, Searched
 from moesim.errors import InputError
 from moesim.placement import policies
-from moesim.placement.catalogue import POLICIES
 from moesim.placement.eplb_compiled import eplb_compiled
 from moesim.placement.load import load_from_trace
-from moesim.placement.place_file import read_placement
 from moesim.placement.placement import Placement
-from moesim.placement_task import placement_task
 from moesim.routing.trace import RoutingTrace
 from moesim.scenario import Scenario
 from moesim.streams import stream
@@ -36,6 +33,8 @@ def place(
     choice, model = scenario.deployment.placement, deployment.model
     layers, ranks = len(model.moe_layers), deployment.sharding.expert_parallel
     if choice.policy == "file":
+        from moesim.placement.place_file import read_placement  # here, as few runs need it
+
         return read_placement(
             choice.file,
             ranks,
@@ -45,6 +44,9 @@ def place(
             model.moe_layers,
         )
     if isinstance(choice, Searched):
+        from moesim.placement.catalogue import POLICIES  # likewise
+        from moesim.placement_task import placement_task
+
         task = placement_task(scenario, deployment, costs, choice, trace, ids_TLK)
         return Placement(POLICIES[choice.policy](task), ranks)
     if choice.policy == "eplb":

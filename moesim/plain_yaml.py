@@ -44,6 +44,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_SHIPPED: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _misread(problem: str, node: Any) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
@@ -65,6 +68,12 @@ def read_yaml(text: str, field: str) -> Any:
         if count + len(pending) > MAX_VALUES:
             raise InputError(field, f"must hold at most {MAX_VALUES} values")
     return data
+
+
+def read_shipped(text: str) -> Any:
+    """Plain data from YAML that ships with moesim and needs no guard: by libyaml, some ten times as
+    fast as `read_yaml`, where PyYAML has it."""
+    return yaml.load(text, Loader=_SHIPPED)
 
 
 def _yaml_problem(error: Exception) -> str:

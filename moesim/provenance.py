@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.measured.operators import MeasuredOperators
-from moesim.costs.measured.provenance import StepSize, beyond_grid, operator_times, tables_used
+from moesim.costs.measured.provenance import StepSize, beyond_grid, tables_used, times_of_sizes
 from moesim.engine import graph_tokens
 
 # Steps at these quantiles of their tokens stand for all of a run.
@@ -37,24 +37,26 @@ def context_tokens(requests: NDArray[Any], quantile: float) -> int:
 
 def used_sizes(steps: NDArray[Any], requests: NDArray[Any], ranks: int) -> tuple[StepSize, ...]:
     """Sizes of small, median and large steps of a run, taken to be even over attention ranks."""
+    # Two columns of rows that together may take hundreds of megabytes: never copies of whole rows.
+    prompts_S = np.ascontiguousarray(steps["prefill_tokens"])
+    decodes_S = np.ascontiguousarray(steps["decode_tokens"])
+    decode_S, prefill_S = decodes_S[(prompts_S == 0) & (decodes_S > 0)], prompts_S[prompts_S > 0]
+    decode_Q, prefill_Q, longest_Q = (
+        np.quantile(tokens, QUANTILES, method="nearest").tolist() if tokens.size else ()
+        for tokens in (decode_S, prefill_S, requests["prompt_tokens"])
+    )
     sizes = []
-    # Two columns, not rows of STEP, which are long.
-    prompts = steps["prefill_tokens"]
-    alone = steps["decode_tokens"][prompts == 0]
-    decode, prefill = alone[alone > 0], prompts[prompts > 0]
-    for quantile in QUANTILES:
+    for q, quantile in enumerate(QUANTILES):
         kv = context_tokens(requests, quantile)
-        if decode.size:
-            n = _tokens(decode, quantile, ranks)
+        if decode_Q:
+            n = max(1, -(-decode_Q[q] // ranks))
             padded = int(graph_tokens(n)[n])
             sizes.append(StepSize(padded, n, (), n, float(kv), ranks * padded))
-        if prefill.size:
+        if prefill_Q:
             # One rank computes prompts while others may not: the longest prompt bounds a chunk.
-            new = int(np.quantile(prefill, quantile, method="nearest"))
-            longest = int(np.quantile(requests["prompt_tokens"], quantile, method="nearest"))
-            n = -(-new // ranks)
-            chunks = ((max(1, min(new, longest)), 0),)
-            sizes.append(StepSize(n, 1, chunks, 0, 0.0, new))
+            new = prefill_Q[q]
+            chunks = ((max(1, min(new, longest_Q[q])), 0),)
+            sizes.append(StepSize(-(-new // ranks), 1, chunks, 0, 0.0, new))
     return tuple(sizes)
 
 
@@ -63,12 +65,8 @@ def run_notes(
 ) -> list[str]:
     """Which tables timed the run, and one line for each kind of operators beyond them."""
     sizes = used_sizes(steps, requests, ranks)
-    timed = [list(operator_times(operators, size)) for size in sizes]
+    timed = times_of_sizes(operators, sizes)
     used = tables_used(timed)
     named = [f"{version} ({', '.join(sorted(groups))})" for version, groups in used.items()]
     tables = [f"kernel tables: {'; '.join(named)}"] if named else []
     return [*tables, *beyond_grid(operators, timed)]
-
-
-def _tokens(tokens: NDArray[Any], quantile: float, ranks: int) -> int:
-    return max(1, -(-int(np.quantile(tokens, quantile, method="nearest")) // ranks))

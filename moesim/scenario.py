@@ -102,15 +102,15 @@ class Scenario(Spec):
     name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
     question: str = ""
     model: str
-    precision: PrecisionSpec = PrecisionSpec()
+    precision: PrecisionSpec = PrecisionSpec.default()
     cluster: ClusterSpec
-    deployment: DeploymentSpec = DeploymentSpec()
-    routing: RoutingSpec = RoutingSpec()
+    deployment: DeploymentSpec = DeploymentSpec.default()
+    routing: RoutingSpec = RoutingSpec.default()
     workload: Workload
     faults: FaultsSpec | None = None
-    slo: SLOSpec = SLOSpec()
-    economics: EconomicsSpec = EconomicsSpec()
-    measure: MeasureSpec = MeasureSpec()
+    slo: SLOSpec = SLOSpec.default()
+    economics: EconomicsSpec = EconomicsSpec.default()
+    measure: MeasureSpec = MeasureSpec.default()
     seed: int = Field(0, ge=0, lt=2**63)
 
     @property

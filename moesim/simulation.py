@@ -16,29 +16,21 @@ from moesim.assembly import Assembled, assemble, disturb, join_links, let_in, sk
 from moesim.costs.profile import Profile
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment, deploy, step_costs
-from moesim.drawing import Draw
 from moesim.economics import gpu_hour
 from moesim.errors import InputError
 from moesim.figures.raw_run import RawRun
 from moesim.ideal import REAL, Ideal
-from moesim.looking import Looker
 from moesim.native_arguments import forget_arguments
-from moesim.outages import (
-    check_outages,
-    outage_notes,
-)
+from moesim.outages import check_outages, outage_notes
 from moesim.placement.placement import Placement
 from moesim.policies.batching import BatchingPolicy
 from moesim.policies.load_balancing import LoadBalancer
 from moesim.policies.rebalancing import FIELD
 from moesim.provenance import run_notes
-from moesim.rebalancing import check_rebalancing, rebalance
 from moesim.results import Result
 from moesim.scenario import Scenario, load_scenario
-from moesim.sim.background import start_background
 from moesim.sim.cost_tables import slot_tokens
 from moesim.sim.fleet import to_be_compiled
-from moesim.sim.rebalancing import Replacer
 from moesim.sim.state import (
     COMPLETED,
     COUNTED_STEPS,
@@ -57,7 +49,10 @@ from moesim.wiring import (
 from moesim.workload.demand import Demand, DemandStreams, draw_demand
 
 if TYPE_CHECKING:
+    from moesim.drawing import Draw
+    from moesim.looking import Looker
     from moesim.sim.detailed.timeline import Timeline
+    from moesim.sim.rebalancing import Replacer
 
 PROGRESS_INTERVAL_S = 0.1  # of real time
 MOST_SKETCHED = 100_000  # requests whose state is made twice at a first run
@@ -130,8 +125,11 @@ def simulate(
     costs = ideal.costs(costs)
     deployment = ideal.deployment(deployment)
     check_outages(scenario, deployment)
-    check_rebalancing(scenario, deployment)
-    if rebalancing is not None and scenario.deployment.rebalancing is None:
+    if scenario.deployment.rebalancing is not None:
+        from moesim.rebalancing import check_rebalancing, rebalance  # likewise
+
+        check_rebalancing(scenario, deployment)
+    elif rebalancing is not None:
         raise InputError(FIELD, "is required where simulate() is given a rebalancing policy")
     singly = on_step is not None or detailed or not leap
     if to_be_compiled() and len(demand) <= MOST_SKETCHED:
@@ -143,6 +141,8 @@ def simulate(
     transfers = join_links(env, scenario, deployment, run, timeline if detailed else None)
     background_finish_s = np.zeros(0)
     if transfers is not None:
+        from moesim.sim.background import start_background  # likewise
+
         background_finish_s = start_background(transfers, scenario.cluster.background)
     if background_finish_s.size:
         notes.append(f"links shared with {background_finish_s.size} scripted transfers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from moesim.costs.memory import MemoryPlan
 from moesim.costs.step import StepCosts
 from moesim.deployment import Deployment
-from moesim.drawing import Draw
 from moesim.engine import graph_tokens, rank_balancing
-from moesim.offloading import build_expert_cache
 from moesim.outages import expert_spares
 from moesim.placement.copies import place_rows
 from moesim.placement.placement import Placement
@@ -37,8 +35,11 @@ from moesim.sim.setup import build_costs
 from moesim.streams import stream
 from moesim.workload.drift import check_drift
 
+if TYPE_CHECKING:
+    from moesim.drawing import Draw
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Wired:
     """What steps are priced by: costs and routes in the form of compiled code."""
 
@@ -92,6 +93,8 @@ def wire(
         pool = Pool.of(trace, domains) if given else None
         experts = None
         if deployment.offload is not None:
+            from moesim.offloading import build_expert_cache  # here, as few runs need it
+
             experts = build_expert_cache(
                 deployment.offload,
                 trace,

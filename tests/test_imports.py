@@ -104,6 +104,29 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     assert run.stdout.split() == []
 
 
+def test_a_plain_run_imports_nothing_of_rare_ones_and_builds_no_validator() -> None:
+    """Such modules took a tenth of the time before a run, and validators of defaults another."""
+    rare = (
+        "drawing", "looking", "offloading", "rebalancing", "placement.catalogue", "placement_task",
+        "placement.place_file", "routing.estimate", "routing.synthesis", "sim.autoscaler",
+        "sim.background", "workload.contexts",
+    )  # fmt: skip
+    code = f"""
+import sys, moesim.simulation
+from moesim.spec import Spec
+print(*(m for m in {rare!r} if "moesim." + m in sys.modules))
+pending = [Spec]
+while pending:
+    pending += (kind := pending.pop()).__subclasses__()
+    if kind is not Spec and kind.__pydantic_complete__:
+        print(kind)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == []
+
+
 def test_calibration_is_never_imported_at_module_level() -> None:
     """The linter says who may import it at all; importing it early would load torch."""
     assert offenders(lambda name: name.split(".")[0] == "calibration") == []

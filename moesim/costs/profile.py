@@ -120,7 +120,7 @@ class Profile(Spec):
     network: NetworkProfile
     overhead: OverheadProfile
     memory: MemoryProfile
-    power: PowerProfile = PowerProfile()
+    power: PowerProfile = PowerProfile.default()
 
 
 def load_profile(

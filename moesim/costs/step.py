@@ -36,7 +36,7 @@ from moesim.precision import Precision
 from moesim.sharding import Sharding, stage_layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepCosts:
     """Times per unit of work of one replica; field names as in moesim.sim.cost_tables.COSTS."""
 

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Kind = Literal["messages", "copies"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """Copies of tokens on the busiest place of each kind.
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import InputError
+from moesim.plain_yaml import read_shipped
 from moesim.presets import read_preset
 from moesim.units import HOUR
 
@@ -82,7 +82,7 @@ def day_profile(name: str, weights: ArrayLike, **about: Any) -> DayProfile:
 @functools.cache
 def day_presets() -> Mapping[str, DayProfile]:
     """The shipped profiles by name."""
-    data = yaml.safe_load(read_preset("days.yaml"))
+    data = read_shipped(read_preset("days.yaml"))
     found = {}
     for name, entry in data.items():
         weights = [hour for row in entry.pop("weights") for hour in np.ravel(row)]

@@ -63,10 +63,15 @@ def place_rows(ids_TLK: Ids, placement: Placement) -> Ids:
     narrow_LP: Ids = slot_LP.astype(dtype)
     placed_TLK: Ids = np.empty(ids_TLK.shape, dtype=dtype)
     choice_C = np.zeros(int(copies_LE.max()) + 1, dtype=np.int64)
+    # One copy of each expert, at the slot of its number, as without redundant experts by default.
+    in_order = bool((placement.slot_expert_LP == np.arange(placement.slots)).all())
     chunk = max(1, _CHUNK_BYTES // max(1, ids_TLK[:1].nbytes))
     for first in range(0, rows, chunk):
         part_TLK = np.ascontiguousarray(ids_TLK[first : first + chunk])
         target_TLK = placed_TLK[first : first + chunk]
+        if in_order and part_TLK.max(initial=0) < placement.experts:
+            target_TLK[:] = part_TLK
+            continue
         stray = _place(part_TLK, first, start_LE, copies_LE, narrow_LP, target_TLK, choice_C)
         if stray >= 0:
             rule = f"must name experts below {placement.experts}: row {stray} does not"

@@ -36,7 +36,7 @@ class ExpertOffload(Spec):
     miss: Literal["transfer", "cpu", "faster"] = "transfer"
     prefetch: Literal["none", "next-layer"] = "none"
     prefetch_experts: int | None = Field(None, ge=1, le=65_536)
-    host: OffloadHost = OffloadHost()
+    host: OffloadHost = OffloadHost.default()
     store: OffloadStore | None = None
 
     @model_validator(mode="after")

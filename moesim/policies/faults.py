@@ -91,7 +91,7 @@ class FaultsSpec(Spec):
     events: Annotated[tuple[FaultEvent, ...], Field(max_length=100_000)] = ()
     mtbf: MeanTimeBetweenFailures | None = None
     detect_s: Seconds = 100.0
-    restart: Restart = Restart()
+    restart: Restart = Restart.default()
     recovery: Literal["restart", "elastic"] = "restart"
     mask_s: Seconds = 10.0
     on_failure: Literal["retry", "lose"] = "retry"

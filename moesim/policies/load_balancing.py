@@ -26,7 +26,7 @@ def _sane(interval_s: float) -> float:
 Interval = Annotated[float, Field(ge=0.0, le=60.0), AfterValidator(_sane)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loads:
     """What a load balancer knows of its n candidates when request `number` comes."""
 

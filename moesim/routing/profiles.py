@@ -13,6 +13,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -25,12 +26,12 @@ from moesim.compiled import cache_root
 from moesim.errors import InputError
 from moesim.files import read_text, replace_atomically
 from moesim.presets import preset_names, read_preset
-from moesim.routing.estimate import fit_settings
-from moesim.routing.marginal_profile import MarginalProfile
-from moesim.routing.settings import SynthesisSettings
-from moesim.routing.synthesis import GENERATOR, synthesise
+from moesim.routing.settings import GENERATOR, SynthesisSettings
 from moesim.routing.trace import RoutingTrace
 from moesim.spec import Spec
+
+if TYPE_CHECKING:
+    from moesim.routing.marginal_profile import MarginalProfile
 
 # Selections times what each costs: about 3 s of one core.
 EXPERTS_WEIGHED = 5e8
@@ -66,7 +67,7 @@ def load_profile(name: str) -> RoutingProfile:
     if name not in profile_names():
         known = ", ".join(profile_names())
         raise InputError("routing.profile", f"must be one of {known}", name)
-    data = yaml.safe_load(read_preset("routing", f"{name}.yaml"))
+    data = plain_yaml.read_shipped(read_preset("routing", f"{name}.yaml"))
     return RoutingProfile.parse({"name": name, **data}, f"presets/routing/{name}.yaml")
 
 
@@ -79,6 +80,8 @@ def _mapping(data: object, name: str) -> dict[str, object]:
 def fit_profile(trace: RoutingTrace, name: str, seed: int = 0) -> RoutingProfile:
     """A profile whose synthetic traces have this trace's statistics. Raises InputError for traces
     too short to tell."""
+    from moesim.routing.estimate import fit_settings  # here, as few runs need it
+
     about = trace.provenance.get("source", "a trace")
     source = f"Fitted to {trace.tokens} tokens of {trace.model}: {about}"
     return RoutingProfile(name=name, source=source, settings=fit_settings(trace, seed))
@@ -169,6 +172,8 @@ def _draw(
     tokens: int,
     wanted_LE: NDArray[np.float64] | None = None,
 ) -> RoutingTrace:
+    from moesim.routing.synthesis import synthesise  # here, as most traces are kept ones
+
     if tokens < 2:
         raise InputError("routing.tokens", "must be at least 2", tokens)
     sequences = max(1, tokens // TOKENS_PER_SEQUENCE)

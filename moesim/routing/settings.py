@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from moesim.spec import Spec, broken_rule
 
+GENERATOR = "2"  # part of cache keys: raise it when the same settings give other ids
 # Lag-1 correlation of what a passage has in common: a memory of 10 tokens. Overlap by lag of
 # gpt-oss-20b and DeepSeek-V2-Lite (2026-11) would have .85 and .95: too near to be a setting.
 PASSAGE_PERSISTENCE = 0.9

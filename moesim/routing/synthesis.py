@@ -24,10 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.errors import InputError
 from moesim.routing import checks, marginals, sampling
 from moesim.routing.latents import Latents, draw_latents
-from moesim.routing.settings import SynthesisSettings, over_depth
+from moesim.routing.settings import GENERATOR, SynthesisSettings, over_depth
 from moesim.routing.trace import RoutingTrace
 
-GENERATOR = "2"  # part of cache keys: raise it when the same settings give other ids
 MAX_IDS = 2**33
 # Between layers of gpt-oss-20b and DeepSeek-V2-Lite, Gini goes with the 0.4th to 0.7th power of
 # the busiest expert's excess over the mean.

@@ -22,7 +22,6 @@ from moesim.workload.arrivals import (
     arrivals_within,
     first_arrivals,
 )
-from moesim.workload.contexts import draw_threads
 from moesim.workload.drift import domain_names, drifting_domains
 from moesim.workload.groups import Groups, draw_groups
 from moesim.workload.lengths import Length
@@ -52,7 +51,7 @@ class DemandSeeds(Protocol):
     def groups(self) -> np.random.Generator: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DemandStreams:
     """Independent generators, one for each thing that is drawn."""
 
@@ -69,7 +68,7 @@ class DemandStreams:
         return cls(*(stream(seed, name) for name in names))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demand:
     """Requests in order of arrival, or thread by thread; read-only arrays.
 
@@ -106,7 +105,7 @@ class Demand:
         return self.prefix_blocks[self.prefix_start[request] : self.prefix_start[request + 1]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shapes:
     """Lengths and prefixes of the requests, however they came about."""
 
@@ -163,6 +162,8 @@ def _threaded(
     workload: Workload, streams: DemandSeeds
 ) -> tuple[NDArray[np.float64], _Shapes, Groups | None]:
     """Sessions or chains: their first requests arrive, the others wait (arrival NaN)."""
+    from moesim.workload.contexts import draw_threads  # here, as few workloads have threads
+
     spec = workload.sessions or workload.chains
     assert spec is not None
     times_S = np.zeros(0)

@@ -45,7 +45,7 @@ class RequestClass(Spec):
     name: Name
     share: Share = 1.0
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
-    slo: ClassLimits = ClassLimits()
+    slo: ClassLimits = ClassLimits.default()
     prompt: LengthChoice | None = None
     output: LengthChoice | None = None
 
@@ -57,7 +57,7 @@ class Tenant(Spec):
     share: Share = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Class and tenant of each request, as indices into their names (one unnamed where none are).
 

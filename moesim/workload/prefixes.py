@@ -25,7 +25,7 @@ Starts = NDArray[np.int64]
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prefixes:
     """Flat lists of prefix block ids; `block_tokens` 0 means that nothing is shared."""
 

@@ -9,10 +9,10 @@ import difflib
 from importlib.resources import files
 from typing import Annotated
 
-import yaml
 from pydantic import Field
 
 from moesim.errors import InputError
+from moesim.plain_yaml import read_shipped
 from moesim.spec import Spec
 from moesim.workload.lengths import LengthChoice
 from moesim.workload.prefixes import SharedPrefix
@@ -67,4 +67,4 @@ def load_preset(name: str) -> WorkloadPreset:
         hint = f"did you mean {close[0]}?" if close else ""
         raise InputError("workload.preset", f"must be one of {', '.join(names)}", name, hint)
     text = _FOLDER.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return WorkloadPreset.parse(yaml.safe_load(text), f"presets/workloads/{name}.yaml")
+    return WorkloadPreset.parse(read_shipped(text), f"presets/workloads/{name}.yaml")

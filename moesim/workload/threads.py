@@ -39,7 +39,7 @@ class Step:
     added_tokens: int | None = None  # new text; None: as the workload's prompts are long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Threads:
     """What waits for what; read-only arrays.
 
@@ -70,7 +70,7 @@ class Sessions(Spec):
     """
 
     turns: LengthChoice
-    think_time: DurationChoice = FixedTime(seconds=0.0)
+    think_time: DurationChoice = FixedTime.default(seconds=0.0)
     max_context: Annotated[int, Field(ge=2, le=MAX_TOKENS), BeforeValidator(no_flag)] | None = None
 
     def steps(self, rng: Draws) -> Iterator[Step]:
@@ -93,12 +93,12 @@ class Chains(Spec):
     """
 
     calls: Literal["agents", "tools"] = "agents"
-    fan_out: LengthChoice = Fixed(tokens=2)
-    rounds: LengthChoice = Fixed(tokens=1)
+    fan_out: LengthChoice = Fixed.default(tokens=2)
+    rounds: LengthChoice = Fixed.default(tokens=1)
     depth: int = Field(1, ge=1, le=4)
     parallel: bool = True
-    tool_latency: DurationChoice = FixedTime(seconds=0.0)
-    result: LengthChoice = Fixed(tokens=128)
+    tool_latency: DurationChoice = FixedTime.default(seconds=0.0)
+    result: LengthChoice = Fixed.default(tokens=128)
 
     def steps(self, rng: Draws) -> Iterator[Step]:
         """The requests of one chain, each after all that it waits for."""

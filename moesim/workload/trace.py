@@ -19,7 +19,7 @@ COARSE_TICK_NS = NS_PER_S
 MIN_ROWS_TO_SPREAD = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RequestTrace:
     """Rows in order of arrival; times in nanoseconds from the first row, None where unrecorded."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calibration.silicon.thin import thin
+from moesim.costs.measured import expert_work
 from moesim.costs.measured.blend import blend
 from moesim.costs.measured.curves import Curves, decode_log, encode, tile_log
 from moesim.costs.measured.dense import context_attention_s, gemm_s, generation_attention_s
@@ -129,6 +130,25 @@ def test_balanced_counts_give_the_balanced_time(kernels: MeasuredKernels) -> Non
     by_counts = moe_time_from_counts(kernels, SHAPE, "bfloat16", counts, 256, 8)
     table = moe_s(kernels, SHAPE, "bfloat16", [256], 8)
     assert by_counts.seconds[0] == pytest.approx(table.seconds[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("part", [None, 40])
+@pytest.mark.parametrize(
+    ("experts", "topk", "ep", "tile"), [(256, 8, 8, 64), (8, 2, 4, 16), (60, 7, 7, 1), (4, 4, 8, 8)]
+)
+def test_balanced_counts_are_those_of_each_expert(
+    experts: int, topk: int, ep: int, tile: int, part: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few are counted at once."""
+    if part is not None:
+        monkeypatch.setattr(expert_work, "MOST_COUNTED", part)
+    tokens = np.array([1, 2, experts - 1, experts, 3 * experts + 1, 100_003])
+    found = balanced_counts(ExpertShape(1, 1, topk, experts), tokens, np.int64(ep), tile)
+    for i, n in enumerate(tokens):
+        each = expert_work.balanced_tokens(int(n), experts, topk, min(ep, experts))
+        padded = -(-each // tile) * tile
+        own = found.active[i, 0], found.pairs[i], found.padded[i, 0], found.tokens[i]
+        assert own == ((each > 0).sum(), each.sum(), padded.sum(), n)
 
 
 def test_skew_is_slower_in_prefill_and_faster_in_decode(kernels: MeasuredKernels) -> None:

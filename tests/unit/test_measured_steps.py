@@ -25,7 +25,7 @@ from moesim.costs.measured.experts import (
 from moesim.costs.measured.kernels import MeasuredKernels, load_kernels
 from moesim.costs.measured.operators import MeasuredOperators
 from moesim.costs.measured.profile import profile_names, write_profile
-from moesim.costs.measured.provenance import StepSize, operator_times
+from moesim.costs.measured.provenance import StepSize, operator_times, times_of_sizes
 from moesim.costs.measured.steps import bracket, measured_step_costs, points_of
 from moesim.costs.profile import OverheadProfile
 from moesim.costs.step import StepCosts
@@ -245,6 +245,20 @@ def test_matrix_multiplications_and_attention_are_no_faster_than_light(gpu: str)
                         if time.group != "experts" and share > FASTEST.get(gpu, 1.05):
                             fast.append((engine, model, tp, size.tokens, time.name, share))
     assert not fast, fast
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("model", ["deepseek-v3", "qwen3-235b-a22b"])
+def test_operators_of_many_sizes_are_those_of_each(engine: str, model: str) -> None:
+    of = _operators("h200-sxm", engine, model, 8)
+    sizes = [*SIZES, StepSize(100_000, 1, ((100_000, 0),), 0, 0.0, 100_000)]
+    for size, together in zip(sizes, times_of_sizes(of, sizes), strict=True):
+        alone = operator_times(of, size)
+        told = [[(t.name, t.group, t.layers, t.origin, t.timing.source) for t in times]
+                for times in (alone, together)]  # fmt: skip
+        assert told[0] == told[1]
+        seconds = [[float(t.timing.seconds[0]) for t in times] for times in (alone, together)]
+        assert seconds[0] == pytest.approx(seconds[1], rel=1e-12)
 
 
 def _operators(gpu: str, engine: str, model: str, tp: int) -> MeasuredOperators:

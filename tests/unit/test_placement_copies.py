@@ -43,13 +43,17 @@ def trace(rows: int, layers: int, top_k: int, experts: int, seed: int) -> Ids:
     rows=st.integers(0, 40),
     layers=st.integers(1, 3),
     seed=st.integers(0, 1000),
+    in_order=st.booleans(),
 )
 def test_place_rows_equals_the_oracle(
-    experts: int, redundant: int, rows: int, layers: int, seed: int
+    experts: int, redundant: int, rows: int, layers: int, seed: int, in_order: bool
 ) -> None:
     ids = trace(rows, layers, min(3, experts), experts, seed)
     slots = experts + redundant
-    placement = Placement(random(layers, experts, slots, 1, np.random.default_rng(seed)), 1)
+    held_LP = random(layers, experts, slots, 1, np.random.default_rng(seed))
+    if in_order:  # with redundant slots, the first experts have a copy more
+        held_LP = contiguous(layers, experts, slots, 1)
+    placement = Placement(held_LP, 1)
     placed = place_rows(ids, placement)
     assert (placed == place_oracle(ids, placement)).all()
     assert placed.flags.c_contiguous

@@ -11,7 +11,7 @@ import pytest
 
 from moesim.errors import InputError
 from moesim.model import MoEModel, load_model, model_names
-from moesim.routing import RoutingTrace, profiles
+from moesim.routing import RoutingTrace, profiles, synthesis
 from moesim.routing import statistics as stats
 from moesim.routing.source import open_routing
 
@@ -99,7 +99,7 @@ def test_a_default_trace_is_the_models_and_is_drawn_once(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(profiles, "synthesise", never)
+    monkeypatch.setattr(synthesis, "synthesise", never)
     again = profiles.default_trace(model, seed=3, tokens=2000)
     assert again.ids_TLK.tobytes() == trace.ids_TLK.tobytes()
     assert again.provenance == trace.provenance

@@ -9,6 +9,7 @@ import pytest
 
 from moesim.deployment import deploy, step_costs
 from moesim.errors import InputError
+from moesim.placement import catalogue
 from moesim.placement.batches import halves
 from moesim.placement.placement import EMPTY
 from moesim.placing import place, placement_notes
@@ -61,7 +62,7 @@ def test_the_steps_asked_for_are_what_it_is_fitted_to(monkeypatch: pytest.Monkey
         seen["task"] = task
         return np.tile(np.arange(task.slots, dtype=np.int32), (task.layers, 1))
 
-    monkeypatch.setitem(__import__("moesim.placing").placing.POLICIES, "portfolio", spy)
+    monkeypatch.setitem(catalogue.POLICIES, "portfolio", spy)
     asked = scenario(
         policy="portfolio", decode=4, prefill=512, decode_share=0.75, fit_fraction=0.25,
         replica_choice="lp",

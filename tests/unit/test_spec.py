@@ -64,6 +64,18 @@ def test_reads_plain_data() -> None:
     )
 
 
+def test_a_default_is_the_record_that_validation_gives_and_needs_no_validator() -> None:
+    class Window(Spec):
+        tokens: int = Field(8, ge=1)
+        names: tuple[str, ...] = ()
+
+    made = Window.default(tokens=16)
+    assert not Window.__pydantic_complete__  # nothing was built yet
+    assert made == Window(tokens=16)
+    assert made.model_dump_json() == Window(tokens=16).model_dump_json()
+    assert made.model_fields_set == {"tokens"}
+
+
 def test_is_frozen_and_hashable() -> None:
     parsed = Study.parse(study())
     with pytest.raises(ValidationError, match="frozen"):

@@ -18,7 +18,7 @@ LOWEST = -30.0
 STEP = 35.0 / 65535
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curves:
     """One table of a profile."""
 

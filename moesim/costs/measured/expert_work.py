@@ -11,7 +11,6 @@ a hot expert that computes, cold ones still wait for their weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from moesim.costs.measured.light import FORMATS, Floats
 from moesim.hardware import GPU
+
+MOST_COUNTED = 1 << 20  # tokens times experts, at once
 
 
 class ExpertShape(NamedTuple):
@@ -106,25 +107,42 @@ def count_work(tokens_per_expert: NDArray[Any], tokens: Any, tile: int) -> Count
 
 def balanced_tokens(tokens: int, experts: int, topk: int, ep: int) -> NDArray[np.int64]:
     """Tokens of each of rank 0's experts where token i takes (i + j ceil(E / k)) mod E."""
-    stride = -(-experts // topk)
-    residue = (np.arange(experts // ep)[:, None] - stride * np.arange(topk)[None, :]) % experts
-    return np.asarray(np.maximum((tokens - 1 - residue) // experts + 1, 0).sum(axis=1))
-
-
-@lru_cache(maxsize=65536)
-def _balanced(tokens: int, experts: int, topk: int, ep: int, tile: int) -> tuple[float, ...]:
-    own = count_work(balanced_tokens(tokens, experts, topk, ep), tokens, tile)
-    return float(own.active.sum()), float(own.pairs), float(own.padded.sum())
+    residue_RK = _residues(experts, topk, ep)
+    return np.asarray(np.maximum((tokens - 1 - residue_RK) // experts + 1, 0).sum(axis=1))
 
 
 def balanced_counts(shape: ExpertShape, tokens: NDArray[Any], ep: ArrayLike, tile: int) -> Counts:
     """Counts of rank 0 in the tables' balanced rows (`balanced_tokens`), as one group of like
     experts."""
-    pairs = np.broadcast(tokens, np.asarray(ep))
-    rows = [
-        _balanced(int(t), shape.experts, shape.topk, min(int(e), shape.experts), tile)
-        for t, e in pairs
-    ]
-    table = np.array(rows, dtype=np.float64).reshape(*pairs.shape, 3)
-    every = np.broadcast_to(np.asarray(tokens, dtype=np.float64), pairs.shape)
+    tokens_P, ep_P = np.broadcast_arrays(np.asarray(tokens, np.int64), np.asarray(ep, np.int64))
+    table = np.empty((*tokens_P.shape, 3))
+    for ranks in np.unique(ep_P):
+        at = ep_P == ranks
+        table[at] = _balanced(tokens_P[at], shape.experts, shape.topk, int(ranks), tile)
+    every = tokens_P.astype(np.float64)
     return Counts(table[..., :1], table[..., 1], table[..., 2:], every)
+
+
+def _balanced(tokens_T: NDArray[np.int64], experts: int, topk: int, ep: int, tile: int) -> Floats:
+    """[T, 3] active experts, pairs and padded pairs of rank 0 (`balanced_tokens` for each T)."""
+    residue_KR = _residues(experts, topk, min(ep, experts)).T
+    table = np.empty((tokens_T.size, 3))
+    rows = max(1, MOST_COUNTED // residue_KR.shape[1])
+    for first in range(0, tokens_T.size, rows):
+        part = tokens_T[first : first + rows]
+        # Each whole turn over the experts meets every residue once, the last turn those before it.
+        turns_T, rest_T = np.divmod(part, experts)
+        each_TR = np.repeat(turns_T[:, None] * topk, residue_KR.shape[1], axis=1)
+        for residue_R in residue_KR:
+            each_TR += residue_R < rest_T[:, None]
+        own = count_work(each_TR, part, tile)
+        table[first : first + rows, 0] = own.active.sum(axis=-1)
+        table[first : first + rows, 1] = own.pairs
+        table[first : first + rows, 2] = own.padded.sum(axis=-1)
+    return table
+
+
+def _residues(experts: int, topk: int, ep: int) -> NDArray[np.int64]:
+    """[experts of rank 0, k] which of every `experts` tokens choose the expert, by their k."""
+    stride = -(-experts // topk)
+    return (np.arange(experts // ep)[:, None] - stride * np.arange(topk)) % experts

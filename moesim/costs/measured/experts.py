@@ -39,7 +39,7 @@ BEHIND_EXCHANGE = {True: "deepep_context_moe", False: "deepep_generation_moe"}
 DEEPGEMM = ("sglang", "vllm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpertAnchor:
     """What a simulated step needs: the fit, and measured / physical over balanced tokens.
 

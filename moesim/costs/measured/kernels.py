@@ -24,7 +24,7 @@ from moesim.errors import InputError
 from moesim.hardware import GPU, load_gpu
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Curves of one table that match a query, and the profile they come from."""
 

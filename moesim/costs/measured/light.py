@@ -69,7 +69,7 @@ GDN_HEAD, GDN_CONV, GDN_STATE_BYTES = 128, 4, 4.0
 GDN_CHUNK = 64  # tokens that the chunked scan multiplies at once (flash-linear-attention)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """What an operator computes and moves, one number per query."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moesim.costs.measured.experts import balanced_timing
+from moesim.costs.measured.light import Floats
 from moesim.costs.measured.operators import KINDS, MeasuredOperators
 from moesim.costs.measured.timing import FITTED, ROOFLINE, Timing, total
 
@@ -36,7 +37,7 @@ class StepSize:
     group_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OperatorTime:
     """One operator at one size; `timing` is of one layer, its arrays have one entry."""
 
@@ -50,27 +51,56 @@ class OperatorTime:
         return int(self.timing.origin.max())
 
 
-def operator_times(operators: MeasuredOperators, size: StepSize) -> Iterator[OperatorTime]:
+def operator_times(operators: MeasuredOperators, size: StepSize) -> list[OperatorTime]:
     """Every operator of a step of this size, in the order in which a layer runs them.
 
     Experts are timed for balanced routing; engine overhead is no operator.
     """
-    rows = np.array([float(size.tokens)])
-    decode = not size.chunks
+    return times_of_sizes(operators, [size])[0]
+
+
+def times_of_sizes(
+    operators: MeasuredOperators, sizes: Sequence[StepSize]
+) -> list[list[OperatorTime]]:
+    """`operator_times` of each size; sizes of a kind are looked up together, in a fraction of the
+    time."""
+    times: list[list[OperatorTime]] = [[] for _ in sizes]
+    for decode in (False, True):
+        alike = [i for i, size in enumerate(sizes) if (not size.chunks) == decode]
+        found = _of_kind(operators, [sizes[i] for i in alike], decode) if alike else ()
+        for i, each in zip(alike, found, strict=True):
+            times[i] = each
+    return times
+
+
+def _of_kind(
+    operators: MeasuredOperators, sizes: Sequence[StepSize], decode: bool
+) -> list[list[OperatorTime]]:
+    """Of sizes that all have prompts, or none."""
+    times: list[list[OperatorTime]] = [[] for _ in sizes]
+
+    def keep(name: str, group: str, layers: int, timings: Iterable[Timing]) -> None:
+        for of_size, timing in zip(times, timings, strict=True):
+            of_size.append(OperatorTime(name, group, layers, timing))
+
+    tokens, requests = (
+        np.array([float(getattr(size, name)) for size in sizes]) for name in ("tokens", "requests")
+    )
     for linear in operators.linears(decode):
-        n = np.array([float(size.requests)]) if linear.part == "head" else rows
-        yield OperatorTime(linear.name, GEMMS, linear.layers, operators.linear(linear, n, decode))
+        n = requests if linear.part == "head" else tokens
+        keep(linear.name, GEMMS, linear.layers, operators.linear(linear, n, decode).each())
     for kind, name in enumerate(KINDS):
-        if operators.layers_of(kind):
-            timing = _attention(operators, kind, size)
-            yield OperatorTime(name, ATTENTION, operators.layers_of(kind), timing)
+        if layers := operators.layers_of(kind):
+            keep(name, ATTENTION, layers, (_attention(operators, kind, size) for size in sizes))
     if operators.reduces:
-        message = rows * operators.model.hidden * 2.0
-        timing = operators.reduce(message, eager=bool(size.chunks))
-        yield OperatorTime("all-reduce", ALL_REDUCE, operators.reduces, timing)
+        # One by one: which kernel is the faster, and named, depends on the size.
+        messages = tokens[:, None] * operators.model.hidden * 2.0
+        reduced = (operators.reduce(message, eager=not decode) for message in messages)
+        keep("all-reduce", ALL_REDUCE, operators.reduces, reduced)
     if operators.model.is_moe:
-        timing = _experts(operators, size)
-        yield OperatorTime("experts", EXPERTS, len(operators.model.moe_layers), timing)
+        timing = _experts(operators, np.array([float(size.group_tokens) for size in sizes]), decode)
+        keep("experts", EXPERTS, len(operators.model.moe_layers), timing.each())
+    return times
 
 
 def beyond_grid(
@@ -115,9 +145,8 @@ def _attention(operators: MeasuredOperators, kind: int, size: StepSize) -> Timin
     return total(*parts)
 
 
-def _experts(operators: MeasuredOperators, size: StepSize) -> Timing:
-    tokens = np.array([max(1.0, size.group_tokens)])
-    anchor = operators.experts(tokens, prompts=bool(size.chunks))
+def _experts(operators: MeasuredOperators, group_tokens: Floats, decode: bool) -> Timing:
+    anchor = operators.experts(np.maximum(group_tokens, 1.0), prompts=not decode)
     return balanced_timing(operators.kernels, anchor, operators.sharding.expert_parallel)
 
 

@@ -16,7 +16,7 @@ MEASURED, INTERPOLATED, FITTED, ROOFLINE = range(4)
 ORIGINS = ("measured", "interpolated", "fitted", "roofline")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timing:
     """Seconds of one query each; `origin` indexes ORIGINS; `source` names profile, table, kernel.
 
@@ -34,6 +34,18 @@ class Timing:
     def light_fraction(self) -> Floats:
         """Share of the speed of light that is reached."""
         return self.light_s / self.seconds
+
+    def each(self) -> list[Timing]:
+        """One Timing for each of a row of queries."""
+        return [
+            Timing(
+                self.seconds[i : i + 1],
+                self.origin[i : i + 1],
+                self.light_s[i : i + 1],
+                self.source,
+            )
+            for i in range(len(self.seconds))
+        ]
 
     @property
     def extrapolated(self) -> bool:
