@@ -17,13 +17,18 @@ PACKAGES = ("numpy", "numba", "simpy", "pandas")
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """What the machine calls its processor; virtual ones tell little but family and model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    pairs = (line.partition(":")[::2] for line in reversed(lines))
+    told = {name.strip(): value.strip() for name, value in pairs}
+    if "model name" not in told:
+        return platform.machine()
+    numbers = [f"{name.removeprefix('cpu ')} {told[name]}"
+               for name in ("cpu family", "model") if name in told]  # fmt: skip
+    return " ".join([told["model name"], *([f"({', '.join(numbers)})"] if numbers else [])])
 
 
 def describe() -> dict[str, Any]:
