@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ALONE = "MOESIM_COMPILE_ALONE"
 PATIENCE_S = 120.0  # with the other process, for one function
 GLANCE_S = 0.005
 START = "import sys; sys.path[:] = sys.argv[1:]; from moesim.shared_compiling import help; help()"
@@ -218,7 +219,7 @@ def _types(function: Any, arguments: tuple[Any, ...]) -> Types:
 
 
 def _alone() -> bool:
-    if os.environ.get("MOESIM_COMPILE_ALONE", "0") not in {"", "0"} or not sys.executable:
+    if os.environ.get(ALONE, "0") not in {"", "0"} or not sys.executable:
         return True
     return (os.cpu_count() or 1) < 2
 

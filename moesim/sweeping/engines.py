@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moesim.errors import InputError
+from moesim.shared_compiling import ALONE
 from moesim.shared_routes import shared_routes
 from moesim.sweeping.keys import Task
 from moesim.sweeping.outcomes import Outcome, run_task
@@ -26,10 +27,10 @@ ENGINES = ("local", "ray", "dask")
 MOST_WORKERS = 1024
 KILLED = "its worker was killed, twice (out of memory? try fewer --workers)"
 LOOK_S = 1.0
-# Each run has one thread: the workers are what uses the cores.
+# Each run has one thread, and one process to compile in: the workers are what uses the cores.
 ONE_THREAD = {
     f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR", "BLIS")
-}
+} | {ALONE: "1"}
 
 
 class Engine(Protocol):
@@ -119,6 +120,7 @@ def _become_worker(parent: int) -> None:
         return
     _worker_of = parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault(ALONE, "1")  # other workers use the other cores
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
