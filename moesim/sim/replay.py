@@ -135,9 +135,9 @@ def _edge_row(routes: Any, piece: int, edge: int) -> Any:
 @inner
 def _remainder(routes: Any, piece: int, row: int, rows: int, a: int, b: int, side: int) -> Any:
     """Rows [first, stop) on one side of edges a to b, and whether to add (1) or to subtract (-1)
-    them; side 0 has all rows where both edges are one."""
+    them; where both edges are one, there is one side, with all rows."""
     if a == b:
-        return row, row + rows * (side == 0), 1
+        return row, row + rows, 1
     first, stop = row, _edge_row(routes, piece, a)
     if side == 1:
         first, stop = _edge_row(routes, piece, b), row + rows
@@ -170,10 +170,9 @@ def count_rows(routes: Any, piece: int, row: int, rows: int, counts_LP: Any) -> 
     a, b = _edges(routes, routes.counts_ALP.shape[0], piece, row, rows)
     if a < b:
         _add_sums(routes.counts_ALP, routes.edge_Q[piece], a, b, counts_LP)
-    for side in range(2):
+    for side in range(1 + (a < b)):
         first, stop, sign = _remainder(routes, piece, row, rows, a, b, side)
-        if first < stop:
-            count_range(routes, first, stop, sign, counts_LP)
+        count_range(routes, first, stop, sign, counts_LP)
 
 
 @inner
@@ -218,7 +217,7 @@ def touch_rows(routes: Any, piece: int, row: int, rows: int, touch: Any, touches
     a, b = _edges(routes, routes.touches_ALX.shape[0], piece, row, rows)
     if a < b:
         _add_sums(routes.touches_ALX, routes.edge_Q[piece], a, b, touches_LX)
-    for side in range(2):
+    for side in range(1 + (a < b)):
         first, stop, sign = _remainder(routes, piece, row, rows, a, b, side)
         _touch_range(routes, first, stop, sign, touch, touches_LX)
 
