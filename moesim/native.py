@@ -259,11 +259,15 @@ class Compiled:
                 write(dispatcher, arguments, self.folder)
         return result
 
-    def is_kept(self) -> bool:
-        """Whether there is machine code of it, for arguments of any kind."""
-        if self.folder is None:
+    def never_ran(self) -> bool:
+        """Whether its machine code is kept where there is any, and there is none."""
+        if self.folder is None or not supported():
             return False
-        return any((self.folder() / "native").glob(f"{self.py_func.__qualname__}-*"))
+        try:
+            folder = self.folder() / "native"
+        except Exception:  # edited since it was imported: nothing is kept of it
+            return False
+        return not any(folder.glob(f"{self.py_func.__qualname__}-*"))
 
     @property
     def dispatcher(self) -> Any:

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ from typing import Any
 ALONE = "MOESIM_COMPILE_ALONE"
 PATIENCE_S = 120.0  # with the other process, for one function
 GLANCE_S = 0.005
-START = "import sys; sys.path[:] = sys.argv[1:]; from moesim.shared_compiling import help; help()"
+START = (
+    "import sys; sys.path[:] = sys.argv[1:]; from moesim.shared_compiling import assist; assist()"
+)
 # Numba tells functions of the same name apart by a number, counted in each process.
 FIRST_NUMBER = 1_000_000_000
 
@@ -80,6 +83,8 @@ class _Desk:
             os.close(os.open(self.folder / f"{at}.claimed", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
+        except OSError:  # somebody has removed the folder
+            return True
         return True
 
     def put(self, at: int, content: bytes) -> None:
@@ -92,7 +97,7 @@ class _Desk:
         """What was handed over; None if nothing yet."""
         try:
             return (self.folder / f"{at}.done").read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
 
 
@@ -134,13 +139,19 @@ class _Helper:
         self._function = function
         self._signatures: dict[Any, Types] = {}
         self.types: Types = ()
+        self._owner = os.getpid()
         self._desk = _Desk(Path(tempfile.mkdtemp(prefix="moesim-compiling-")))
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", START, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, ALONE: "1"},
+            )
+        except BaseException:
+            shutil.rmtree(self._desk.folder, ignore_errors=True)
+            raise
         atexit.register(self.end)
 
     def begin(self, types: Types) -> None:
@@ -148,26 +159,37 @@ class _Helper:
         function = self._function
         self.types = types
         self._signatures = _signatures(function.sharing, function.py_func, types)
-        assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pickle.dump((str(self._desk.folder), function, str(function.folder())), pipe)
-            pickle.dump(self._signatures, pipe)
+        pipe = self._process.stdin  # which stays open: its end tells that this process is gone
+        assert pipe is not None
+        pickle.dump((str(self._desk.folder), function, str(function.folder())), pipe)
+        pickle.dump(self._signatures, pipe)
+        pipe.flush()
 
     def attend(self) -> None:
         """Have what it compiles linked."""
         for at, (callee, signature) in enumerate(self._signatures.items()):
             part = _part(callee)
-            if not isinstance(part._cache, _Awaited):
+            if not self._attends(part):
                 part._cache = _Awaited(self._desk, self._process)
             part._cache.numbers[signature] = at
 
+    def _attends(self, part: Any) -> bool:
+        """Whether a function's code is awaited from this process, and not from another's."""
+        return getattr(part._cache, "desk", None) is self._desk
+
     def end(self) -> None:
         """Nothing is wanted of it any more."""
+        if os.getpid() != self._owner:  # a fork of the process that began it
+            return
         atexit.unregister(self.end)
         for callee in self._signatures:
-            _part(callee)._cache = _null_cache()
+            if self._attends(_part(callee)):
+                _part(callee)._cache = _null_cache()
         self._process.kill()
         self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
         shutil.rmtree(self._desk.folder, ignore_errors=True)
 
 
@@ -196,7 +218,7 @@ def helped(function: Any, arguments: tuple[Any, ...]) -> Iterator[None]:
         types = _types(function, arguments)
         while _EXPECTED:
             helper = _EXPECTED.pop()
-            if helper.types == types:
+            if helper.types == types and not _is_kept(function.dispatcher, types):
                 helpers.append(helper)
             else:
                 helper.end()
@@ -219,9 +241,18 @@ def _types(function: Any, arguments: tuple[Any, ...]) -> Types:
 
 
 def _alone() -> bool:
-    if os.environ.get(ALONE, "0") not in {"", "0"} or not sys.executable:
+    if os.environ.get(ALONE, "0") not in {"", "0"}:
         return True
-    return (os.cpu_count() or 1) < 2
+    if not sys.executable or getattr(sys, "frozen", False):  # no Python to start
+        return True
+    return _cores() < 2
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_kept(made: Any, types: Types) -> bool:
@@ -246,7 +277,7 @@ def _part(callee: Any) -> Any:
     return getattr(made, "linked_part", made)
 
 
-def help() -> None:
+def assist() -> None:
     """In the second process: compile what is asked for on standard input, until nothing is left."""
     from numba.core.bytecode import FunctionIdentity
 
@@ -256,13 +287,21 @@ def help() -> None:
     folder, function, kept_at = pickle.load(sys.stdin.buffer)
     if str(function.folder()) != kept_at:  # the sources were edited in between
         return
-    desk = _Desk(Path(folder))
-    for at, (callee, signature) in enumerate(pickle.load(sys.stdin.buffer).items()):
+    desk, signatures = _Desk(Path(folder)), pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_other, args=(desk,), daemon=True).start()
+    for at, (callee, signature) in enumerate(signatures.items()):
         if not desk.claim(at):
             continue
         part = _part(callee)
         part.compile(signature)
         desk.put(at, pickle.dumps(_reduced(part.overloads[signature])))
+
+
+def _end_with_the_other(desk: _Desk) -> None:
+    """Wait for the end of standard input: whoever asked has gone without a word."""
+    os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(desk.folder, ignore_errors=True)
+    os._exit(0)
 
 
 def _reduced(result: Any) -> tuple[Any, ...]:

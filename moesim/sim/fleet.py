@@ -47,7 +47,7 @@ from moesim.sim.stop import cut_step, go_on, stop
 
 def to_be_compiled() -> bool:
     """Whether nothing was ever compiled of the engine as it is."""
-    return isinstance(fleet, Compiled) and not fleet.is_kept()
+    return isinstance(fleet, Compiled) and fleet.never_ran()
 
 
 class Fleet:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("MOESIM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("MOESIM_COMPILE_ALONE", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(shared_compiling, "_cores", lambda: 2)
     yield importlib.import_module(name)
     del sys.modules[name]
 
@@ -165,6 +167,85 @@ def test_no_other_process_for_what_is_kept(example: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(shared_compiling, "_Helper", began.append)
     assert is_right(again)
     assert not began
+
+
+def test_a_desk_that_was_taken_away(tmp_path: Path) -> None:
+    desk = shared_compiling._Desk(tmp_path / "gone")
+    assert desk.claim(0)
+    assert desk.get(0) is None
+
+
+def test_two_calls_at_once_have_desks_of_their_own(example: Any, waiting: list[Any]) -> None:
+    """Of other types: what one asks for under a number, the other asks for under another."""
+    held, first = example.arguments()
+    more = held._replace(nothing=np.zeros(2))
+    with shared_compiling.helped(example.total, (more, first)):
+        outer = shared_compiling._part(example.weighed)._cache
+        with shared_compiling.helped(example.total, (held, first)):
+            inner = shared_compiling._part(example.weighed)._cache
+            assert inner.desk is not outer.desk
+            assert example.total.dispatcher(held, first) == TOTAL
+        assert shared_compiling._part(example.weighed)._cache is not inner
+    assert {came.fndesc.qualname for came in waiting} == {"weighed"}
+
+
+def test_no_folder_is_left_where_no_process_can_be_had(
+    example: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    assert is_right(example)
+    assert not list(tmp_path.glob("moesim-compiling-*"))
+
+
+ABANDONED = """
+import os, sys
+sys.path[:0] = [{folder!r}]
+import {name} as example
+from moesim import shared_compiling
+shared_compiling._cores = lambda: 2
+shared_compiling.START = "import time; time.sleep(0.2);" + shared_compiling.START
+shared_compiling.expect(example.total, example.arguments())
+helper, = shared_compiling._EXPECTED
+print(helper._process.pid, helper._desk.folder, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_other_process_ends_with_this_one(example: Any, tmp_path: Path) -> None:
+    folder, name = str(tmp_path), example.__name__
+    code = ABANDONED.format(folder=folder, name=name)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == -9, ran.stderr
+    process, desk = ran.stdout.split()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and (runs(process) or Path(desk).exists()):
+        time.sleep(0.05)
+    assert not runs(process)
+    assert not Path(desk).exists()
+
+
+def runs(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_first_run_is_told_from_others(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert example.total.never_ran()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("moesim.native.supported", lambda: False)  # keeps no machine code
+        assert not example.total.never_ran()
+    assert is_right(example)
+    assert not example.total.never_ran()
+
+
+def test_an_edited_source_is_no_first_run(example: Any) -> None:
+    with Path(example.__file__).open("a", encoding="utf-8") as file:
+        file.write("# and more\n")
+    assert not example.total.never_ran()
 
 
 def test_in_one_process_or_two_all_claims_are_taken_once(tmp_path: Path) -> None:
