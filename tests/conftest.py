@@ -8,6 +8,8 @@ from pathlib import Path
 # One thread for each test process, before anything loads a library that reads this: torch spends
 # ten times the work of a tiny model on handing it out, and more where other tests keep cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor a second process to compile in: there is a test process for every core.
+os.environ.setdefault("MOESIM_COMPILE_ALONE", "1")
 
 import pytest
 from hypothesis import Phase, settings
