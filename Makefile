@@ -27,7 +27,7 @@ help:
 	@echo "make clean     remove .venv and everything that is generated"
 
 demo: $(VENV)/.runtime
-	@echo "The first run compiles the simulator, for 10 to 40 seconds; later ones start at once."
+	@echo "The first run compiles the simulator, for 10 to 30 seconds; later ones start at once."
 	$(BIN)/moesim run scenarios/demo.yaml --report out/demo/report.html --out out/demo
 	@echo
 	@echo "The report: $(CURDIR)/out/demo/report.html (open it in a browser)"

@@ -315,7 +315,8 @@ def input_error(error: ValidationError, prefix: str, cls: type[BaseModel]) -> In
         last = str(problem["loc"][-1])
         # A field is meant as one of the same record, if any is close.
         own = sorted(_fields_at(cls, problem["loc"][:-1]))
-        close = difflib.get_close_matches(last, own, n=1)
+        close = [name for name in own if name.startswith(last)]  # rate: rate_per_s
+        close = close or difflib.get_close_matches(last, own, n=1)
         close = close or difflib.get_close_matches(last, _known_fields(cls) - {last}, n=1)
         return InputError(
             field, "is not a known field", None, f"did you mean {close[0]}?" if close else ""

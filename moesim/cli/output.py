@@ -145,4 +145,4 @@ def _first_time() -> str:
         compiled = any(cache_directory(engine).rglob("*.nbi"))
     except ChangedError:  # edited meanwhile: nothing is kept
         return ""
-    return "" if compiled else " (compiling first: 15 to 60 seconds, once)"
+    return "" if compiled else " (compiling first: 10 to 30 seconds, once)"

@@ -65,7 +65,11 @@ class Deciding:
                 RequestsView.of(columns[:, :seated]),
                 RequestsView.of(columns[:, seated:]),
             )
-            self._to_come = iter(self._policy(view))
+            answer: object = self._policy(view)
+            if not isinstance(answer, Iterable):
+                rule = "must return, or yield, grants (request, tokens)"
+                raise InputError("batching policy", rule, answer)
+            self._to_come = iter(answer)
         self._grants = grants = list(islice(self._to_come, MOST_GRANTS))
         numbers = _numbers(grants)
         ask = self._decision.ask

@@ -140,7 +140,9 @@ def _carry_out(s: Any, decision: Any, k: int, b: int, d: int) -> bool:
         r = decision.grants[2 * i]
         tokens = decision.grants[2 * i + 1]
         granted = NO_GRANT
-        if 0 <= r < s.requests.size and 0 <= tokens <= ask[LEFT]:
+        if r >= s.requests.size:
+            granted = NOT_HERE
+        elif r >= 0 and 0 <= tokens <= ask[LEFT]:
             granted = _grant(s, k, b, d, r, tokens)
         if granted < 0:
             ask[REFUSED] = granted

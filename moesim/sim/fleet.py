@@ -255,7 +255,8 @@ class Fleet:
         if left:
             raise InputError(
                 "batching policy",
-                "must let every request end; it gave no tokens to the last, in number",
+                "must let every request end: nothing is granted any more, and requests are left,"
+                " in number",
                 left,
                 hint="grant a running request 0 tokens to preempt it where memory is short",
             )

@@ -104,6 +104,10 @@ def test_one_key_chooses(arrivals: object, expected: Spec) -> None:
         (study(zzzzzz=1), "zzzzzz is not a known field"),
         ({"name": "x"}, "demand is required"),
         (
+            study(demand={"arrivals": {"poisson": {"rate_per_s": 3, "rate": 3}}}),
+            "demand.arrivals.poisson.rate is not a known field (did you mean rate_per_s?)",
+        ),
+        (
             study(demand={"arrivals": "all_at_once", "request": 3}),
             "demand.request is not a known field (did you mean requests?)",
         ),
