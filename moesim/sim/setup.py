@@ -17,9 +17,7 @@ from moesim.placement.replica_choice import NEAREST, scratch
 from moesim.sim.cost_tables import (
     COSTS,
     LAYERED,
-    LOW_LATENCY,
     M_TO_N,
-    NORMAL,
     Averages,
     Chosen,
     Condition,
@@ -340,11 +338,6 @@ def rank_sums(costs: Costs) -> dict[str, NDArray[Any]]:
         "rank_tokens_X": tokens_LR.reshape(-1),
         "rank_active_X": active_LR.reshape(-1),
     }
-
-
-def needs_sources(costs: Costs) -> bool:
-    """Whether any exchange depends on which rank a token comes from."""
-    return bool(exchanges_of(costs) & {NORMAL, LOW_LATENCY, LAYERED})
 
 
 def exchanges_of(costs: Costs) -> set[int]:

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    from tests.browser.test_report_page import CHROMIUM, FLAGS, playwright
+    from tests.browser.pages import CHROMIUM, FLAGS, playwright
 
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)

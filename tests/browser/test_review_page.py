@@ -11,23 +11,11 @@ import pytest
 
 from moesim.findings.case import Case
 from moesim.report import write_report
-from tests.browser.test_report_page import (
-    CHROMIUM,
-    CUT,
-    HOSTILE,
-    INK,
-    OVERLAPS,
-    SHAPES,
-    contrast,
-    opened,
-)
+from tests.browser.pages import CUT, HOSTILE, IN_A_BROWSER, INK, OVERLAPS, SHAPES, contrast, opened
 from tests.fixtures.fake_case import fake_case
 from tests.fixtures.fake_result import FakeResult, fake_result
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Chromium at /usr/bin/chromium"),
-]
+pytestmark = IN_A_BROWSER
 
 WIDER = """() => [...document.querySelectorAll("svg.marks")].filter((svg) =>
   svg.width.baseVal.value > svg.closest(".chart").clientWidth + 2)
